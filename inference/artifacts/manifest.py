@@ -1,0 +1,87 @@
+"""What a version is made of: its files, its runtime settings, and the digest of both.
+
+A version's digest is the sha256 of the canonical manifest, so equal content has an equal digest.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from enum import StrEnum
+from typing import Annotated
+
+import msgspec
+
+from inference.protocol.supervision import FileRef
+
+
+class Format(StrEnum):
+    """Artifact formats, detected by content and never by name."""
+
+    TORCH_EXPORT = "torch_export"
+    JAX_EXPORT = "jax_export"
+    ONNX = "onnx"
+    HF_ENCODER = "hf_encoder"
+    TORCHSCRIPT = "torchscript"
+    PYTHON = "python"
+    TORCH_PICKLE = "torch_pickle"
+    ECHO = "echo"
+
+
+class Tier(StrEnum):
+    """How far a version's files are trusted (docs/architecture.md, decision 5)."""
+
+    DATA = "data"
+    CHECKED = "checked"
+    CODE = "code"
+
+
+TIER_OF: dict[Format, Tier] = {
+    Format.TORCH_EXPORT: Tier.CHECKED,
+    Format.JAX_EXPORT: Tier.CHECKED,
+    Format.ONNX: Tier.CHECKED,
+    Format.HF_ENCODER: Tier.DATA,
+    Format.TORCHSCRIPT: Tier.CODE,
+    Format.PYTHON: Tier.CODE,
+    Format.TORCH_PICKLE: Tier.DATA,
+    Format.ECHO: Tier.DATA,
+}
+
+
+class RuntimeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How a version is to be run. Part of its digest.
+
+    max_batch_size: 0 lets validation choose; window_ms: how long the first request of a batch may wait for others;
+    buckets: batch sizes to compile (JAX programs with a symbolic batch); task: for Hugging Face encoders;
+    queue_limit: requests that may wait at one replica; hang_timeout_s: a forward pass longer than this is killed.
+    """
+
+    max_batch_size: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
+    window_ms: Annotated[float, msgspec.Meta(ge=0, le=50)] = 5.0
+    buckets: list[Annotated[int, msgspec.Meta(ge=1, le=4096)]] = msgspec.field(default_factory=list)
+    task: str = ""
+    queue_limit: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 1024
+    hang_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 30.0
+    labels: list[str] = msgspec.field(default_factory=list)
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Files (sorted by path) and settings of one version."""
+
+    files: list[FileRef]
+    settings: RuntimeSettings = RuntimeSettings()
+
+
+def canonical(manifest: Manifest) -> bytes:
+    """The one byte form that is hashed: files sorted by path, keys in a fixed order."""
+    ordered = Manifest(files=sorted(manifest.files, key=lambda f: f.path), settings=manifest.settings)
+    return msgspec.json.encode(ordered, order="deterministic")
+
+
+def digest_of(manifest: Manifest) -> str:
+    """sha256 (hex) of the canonical manifest."""
+    return hashlib.sha256(canonical(manifest)).hexdigest()
+
+
+def settings_from(mapping: dict[str, object]) -> RuntimeSettings:
+    """Raises msgspec.ValidationError naming the field, for an unknown one too."""
+    return msgspec.convert(mapping, RuntimeSettings)

@@ -1,0 +1,108 @@
+"""Configuration of the engine's processes, parsed once at process start from the environment; frozen afterwards.
+
+A bad value stops the start with the variable's name and what is allowed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+class BadSetting(ValueError):
+    """A variable of the environment has a value that is not allowed."""
+
+
+def _int(env: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+    text = env.get(name, "") or str(default)
+    if not text.lstrip("-").isdigit() or not low <= int(text) <= high:
+        raise BadSetting(f"{name}={text!r}: must be a whole number from {low} to {high}")
+    return int(text)
+
+
+def _flag(env: Mapping[str, str], name: str) -> bool:
+    text = (env.get(name, "") or "0").lower()
+    if text not in {"0", "1", "true", "false", "yes", "no"}:
+        raise BadSetting(f"{name}={text!r}: must be 1 or 0")
+    return text in {"1", "true", "yes"}
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayConfig:
+    """What `python -m inference gateway` reads from its environment."""
+
+    host: str
+    port: int
+    data_dir: Path
+    redis_url: str
+    insecure: bool
+    server_name: str
+    max_body_bytes: int
+    drain_s: int
+    console_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisorConfig:
+    """What `python -m inference supervisor` reads from its environment.
+
+    runtime_dir: short folder (0700) for sockets; artifacts_dir: the content-addressed store, read-only here except
+    for blobs that a conversion makes; fake_devices: extra devices for tests, "cuda:2" = two fake CUDA devices.
+    """
+
+    data_dir: Path
+    runtime_dir: Path
+    artifacts_dir: Path
+    socket: Path
+    drain_s: int
+    fake_devices: str
+
+
+def data_dir(env: Mapping[str, str] = os.environ) -> Path:
+    return Path(env.get("SERINUS_DATA_DIR") or ".serinus").resolve()
+
+
+def artifacts_dir(env: Mapping[str, str] = os.environ) -> Path:
+    """The folder of the store. Raises BadSetting for a URL scheme that this build does not have."""
+    text = env.get("SERINUS_ARTIFACTS", "")
+    if "://" in text:
+        raise BadSetting(f"SERINUS_ARTIFACTS={text!r}: only a folder is supported by this version")
+    return Path(text).resolve() if text else data_dir(env) / "artifacts"
+
+
+def runtime_dir(env: Mapping[str, str] = os.environ) -> Path:
+    """A short folder for unix sockets (their paths may have 107 bytes), one per data folder."""
+    import hashlib
+
+    if env.get("SERINUS_RUNTIME_DIR"):
+        return Path(env["SERINUS_RUNTIME_DIR"])
+    mark = hashlib.sha256(str(data_dir(env)).encode()).hexdigest()[:10]
+    return Path("/tmp") / f"serinus-{os.getuid()}-{mark}"  # noqa: S108 (0700, owner checked where it is made)
+
+
+def gateway_config(env: Mapping[str, str] = os.environ) -> GatewayConfig:
+    return GatewayConfig(
+        host=env.get("SERINUS_HOST") or "127.0.0.1",
+        port=_int(env, "SERINUS_HTTP_PORT", 8000, 1, 65535),
+        data_dir=data_dir(env),
+        redis_url=env.get("REDIS_URL", ""),
+        insecure=_flag(env, "SERINUS_INSECURE"),
+        server_name=env.get("SERINUS_SERVER_NAME") or "serinus",
+        max_body_bytes=_int(env, "SERINUS_MAX_BODY_BYTES", 64 << 20, 1 << 10, 1 << 30),
+        drain_s=_int(env, "SERINUS_GATEWAY_DRAIN_S", 30, 0, 600),
+        console_url=env.get("SERINUS_CONSOLE_URL") or "",
+    )
+
+
+def supervisor_config(env: Mapping[str, str] = os.environ) -> SupervisorConfig:
+    run = runtime_dir(env)
+    return SupervisorConfig(
+        data_dir=data_dir(env),
+        runtime_dir=run,
+        artifacts_dir=artifacts_dir(env),
+        socket=Path(env.get("SERINUS_SUPERVISOR_SOCKET") or run / "supervisor.sock"),
+        drain_s=_int(env, "SERINUS_REPLICA_DRAIN_S", 20, 0, 600),
+        fake_devices=env.get("SERINUS_FAKE_DEVICES", ""),
+    )

@@ -1,0 +1,1 @@
+"""The front door: REST and WebSocket. No Django, no SQL, no Celery, no tensor library."""

@@ -1,0 +1,1 @@
+"""The supervisor: parent of this host's replicas, and its client. Light: never imports a tensor library or an engine room."""

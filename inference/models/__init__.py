@@ -1,0 +1,1 @@
+"""The model contract and the catalog (format -> loader). A framework is imported only inside its own sub-room."""

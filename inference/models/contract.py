@@ -1,0 +1,46 @@
+"""What every served model is to the rooms above: named arrays in, named arrays out.
+
+A loader turns an artifact's folder into a `Model`. Arrays are numpy arrays on the host; BYTES tensors are numpy
+object arrays of `bytes`; BF16 is carried as a numpy uint16 view. The batch dimension, if the signature has one, is
+the first of every input and output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from inference.artifacts.manifest import RuntimeSettings
+    from inference.protocol.oip import Signature
+
+    Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadContext:
+    """What a loader may use: the artifact's read-only folder, the settings, the device ("cpu", "cuda:N", "tpu:N")
+    and the number of CPU threads."""
+
+    folder: Path
+    settings: RuntimeSettings
+    device: str = "cpu"
+    threads: int = 1
+
+
+class Model(Protocol):
+    """A loaded model. `run` is called by one thread at a time."""
+
+    signature: Signature
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """One forward pass. Inputs are complete, typed and shaped as the signature says, at a batch size that is one
+        of `signature.buckets` when it has any. Raises what the framework raises; the runner translates."""
+        ...
+
+    def close(self) -> None:
+        """Gives back what the model holds."""
+        ...

@@ -1,0 +1,1 @@
+"""Loaders that run on ONNX Runtime."""

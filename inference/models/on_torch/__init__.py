@@ -1,0 +1,1 @@
+"""Loaders that run on torch: torch.export programs, TorchScript, Hugging Face encoders."""

@@ -1,0 +1,1 @@
+"""What crosses processes: messages, frames, routes, status, and the public shapes. Imports no tensor library."""

@@ -1,0 +1,86 @@
+"""Messages between the supervisor, its fork server and the forked children.
+
+The fork server is told over a socket pair what to fork; descriptors travel beside the message (SCM_RIGHTS) in the
+order control, listener. Each child reports over its control socket and is told there to drain. Frames, no body.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from inference.protocol.status import ReplicaPhase
+from inference.protocol.supervision import CheckSeen, ReplicaSpec, ValidationSeen, ValidationSpec
+
+
+class ChildPaths(msgspec.Struct, frozen=True):
+    """Where a child finds and leaves things: the read-only blob store, and a folder of its own (0700) that it may
+    write to and that its parent removes after it. blobs/ab/abcdef... holds the file with that sha256."""
+
+    artifacts_dir: str
+    work_dir: str
+
+
+class StartReplica(msgspec.Struct, tag="replica", frozen=True):
+    """Supervisor -> fork server, with descriptors [control, listener]."""
+
+    spec: ReplicaSpec
+    paths: ChildPaths
+
+
+class StartValidation(msgspec.Struct, tag="validation", frozen=True):
+    """Supervisor -> fork server, with descriptors [control]."""
+
+    spec: ValidationSpec
+    paths: ChildPaths
+
+
+class Forked(msgspec.Struct, tag="forked", frozen=True):
+    """Fork server -> supervisor. `token` is the replica's or run's id."""
+
+    token: str
+    pid: int
+
+
+class Exited(msgspec.Struct, tag="exited", frozen=True):
+    """Fork server -> supervisor. status: exit code, or minus the signal's number."""
+
+    pid: int
+    status: int
+
+
+class Standby(msgspec.Struct, tag="standby", frozen=True):
+    """Fork server -> supervisor: everything is imported, children now stand within milliseconds."""
+
+    import_ms: float
+
+
+class PhaseReport(msgspec.Struct, tag="phase", frozen=True):
+    """Child -> supervisor, at every change of phase and once a second when ready (the heartbeat)."""
+
+    phase: ReplicaPhase
+    message: str = ""
+    memory_bytes: int = 0
+    queue_depth: int = 0
+    busy_s: float = 0.0
+
+
+class ValidationReport(msgspec.Struct, tag="validation", frozen=True):
+    """Child -> supervisor, whenever a line of the checklist changes; the last one has a final state."""
+
+    seen: ValidationSeen
+
+
+class CheckReport(msgspec.Struct, tag="check", frozen=True):
+    check: CheckSeen
+
+
+class Drain(msgspec.Struct, tag="drain", frozen=True):
+    """Supervisor -> child: refuse new requests, answer what is under way within `timeout_s`, then exit 0."""
+
+    timeout_s: float
+
+
+ToForkServer = StartReplica | StartValidation
+FromForkServer = Forked | Exited | Standby
+FromChild = PhaseReport | ValidationReport | CheckReport
+ToChild = Drain

@@ -1,0 +1,71 @@
+"""The routing table: everything a gateway knows, as one value with a generation number.
+
+Published whole to Valkey under `TABLE_KEY`, announced on `TABLE_CHANNEL`, kept by each gateway in memory and on disk.
+A gateway never goes back a generation.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from inference.protocol.oip import Signature
+
+TABLE_KEY = "serinus:routes"
+TABLE_CHANNEL = "serinus:routes:changed"
+SAMPLES_STREAM = "serinus:samples"
+WEIGHT_TOTAL_BP = 10_000
+
+
+class ReplicaRoute(msgspec.Struct, frozen=True):
+    """Where one ready replica listens: 'unix:/path' or 'tcp:host:port'."""
+
+    id: str
+    generation: int
+    address: str
+
+
+class VariantRoute(msgspec.Struct, frozen=True):
+    """One version behind an endpoint. Weight 0: reachable only by /versions/{n}."""
+
+    version: int
+    arm: str
+    weight_bp: int
+    signature: Signature
+    replicas: list[ReplicaRoute] = msgspec.field(default_factory=list)
+
+
+class EndpointRoute(msgspec.Struct, frozen=True):
+    """A public name. `salt` seeds the stable hash that assigns callers to variants."""
+
+    name: str
+    model: str
+    salt: str
+    public: bool
+    timeout_ms: int
+    queue_limit: int
+    variants: list[VariantRoute] = msgspec.field(default_factory=list)
+
+
+class KeyRoute(msgspec.Struct, frozen=True):
+    """An API key's digest (hex sha256 of the secret) and the endpoints it may call; "*" is all."""
+
+    id: str
+    digest: str
+    endpoints: list[str]
+    expires_at_unix_s: float | None = None
+
+
+class RoutingTable(msgspec.Struct, frozen=True):
+    generation: int
+    endpoints: list[EndpointRoute] = msgspec.field(default_factory=list)
+    keys: list[KeyRoute] = msgspec.field(default_factory=list)
+    token_secret: str = ""
+
+
+def encode(table: RoutingTable) -> bytes:
+    return msgspec.json.encode(table)
+
+
+def decode(data: bytes) -> RoutingTable:
+    """Raises msgspec.ValidationError when `data` is no routing table."""
+    return msgspec.json.decode(data, type=RoutingTable)

@@ -1,0 +1,54 @@
+"""Numbers on their way from gateways to telemetry: sufficient sums per one-second bin, endpoint, version and arm.
+
+One msgpack `Sample` per bin goes into the bounded Valkey stream `routes.SAMPLES_STREAM` (field `s`), so that a
+reader can add samples up and estimate quantiles without ever seeing a request.
+"""
+
+from __future__ import annotations
+
+import bisect
+
+import msgspec
+
+# Upper edges of the latency histogram in ms, a factor of about 1.25 apart; one more bucket holds what is above.
+LATENCY_EDGES_MS: tuple[float, ...] = tuple(round(0.25 * 1.25**i, 4) for i in range(56))
+
+
+class Sample(msgspec.Struct):
+    """Sums over one second. `source` + `sequence` identify it: storing it twice changes nothing."""
+
+    source: str
+    sequence: int
+    at_unix_s: int
+    endpoint: str
+    version: int
+    arm: str
+    requests: int = 0
+    errors: int = 0
+    retries: int = 0
+    latency_sum_ms: float = 0.0
+    queue_sum_ms: float = 0.0
+    compute_sum_ms: float = 0.0
+    batch_sum: int = 0
+    latency_counts: dict[int, int] = msgspec.field(default_factory=dict)
+    error_counts: dict[str, int] = msgspec.field(default_factory=dict)
+
+
+def bucket_of(latency_ms: float) -> int:
+    """Index of the histogram bucket that holds `latency_ms`."""
+    return bisect.bisect_left(LATENCY_EDGES_MS, latency_ms)
+
+
+def quantile_ms(counts: dict[int, int], q: float) -> float | None:
+    """The q-quantile (0..1) in ms, by linear interpolation inside its bucket; None without data."""
+    total = sum(counts.values())
+    if not total:
+        return None
+    wanted, seen = q * total, 0
+    for index in sorted(counts):
+        seen += counts[index]
+        if seen >= wanted:
+            low = LATENCY_EDGES_MS[index - 1] if index else 0.0
+            high = LATENCY_EDGES_MS[min(index, len(LATENCY_EDGES_MS) - 1)]
+            return low + (high - low) * (1 - (seen - wanted) / counts[index])
+    return LATENCY_EDGES_MS[-1]

@@ -1,0 +1,153 @@
+"""Messages between a host's agent and its supervisor, over a unix socket (mode 0600), as frames with no body.
+
+The agent sends the whole wanted set each time, so a lost or doubled message changes nothing.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from inference.protocol.oip import Signature
+from inference.protocol.status import ReplicaPhase
+
+
+class FileRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A file of an artifact: its path inside the artifact, its size and its sha256 (hex)."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+
+
+class ReplicaSpec(msgspec.Struct, frozen=True):
+    """Everything a replica is started from. It holds no secret.
+
+    settings: the version's RuntimeSettings as a mapping (see inference.artifacts.manifest).
+    device: "cpu", "cuda:N" or "tpu:N"; memory_bytes: 0 for no limit, else the share it may take.
+    """
+
+    id: str
+    generation: int
+    model: str
+    version: int
+    digest: str
+    format: str
+    tier: str
+    files: list[FileRef]
+    signature: Signature
+    settings: dict[str, object]
+    device: str = "cpu"
+    memory_bytes: int = 0
+    threads: int = 1
+
+
+class ReplicaSeen(msgspec.Struct, frozen=True):
+    """What the supervisor sees of one replica. `address` is stable over restarts."""
+
+    id: str
+    generation: int
+    phase: ReplicaPhase
+    address: str = ""
+    pid: int = 0
+    restarts: int = 0
+    message: str = ""
+    memory_bytes: int = 0
+    queue_depth: int = 0
+    ready_since_s: float = 0.0
+
+
+class ValidationSpec(msgspec.Struct, frozen=True):
+    """One run of the one-shot validation. `lease` is the fencing token that comes back with the result."""
+
+    run: str
+    lease: int
+    model: str
+    version: int
+    digest: str
+    tier: str
+    files: list[FileRef]
+    settings: dict[str, object]
+    device: str = "cpu"
+
+
+class CheckSeen(msgspec.Struct, frozen=True):
+    """One line of the report's checklist. state: "running", "passed", "failed", "skipped"."""
+
+    name: str
+    state: str
+    message: str = ""
+    remedy: str = ""
+    ms: float = 0.0
+
+
+class Measurements(msgspec.Struct, frozen=True):
+    """What validation measured. latency_ms: batch size -> median of one forward pass in ms."""
+
+    load_ms: float = 0.0
+    peak_memory_bytes: int = 0
+    latency_ms: dict[str, float] = msgspec.field(default_factory=dict)
+
+
+class ValidationSeen(msgspec.Struct, frozen=True):
+    """State of a validation run. state: "running", "ready", "rejected", "lost" (the child could not be run at all)."""
+
+    run: str
+    lease: int
+    state: str
+    checks: list[CheckSeen] = msgspec.field(default_factory=list)
+    format: str = ""
+    tier: str = ""
+    signature: Signature | None = None
+    settings: dict[str, object] = msgspec.field(default_factory=dict)
+    measurements: Measurements = Measurements()
+    converted: list[FileRef] = msgspec.field(default_factory=list)
+    reason: str = ""
+    remedy: str = ""
+
+
+class DeviceSeen(msgspec.Struct, frozen=True):
+    """kind: "cpu", "cuda" or "tpu". Memory in bytes; 0 where it cannot be told. utilisation 0..1, -1 unknown."""
+
+    name: str
+    kind: str
+    memory_total_bytes: int
+    memory_free_bytes: int
+    utilisation: float = -1.0
+    description: str = ""
+
+
+class Converge(msgspec.Struct, tag="converge", frozen=True):
+    """Agent -> supervisor: have exactly these replicas and at least these validations. Answer: Seen."""
+
+    replicas: list[ReplicaSpec]
+    validations: list[ValidationSpec] = msgspec.field(default_factory=list)
+
+
+class Look(msgspec.Struct, tag="look", frozen=True):
+    """Anybody -> supervisor: what is there? Changes nothing. Answer: Seen."""
+
+
+class Restart(msgspec.Struct, tag="restart", frozen=True):
+    """Agent -> supervisor: kill this replica now; it comes back at once. Answer: Seen."""
+
+    replica: str
+
+
+class Seen(msgspec.Struct, tag="seen", frozen=True):
+    """Supervisor -> agent. `boot` changes with every start of the supervisor."""
+
+    boot: str
+    pid: int
+    replicas: list[ReplicaSeen]
+    validations: list[ValidationSeen] = msgspec.field(default_factory=list)
+    devices: list[DeviceSeen] = msgspec.field(default_factory=list)
+    standby_ready: bool = False
+
+
+class Refused(msgspec.Struct, tag="refused", frozen=True):
+    code: str
+    message: str
+
+
+ToSupervisor = Converge | Look | Restart
+FromSupervisor = Seen | Refused

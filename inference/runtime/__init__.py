@@ -1,0 +1,1 @@
+"""One step on the accelerator: devices, runner. Knows models, not requests."""

@@ -1,0 +1,10 @@
+"""The Celery application. Tasks carry ids and nothing else; rows are the truth."""
+
+import os
+
+from celery import Celery
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "config.settings")
+app = Celery("serinus")
+app.config_from_object("django.conf:settings", namespace="CELERY")
+app.autodiscover_tasks()

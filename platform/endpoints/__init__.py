@@ -1,0 +1,1 @@
+"""The public names: variants with weights. Publishes the routing table."""

@@ -1,0 +1,72 @@
+"""Rows of endpoints, their variants and the published routing table. Written by endpoints.actions and publish only."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from accounts.models import Team, User
+from django.db import models
+from registry.models import Model, Version
+
+
+class Endpoint(models.Model):
+    """A public name behind which versions of one model answer.
+
+    access: "key" (an API key is needed) or "public". salt: seed of the stable hash that assigns callers to variants.
+    revision grows with every change, for optimistic locking.
+    """
+
+    class Access(models.TextChoices):
+        KEY = "key", "API key"
+        PUBLIC = "public", "Public"
+
+    name = models.SlugField(max_length=64, unique=True)
+    team = models.ForeignKey(Team, models.PROTECT, related_name="endpoints")
+    model = models.ForeignKey(Model, models.PROTECT, related_name="endpoints")
+    access = models.CharField(max_length=8, choices=Access.choices, default=Access.KEY)
+    salt = models.CharField(max_length=32)
+    timeout_ms = models.PositiveIntegerField(default=30_000)
+    queue_limit = models.PositiveIntegerField(default=1024)
+    revision = models.PositiveIntegerField(default=1)
+    created_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Variant(models.Model):
+    """A version behind an endpoint, with its share of the traffic in basis points; the shares sum to 10,000."""
+
+    class VariantRole(models.TextChoices):
+        PRIMARY = "primary", "Primary"
+        CANARY = "canary", "Canary"
+        SHADOW = "shadow", "Shadow"
+
+    endpoint = models.ForeignKey(Endpoint, models.CASCADE, related_name="variants")
+    version = models.ForeignKey(Version, models.PROTECT, related_name="variants")
+    weight_bp = models.PositiveIntegerField(default=0)
+    role = models.CharField(max_length=8, choices=VariantRole.choices, default=VariantRole.PRIMARY)
+
+    class Meta:
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["endpoint", "version"], name="version_once_per_endpoint"),
+            models.CheckConstraint(condition=models.Q(weight_bp__lte=10_000), name="weight_at_most_all"),
+        ]
+        ordering: ClassVar = ["version__number"]
+
+    def __str__(self) -> str:
+        return f"{self.endpoint} -> {self.version} ({self.weight_bp} bp)"
+
+
+class PublishedTable(models.Model):
+    """The one row (id 1) that holds the routing table's generation number and its content's digest."""
+
+    generation = models.BigIntegerField(default=0)
+    digest = models.CharField(max_length=64, blank=True)
+    table = models.BinaryField(default=b"")
+    token_secret = models.CharField(max_length=64, blank=True)
+    at = models.DateTimeField(auto_now=True)
+
+    def __str__(self) -> str:
+        return f"generation {self.generation}"

@@ -1,0 +1,1 @@
+"""Hosts, devices, replicas: what runs where, wanted against seen. placement is pure."""

@@ -1,0 +1,1 @@
+"""Batch predictions over files. Empty until that capability is built."""

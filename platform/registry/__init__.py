@@ -1,0 +1,1 @@
+"""Models, versions, aliases, uploads: what exists and whether it may be served."""

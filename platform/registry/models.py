@@ -1,0 +1,161 @@
+"""Rows of models, versions, aliases and uploads. Written by registry.actions only."""
+
+from __future__ import annotations
+
+import uuid
+from typing import ClassVar
+
+from accounts.models import Team, User
+from django.db import models
+
+
+class Model(models.Model):
+    """A named line of versions, owned by a team."""
+
+    name = models.SlugField(max_length=64, unique=True)
+    team = models.ForeignKey(Team, models.PROTECT, related_name="models")
+    task = models.CharField(max_length=64, blank=True)
+    description = models.TextField(blank=True, max_length=20_000)
+    next_number = models.PositiveIntegerField(default=1)
+    created_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class VersionStatus(models.TextChoices):
+    AWAITING_APPROVAL = "awaiting_approval", "Awaiting approval"
+    VALIDATING = "validating", "Validating"
+    READY = "ready", "Ready"
+    REJECTED = "rejected", "Rejected"
+    ARCHIVED = "archived", "Archived"
+
+
+VERSION_MOVES: dict[str, frozenset[str]] = {
+    VersionStatus.AWAITING_APPROVAL: frozenset({VersionStatus.VALIDATING, VersionStatus.REJECTED}),
+    VersionStatus.VALIDATING: frozenset(
+        {VersionStatus.READY, VersionStatus.REJECTED, VersionStatus.AWAITING_APPROVAL}
+    ),
+    VersionStatus.READY: frozenset({VersionStatus.ARCHIVED}),
+    VersionStatus.REJECTED: frozenset({VersionStatus.ARCHIVED}),
+    VersionStatus.ARCHIVED: frozenset(),
+}
+
+
+class Version(models.Model):
+    """An immutable, numbered version. Numbers are never used again.
+
+    manifest: inference.artifacts.manifest.Manifest as JSON; digest: its sha256. signature, format, tier, settings and
+    report are written once, by validation; afterwards a database trigger refuses to change what the version is.
+    """
+
+    model = models.ForeignKey(Model, models.PROTECT, related_name="versions")
+    number = models.PositiveIntegerField()
+    status = models.CharField(max_length=20, choices=VersionStatus.choices, default=VersionStatus.VALIDATING)
+    digest = models.CharField(max_length=64)
+    manifest = models.JSONField()
+    size_bytes = models.BigIntegerField(default=0)
+    format = models.CharField(max_length=32, blank=True)
+    tier = models.CharField(max_length=16, blank=True)
+    signature = models.JSONField(null=True)
+    settings = models.JSONField(default=dict)
+    served_files = models.JSONField(null=True)
+    report = models.JSONField(null=True)
+    reason = models.TextField(blank=True)
+    remedy = models.TextField(blank=True)
+    created_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
+    creator = models.CharField(max_length=200, blank=True)
+    approved_by = models.CharField(max_length=200, blank=True)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints: ClassVar = [models.UniqueConstraint(fields=["model", "number"], name="number_once_per_model")]
+        ordering: ClassVar = ["-number"]
+
+    def __str__(self) -> str:
+        return f"{self.model.name}:{self.number}"
+
+
+class Alias(models.Model):
+    """A movable name for a version of a model."""
+
+    model = models.ForeignKey(Model, models.CASCADE, related_name="aliases")
+    name = models.SlugField(max_length=64)
+    version = models.ForeignKey(Version, models.PROTECT, related_name="aliases")
+
+    class Meta:
+        constraints: ClassVar = [models.UniqueConstraint(fields=["model", "name"], name="alias_once_per_model")]
+
+    def __str__(self) -> str:
+        return f"{self.model.name}@{self.name}"
+
+
+class AliasChange(models.Model):
+    """History of an alias: append-only."""
+
+    model = models.ForeignKey(Model, models.CASCADE, related_name="alias_changes")
+    name = models.CharField(max_length=64)
+    from_version = models.ForeignKey(Version, models.PROTECT, null=True, related_name="+")
+    to_version = models.ForeignKey(Version, models.PROTECT, null=True, related_name="+")
+    actor = models.CharField(max_length=200)
+    reason = models.CharField(max_length=500, blank=True)
+    at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        ordering: ClassVar = ["-id"]
+
+    def __str__(self) -> str:
+        return f"{self.model.name}@{self.name} -> {self.to_version_id}"
+
+
+class Blob(models.Model):
+    """A file in the content-addressed store."""
+
+    sha256 = models.CharField(max_length=64, primary_key=True)
+    size_bytes = models.BigIntegerField()
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    def __str__(self) -> str:
+        return self.sha256
+
+
+class Upload(models.Model):
+    """A file on its way in, by tus 1.0. Its offset is the size of its quarantine file, so a crash loses nothing.
+
+    When the last byte is there, the file moves into the store under its digest and `sha256` is set.
+    """
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4)
+    filename = models.CharField(max_length=500)
+    length = models.BigIntegerField()
+    sha256 = models.CharField(max_length=64, blank=True)
+    team = models.ForeignKey(Team, models.CASCADE, related_name="+")
+    owner = models.CharField(max_length=200)
+    created_at = models.DateTimeField(auto_now_add=True)
+    expires_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.filename} ({self.id})"
+
+
+class ValidationRun(models.Model):
+    """The wish that a host validates a version. Leased: a lapsed lease is run again under a higher `lease`."""
+
+    class State(models.TextChoices):
+        WANTED = "wanted", "Wanted"
+        RUNNING = "running", "Running"
+        DONE = "done", "Done"
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4)
+    version = models.ForeignKey(Version, models.CASCADE, related_name="validation_runs")
+    state = models.CharField(max_length=16, choices=State.choices, default=State.WANTED)
+    host = models.CharField(max_length=64, blank=True)
+    lease = models.PositiveIntegerField(default=0)
+    lease_until = models.DateTimeField(null=True)
+    attempts = models.PositiveIntegerField(default=0)
+    checks = models.JSONField(default=list)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    def __str__(self) -> str:
+        return f"validation of {self.version}"

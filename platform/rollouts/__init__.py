@@ -1,0 +1,1 @@
+"""Canary, shadow and A/B. Empty until that capability is built; endpoints has the manual split."""

@@ -1,0 +1,1 @@
+"""No row yet: see the docstring of the app."""

@@ -1,0 +1,1 @@
+"""Stores the numbers that gateways and replicas send: what console, scaling and judge read."""

@@ -1,0 +1,34 @@
+"""Rows of stored samples. Written by telemetry.actions only."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from django.db import models
+
+
+class StoredSample(models.Model):
+    """One inference.protocol.samples.Sample: sums over one second. Unique by source and sequence number."""
+
+    source = models.CharField(max_length=64)
+    sequence = models.BigIntegerField()
+    at = models.DateTimeField(db_index=True)
+    endpoint = models.CharField(max_length=64)
+    version = models.PositiveIntegerField()
+    arm = models.CharField(max_length=16)
+    requests = models.PositiveIntegerField(default=0)
+    errors = models.PositiveIntegerField(default=0)
+    retries = models.PositiveIntegerField(default=0)
+    latency_sum_ms = models.FloatField(default=0)
+    queue_sum_ms = models.FloatField(default=0)
+    compute_sum_ms = models.FloatField(default=0)
+    batch_sum = models.PositiveIntegerField(default=0)
+    latency_counts = models.JSONField(default=dict)
+    error_counts = models.JSONField(default=dict)
+
+    class Meta:
+        constraints: ClassVar = [models.UniqueConstraint(fields=["source", "sequence"], name="sample_once")]
+        indexes: ClassVar = [models.Index(fields=["endpoint", "at"])]
+
+    def __str__(self) -> str:
+        return f"{self.endpoint} {self.at}"
