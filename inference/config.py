@@ -5,6 +5,7 @@ A bad value stops the start with the variable's name and what is allowed.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,8 +75,6 @@ def artifacts_dir(env: Mapping[str, str] = os.environ) -> Path:
 
 def runtime_dir(env: Mapping[str, str] = os.environ) -> Path:
     """A short folder for unix sockets (their paths may have 107 bytes), one per data folder."""
-    import hashlib
-
     if env.get("SERINUS_RUNTIME_DIR"):
         return Path(env["SERINUS_RUNTIME_DIR"])
     mark = hashlib.sha256(str(data_dir(env)).encode()).hexdigest()[:10]

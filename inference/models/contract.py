@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True, slots=True)
 class LoadContext:
     """What a loader may use: the artifact's read-only folder, the settings, the device ("cpu", "cuda:N", "tpu:N")
-    and the number of CPU threads."""
+    and the number of CPU threads.
+    """
 
     folder: Path
     settings: RuntimeSettings
@@ -38,7 +39,8 @@ class Model(Protocol):
 
     def run(self, inputs: Arrays) -> Arrays:
         """One forward pass. Inputs are complete, typed and shaped as the signature says, at a batch size that is one
-        of `signature.buckets` when it has any. Raises what the framework raises; the runner translates."""
+        of `signature.buckets` when it has any. Raises what the framework raises; the runner translates.
+        """
         ...
 
     def close(self) -> None:

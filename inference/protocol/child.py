@@ -14,7 +14,8 @@ from inference.protocol.supervision import CheckSeen, ReplicaSpec, ValidationSee
 
 class ChildPaths(msgspec.Struct, frozen=True):
     """Where a child finds and leaves things: the read-only blob store, and a folder of its own (0700) that it may
-    write to and that its parent removes after it. blobs/ab/abcdef... holds the file with that sha256."""
+    write to and that its parent removes after it. blobs/ab/abcdef... holds the file with that sha256.
+    """
 
     artifacts_dir: str
     work_dir: str

@@ -35,7 +35,7 @@ class Decoder(Generic[T]):
     """Cuts a byte stream into (message, body) pairs. Feed it what arrives, in any pieces."""
 
     def __init__(self, message_type: object, *, max_body_bytes: int = MAX_BODY_BYTES) -> None:
-        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(message_type)  # type: ignore[arg-type]
+        self._decoder: msgspec.msgpack.Decoder[T] = msgspec.msgpack.Decoder(message_type)
         self._max_body_bytes = max_body_bytes
         self._buffer = bytearray()
 

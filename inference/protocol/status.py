@@ -19,10 +19,18 @@ class ReplicaPhase(StrEnum):
 
 
 REPLICA_MOVES: dict[ReplicaPhase, frozenset[ReplicaPhase]] = {
-    ReplicaPhase.STARTING: frozenset({ReplicaPhase.LOADING, ReplicaPhase.BACKOFF, ReplicaPhase.FAILED, ReplicaPhase.STOPPED}),
-    ReplicaPhase.LOADING: frozenset({ReplicaPhase.WARMING, ReplicaPhase.BACKOFF, ReplicaPhase.FAILED, ReplicaPhase.STOPPED}),
-    ReplicaPhase.WARMING: frozenset({ReplicaPhase.READY, ReplicaPhase.BACKOFF, ReplicaPhase.FAILED, ReplicaPhase.STOPPED}),
-    ReplicaPhase.READY: frozenset({ReplicaPhase.DRAINING, ReplicaPhase.BACKOFF, ReplicaPhase.FAILED, ReplicaPhase.STOPPED}),
+    ReplicaPhase.STARTING: frozenset(
+        {ReplicaPhase.LOADING, ReplicaPhase.BACKOFF, ReplicaPhase.FAILED, ReplicaPhase.STOPPED}
+    ),
+    ReplicaPhase.LOADING: frozenset(
+        {ReplicaPhase.WARMING, ReplicaPhase.BACKOFF, ReplicaPhase.FAILED, ReplicaPhase.STOPPED}
+    ),
+    ReplicaPhase.WARMING: frozenset(
+        {ReplicaPhase.READY, ReplicaPhase.BACKOFF, ReplicaPhase.FAILED, ReplicaPhase.STOPPED}
+    ),
+    ReplicaPhase.READY: frozenset(
+        {ReplicaPhase.DRAINING, ReplicaPhase.BACKOFF, ReplicaPhase.FAILED, ReplicaPhase.STOPPED}
+    ),
     ReplicaPhase.DRAINING: frozenset({ReplicaPhase.STOPPED}),
     ReplicaPhase.BACKOFF: frozenset({ReplicaPhase.STARTING, ReplicaPhase.FAILED, ReplicaPhase.STOPPED}),
     ReplicaPhase.FAILED: frozenset({ReplicaPhase.STARTING, ReplicaPhase.STOPPED}),

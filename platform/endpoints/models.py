@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from accounts.models import Team, User
 from django.db import models
+
+from accounts.models import Team, User
 from registry.models import Model, Version
 
 

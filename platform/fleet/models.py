@@ -6,6 +6,7 @@ import uuid
 from typing import ClassVar
 
 from django.db import models
+
 from registry.models import Version
 
 

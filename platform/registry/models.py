@@ -5,8 +5,9 @@ from __future__ import annotations
 import uuid
 from typing import ClassVar
 
-from accounts.models import Team, User
 from django.db import models
+
+from accounts.models import Team, User
 
 
 class Model(models.Model):
@@ -34,9 +35,7 @@ class VersionStatus(models.TextChoices):
 
 VERSION_MOVES: dict[str, frozenset[str]] = {
     VersionStatus.AWAITING_APPROVAL: frozenset({VersionStatus.VALIDATING, VersionStatus.REJECTED}),
-    VersionStatus.VALIDATING: frozenset(
-        {VersionStatus.READY, VersionStatus.REJECTED, VersionStatus.AWAITING_APPROVAL}
-    ),
+    VersionStatus.VALIDATING: frozenset({VersionStatus.READY, VersionStatus.REJECTED, VersionStatus.AWAITING_APPROVAL}),
     VersionStatus.READY: frozenset({VersionStatus.ARCHIVED}),
     VersionStatus.REJECTED: frozenset({VersionStatus.ARCHIVED}),
     VersionStatus.ARCHIVED: frozenset(),
