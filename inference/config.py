@@ -23,6 +23,11 @@ def _int(env: Mapping[str, str], name: str, default: int, low: int, high: int) -
     return int(text)
 
 
+def number(name: str, default: int, low: int, high: int, env: Mapping[str, str] = os.environ) -> int:
+    """A whole number of the environment, for processes with settings of their own. Raises BadSetting."""
+    return _int(env, name, default, low, high)
+
+
 def _flag(env: Mapping[str, str], name: str) -> bool:
     text = (env.get(name, "") or "0").lower()
     if text not in {"0", "1", "true", "false", "yes", "no"}:
