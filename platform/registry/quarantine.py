@@ -13,7 +13,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from inference.errors import Malformed, StorageFull
 from registry.tus_wire import Request, TusError
@@ -59,7 +59,7 @@ class Append:
             raise TusError(423, "conflict", "another request is writing to this upload: wait for it") from None
         self.offset = os.fstat(self._descriptor).st_size
 
-    def __enter__(self) -> Append:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
