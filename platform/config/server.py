@@ -64,6 +64,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 1
+    (engine.data_dir() / "static").mkdir(parents=True, exist_ok=True)  # WhiteNoise looks there, too
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(serve(host, port))
     return 0

@@ -111,32 +111,32 @@ class Report(APIView):
 
 
 class _Move(APIView):
-    action: Any
+    act: Any
 
     @extend_schema(request=Reason, responses=shapes.VersionDetail)
     def post(self, request: Request, model: str, number: str) -> Response:
         who, reason = actor(request), read(Reason, request)["reason"]
         version = find_version(who, model, number)
-        done = type(self).action(actor=who, version=version, reason=reason)
+        done = type(self).act(actor=who, version=version, reason=reason)
         return Response(shapes.VersionDetail(done).data)
 
 
 class Approve(_Move):
     """As the second person, let a version that holds code run."""
 
-    action = staticmethod(actions.approve_version)
+    act = staticmethod(actions.approve_version)
 
 
 class Reject(_Move):
     """Refuse a version that holds code; say why."""
 
-    action = staticmethod(actions.reject_version)
+    act = staticmethod(actions.reject_version)
 
 
 class Archive(_Move):
     """Put a version away for ever."""
 
-    action = staticmethod(actions.archive_version)
+    act = staticmethod(actions.archive_version)
 
 
 class Aliases(APIView):
