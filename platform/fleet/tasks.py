@@ -1,0 +1,23 @@
+"""What runs again and again or is woken by name; each is idempotent."""
+
+from __future__ import annotations
+
+from celery import shared_task
+from django.db.models.functions import Now
+
+from fleet import actions, messages
+from fleet.models import Host
+
+
+@shared_task(name="fleet.tasks.reconcile")
+def reconcile() -> int:
+    """Every 2 s: wanted against seen. Answers how many decisions were carried out."""
+    return actions.reconcile()
+
+
+@shared_task(name="fleet.tasks.wake")
+def wake(host: str = "") -> int:
+    """Wakes one host's agent, or every living host's; answers how many."""
+    living = Host.objects.filter(lease_until__gt=Now())
+    names = list((living.filter(name=host) if host else living).values_list("name", flat=True))
+    return sum(messages.wake_host(name) for name in names)
