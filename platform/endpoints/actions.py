@@ -142,7 +142,9 @@ def weights_of(endpoint: Endpoint) -> dict[int, int]:
 def _endpoint_for(version: Version, name: str, access: str, actor: Actor) -> Endpoint:
     """The endpoint of this name, locked; created when there is none."""
     if not NAME.fullmatch(name):
-        raise InvalidInput("an endpoint's name has up to 64 letters, digits, '-' and '_', and begins with one of the first")
+        raise InvalidInput(
+            "an endpoint's name has up to 64 letters, digits, '-' and '_', and begins with one of the first"
+        )
     _check_access(access)
     found = Endpoint.objects.select_for_update().filter(name=name).first()
     if found is None:
@@ -204,9 +206,7 @@ def _changed(
     moved = Endpoint.objects.filter(pk=endpoint.pk, revision=endpoint.revision).update(revision=endpoint.revision + 1)
     if moved != 1:
         raise Conflict
-    audit.record(
-        actor, verb, "endpoint", endpoint.name, team=endpoint.team, before=before, after=after, reason=reason
-    )
+    audit.record(actor, verb, "endpoint", endpoint.name, team=endpoint.team, before=before, after=after, reason=reason)
     endpoint.refresh_from_db()
     transaction.on_commit(partial(messages.send, messages.PUBLISH))
 

@@ -71,8 +71,8 @@ def token_secret() -> str:
     return found or _counted().token_secret
 
 
-def build_table(generation: int = 0, secret: str = "") -> RoutingTable:
-    """The table as the rows have it now, in one fixed order, so that equal rows give equal bytes."""
+def build_table(*, secret: str = "") -> RoutingTable:
+    """The table as the rows have it now, in one fixed order, so that equal rows give equal bytes. Generation 0."""
     endpoints = list(Endpoint.objects.select_related("model").order_by("name"))
     variants: dict[int, list[Variant]] = {}
     rows = Variant.objects.select_related("version").order_by("endpoint_id", "version__number")
@@ -80,7 +80,7 @@ def build_table(generation: int = 0, secret: str = "") -> RoutingTable:
         variants.setdefault(variant.endpoint_id, []).append(variant)
     replicas = _replicas()
     return RoutingTable(
-        generation=generation,
+        generation=0,
         endpoints=[_endpoint(endpoint, variants.get(endpoint.pk, []), replicas) for endpoint in endpoints],
         keys=_keys(endpoints),
         token_secret=secret,
@@ -92,12 +92,12 @@ def _counted() -> PublishedTable:
         PublishedTable.objects.get_or_create(id=1, defaults={"token_secret": secrets.token_hex(32)})
         row = PublishedTable.objects.select_for_update().get(id=1)
         row.token_secret = row.token_secret or secrets.token_hex(32)
-        content = encode(build_table(0, row.token_secret))
-        digest = hashlib.sha256(content).hexdigest()
+        table = build_table(secret=row.token_secret)
+        digest = hashlib.sha256(encode(table)).hexdigest()
         if digest != row.digest:
             row.generation += 1
             row.digest = digest
-            row.table = encode(build_table(row.generation, row.token_secret))
+            row.table = encode(msgspec.structs.replace(table, generation=row.generation))
             row.save()
     return row
 
@@ -190,8 +190,8 @@ def _keys(endpoints: Iterable[Endpoint]) -> list[KeyRoute]:
 
 
 def allowed_endpoints(key: ApiKey, team_endpoints: set[str]) -> list[str]:
-    """Names that the key may call; "*" only for a platform admin's key without a narrower scope."""
+    """Names that the key may call; "*", which is every endpoint of every team, only for a platform admin's key."""
     scope = {str(name) for name in key.endpoints}
     if key.platform_admin:
-        return ["*"] if "*" in scope or not scope else sorted(scope)
+        return ["*"] if "*" in scope else sorted(scope)
     return sorted(team_endpoints if "*" in scope else scope & team_endpoints)
