@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 import secrets
-from functools import partial
+from collections.abc import Mapping
+from typing import Any
 
 from django.db import transaction
 
 from accounts import audit
 from accounts.permissions import Actor, Verb, require
+from accounts.wakeups import send_on_commit
 from endpoints.models import Endpoint, Variant
 from endpoints.shares import make_room
 from fleet import actions as fleet
@@ -119,7 +121,7 @@ def delete_endpoint(*, endpoint: Endpoint, actor: Actor) -> None:
         endpoint.delete()
         for version in versions:
             _release(version)
-        transaction.on_commit(partial(messages.send, messages.PUBLISH))
+        send_on_commit(messages.PUBLISH)
 
 
 def set_access(*, endpoint: Endpoint, access: str, actor: Actor, revision: int | None = None) -> Endpoint:
@@ -198,17 +200,26 @@ def _changed(
     actor: Actor,
     verb: str,
     *,
-    before: dict[str, object],
-    after: dict[str, object],
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
     reason: str = "",
 ) -> None:
     """Counts the revision on, audits, and asks for a new routing table on commit."""
     moved = Endpoint.objects.filter(pk=endpoint.pk, revision=endpoint.revision).update(revision=endpoint.revision + 1)
     if moved != 1:
         raise Conflict
-    audit.record(actor, verb, "endpoint", endpoint.name, team=endpoint.team, before=before, after=after, reason=reason)
+    audit.record(
+        actor,
+        verb,
+        "endpoint",
+        endpoint.name,
+        team=endpoint.team,
+        before=dict(before),
+        after=dict(after),
+        reason=reason,
+    )
     endpoint.refresh_from_db()
-    transaction.on_commit(partial(messages.send, messages.PUBLISH))
+    send_on_commit(messages.PUBLISH)
 
 
 def _named(weights: dict[int, int]) -> dict[str, int]:

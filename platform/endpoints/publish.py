@@ -119,7 +119,7 @@ def _write(valkey: redis.Redis, row: PublishedTable, *, force: bool) -> int:
     """
     for _ in range(TRIES):
         with valkey.pipeline() as pipe:
-            pipe.watch(TABLE_KEY)
+            pipe.watch(TABLE_KEY)  # type: ignore[no-untyped-call]  # redis-py types it not
             head = GENERATION.match(cast("bytes", pipe.getrange(TABLE_KEY, 0, HEAD_BYTES)))
             there = int(head[1]) if head else -1
             if there > row.generation or (there == row.generation and not force):

@@ -7,13 +7,12 @@ does is in reconciling.py, what a host reports in reporting.py.
 
 from __future__ import annotations
 
-from functools import partial
-
 from django.db import transaction
 from django.db.models import Case, F, When
 
 from accounts import audit
 from accounts.permissions import Actor, Verb, require
+from accounts.wakeups import send_on_commit
 from fleet import messages
 from fleet.models import Deployment, Host, Replica
 from fleet.reconciling import reconcile
@@ -51,14 +50,16 @@ def want(*, version: Version, replicas: int, device: str | None = None) -> Deplo
     """
     if not 0 <= replicas <= MAX_REPLICAS:
         raise InvalidInput(f"replicas must be from 0 to {MAX_REPLICAS}")
-    if replicas and version.status != VersionStatus.READY:
-        raise Conflict(f"version {version} is {version.status.replace('_', ' ')}: only a ready one can be deployed")
     wish: dict[str, object] = {"replicas": replicas}
     if device is not None:
         wish["device"] = check_device(device)
     with transaction.atomic():
+        # Locked, so that it cannot be archived at the same moment.
+        status = Version.objects.select_for_update().values_list("status", flat=True).get(pk=version.pk)
+        if replicas and status != VersionStatus.READY:
+            raise Conflict(f"{version} is {status.replace('_', ' ')}: only a ready version can be deployed")
         deployment, _ = Deployment.objects.update_or_create(version=version, defaults=wish)
-        transaction.on_commit(partial(messages.send, messages.RECONCILE))
+        send_on_commit(messages.RECONCILE)
     return deployment
 
 
@@ -82,7 +83,7 @@ def set_draining(*, host: Host, draining: bool, actor: Actor) -> Host:
             verb = "drain" if draining else "undrain"
             before, after = {"draining": not draining}, {"draining": draining}
             audit.record(actor, verb, "host", host.name, before=before, after=after)
-            transaction.on_commit(partial(messages.send, messages.RECONCILE))
+            send_on_commit(messages.RECONCILE)
     host.refresh_from_db()
     return host
 
@@ -103,7 +104,7 @@ def restart_replica(*, replica: Replica, actor: Actor) -> Replica:
             actor, "restart", "replica", str(replica.id), team=version.model.team, after={"version": str(version)}
         )
         if replica.host_id:
-            transaction.on_commit(partial(messages.wake_host, replica.host_id))
+            messages.wake_host_on_commit(replica.host_id)
     replica.refresh_from_db()
     return replica
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime, timedelta
-from functools import partial
 from typing import Any
 
 from django.db import connection, transaction
 from django.db.models import F, Q
 
+from accounts.wakeups import send_on_commit
 from fleet import messages
 from fleet.models import Deployment, Device, Host, Reconciliation, Replica
 from fleet.placement import (
@@ -51,9 +51,9 @@ def reconcile() -> int:
         touched = {name for decision in decisions for name in _carry_out(decision)}
         _tidy(now, grace=grace)
         for name in touched & {view.name for view in views if view.alive(now)}:
-            transaction.on_commit(partial(messages.wake_host, name))
+            messages.wake_host_on_commit(name)
         if any(isinstance(decision, Stop) for decision in decisions):
-            transaction.on_commit(partial(messages.send, messages.PUBLISH))
+            send_on_commit(messages.PUBLISH)
     return len(decisions)
 
 

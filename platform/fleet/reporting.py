@@ -8,12 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from datetime import timedelta
-from functools import partial
 
 from django.db import transaction
 from django.db.models import Case, F, Value, When
 from django.db.models.functions import Coalesce, Now
 
+from accounts.wakeups import send_on_commit
 from fleet import messages
 from fleet.models import Device, Host, Replica
 from inference.protocol.status import ReplicaPhase
@@ -43,7 +43,7 @@ def heartbeat_host(name: str, seen: Seen, *, cpus: int = 1, problem: str = "") -
         if not Host.objects.filter(name=name).update(**state):
             Host.objects.get_or_create(name=name)
             Host.objects.filter(name=name).update(**state)
-            transaction.on_commit(partial(messages.send, messages.RECONCILE))
+            send_on_commit(messages.RECONCILE)
         _write_devices(name, seen.devices)
 
 
@@ -93,7 +93,7 @@ def record_seen(host: str, seen: Seen) -> int:
         gone = Replica.objects.filter(host_id=host, wanted="stop").exclude(id__in=reports)
         gone.delete()
         if routed:
-            transaction.on_commit(partial(messages.send, messages.PUBLISH))
+            send_on_commit(messages.PUBLISH)
     return routed
 
 

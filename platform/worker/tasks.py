@@ -23,7 +23,7 @@ def new_agent() -> Agent:
     return Agent(settings.HOST_NAME, SupervisorClient(supervisor_config().socket))
 
 
-@shared_task(name="worker.converge")
+@shared_task(name="worker.converge")  # type: ignore[untyped-decorator]  # celery brings no types
 def converge(host: str) -> str:
     """Wakes this host's agent; where none runs as a thread, makes one pass. Doubled messages change nothing."""
     if host != settings.HOST_NAME:
