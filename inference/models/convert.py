@@ -18,6 +18,7 @@ REMEDY = (
 )
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 MAX_TENSORS = 20_000
+GROWTH_LIMIT = 4  # tied weights are written once each; an expanded scalar would be written without end
 
 
 def to_safetensors(source: Path, target: Path) -> None:
@@ -65,7 +66,7 @@ def _dense(name: str, tensor: Any) -> Any:
     held = tensor.untyped_storage().nbytes() // max(1, tensor.element_size())
     if tensor.numel() and (reach < 0 or tensor.storage_offset() + reach >= held):
         raise _rejected(f"{name} reaches beyond its storage")
-    return tensor.detach().clone(memory_format=torch.contiguous_format)
+    return tensor.detach()
 
 
 def _rejected(reason: str) -> Rejected:

@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from inference.errors import Rejected
+from inference.models import batch
 from inference.models.entry import checked, written_signature
 from inference.protocol.oip import Signature
 
@@ -35,11 +36,8 @@ def load(context: LoadContext) -> PythonModel:
     made = maker(context.folder)
     if not callable(getattr(made, "predict", None)):
         raise Rejected(f"what {MODULE}.load returned has no predict", remedy=REMEDY, check="load")
-    signature = _signature(made, context.folder)
-    largest = signature.max_batch_size
-    if largest and context.settings.max_batch_size:
-        largest = min(largest, context.settings.max_batch_size)
-    return PythonModel(made, msgspec.structs.replace(signature, max_batch_size=largest, platform="python"))
+    signature = msgspec.structs.replace(_signature(made, context.folder), platform="python")
+    return PythonModel(made, batch.limited(signature, context.settings))
 
 
 class PythonModel:

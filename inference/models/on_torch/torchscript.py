@@ -8,6 +8,7 @@ import msgspec
 import torch
 
 from inference.errors import Rejected
+from inference.models import batch
 from inference.models.entry import entry_file, written_signature
 from inference.models.on_torch import tensors
 
@@ -26,10 +27,7 @@ def load(context: LoadContext) -> TorchScriptModel:
     except Exception as error:
         remedy = "save it with torch.jit.script(model).save(path), or better export it with torch.export"
         raise Rejected("torch cannot load this TorchScript file", remedy=remedy, check="load") from error
-    largest = signature.max_batch_size
-    if largest and context.settings.max_batch_size:
-        largest = min(largest, context.settings.max_batch_size)
-    signature = msgspec.structs.replace(signature, platform="pytorch_libtorch", max_batch_size=largest)
+    signature = batch.limited(msgspec.structs.replace(signature, platform="pytorch_libtorch"), context.settings)
     return TorchScriptModel(module, signature, context.device)
 
 
