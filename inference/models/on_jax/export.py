@@ -54,7 +54,7 @@ def load(context: LoadContext) -> JaxModel:
             check="load",
         )
     if any(np.dtype(aval.dtype).itemsize == 8 for aval in exported.in_avals):
-        jax.config.update("jax_enable_x64", True)
+        jax.config.update("jax_enable_x64", True)  # type: ignore[no-untyped-call]
     device = _device(context.device)
     weights = _weights(context.folder / WEIGHTS_FILE, plan.weights, device)
     signature = _signature(exported, plan, platforms)

@@ -100,15 +100,14 @@ def _config(folder: Path, model_type: str) -> Any:
 
 
 def _network(config: Any, task: str) -> Any:
-    maker = AutoModelForSequenceClassification if task == hf.CLASSIFICATION else AutoModel
-    try:
-        return maker.from_config(config, attn_implementation="sdpa")
-    except Exception:  # noqa: BLE001 (older architectures have no sdpa; the second answer counts)
-        pass
-    try:
-        return maker.from_config(config, attn_implementation="eager")
-    except Exception as error:
-        raise _rejected(f"the architecture of config.json cannot be built: {str(error)[:200]}") from error
+    maker: Any = AutoModelForSequenceClassification if task == hf.CLASSIFICATION else AutoModel
+    last: Exception | None = None
+    for attention in ("sdpa", "eager"):  # older architectures have no sdpa
+        try:
+            return maker.from_config(config, attn_implementation=attention)
+        except Exception as error:  # noqa: BLE001 (told below, whatever transformers raised)
+            last = error
+    raise _rejected(f"the architecture of config.json cannot be built: {str(last)[:200]}") from last
 
 
 def _weights(folder: Path, names: list[str]) -> dict[str, Any]:

@@ -23,7 +23,9 @@ def load(context: LoadContext) -> TorchScriptModel:
     signature = written_signature(context.folder, "a TorchScript program")
     path = entry_file(context.folder, ".pt", ".jit", ".pth", ".torchscript")
     try:
-        module = torch.jit.load(str(path), map_location=context.device).eval()
+        module = torch.jit.load(  # type: ignore[no-untyped-call]
+            str(path), map_location=context.device
+        ).eval()
     except Exception as error:
         remedy = "save it with torch.jit.script(model).save(path), or better export it with torch.export"
         raise Rejected("torch cannot load this TorchScript file", remedy=remedy, check="load") from error
