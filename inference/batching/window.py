@@ -1,7 +1,9 @@
 """Decides when the waiting requests become a batch. Pure: values and a clock in, a value out.
 
-The law: a batch is released when it is full, when its oldest row has waited for the window, when waiting longer would
-miss the earliest deadline, or when waiting does not pay. Waiting pays while rows that were here a moment ago are
+The law: a batch is released when it is full, when its oldest row has been held for the window, when waiting longer
+would miss the earliest deadline, or when waiting does not pay. The window counts from the oldest waiting request, but
+not while the executor is busy: who came during a pass longer than the window would else always run without those who
+are answered at its end, and a closed loop of 32 clients would run as 1 and 31 for ever. Waiting pays while rows that were here a moment ago are
 still to come back (a closed loop of clients), they come quickly, and the time lost by those who wait stays below
 what one pass saves. So a request that is alone runs at once. All times are seconds of one monotonic clock.
 
@@ -86,7 +88,7 @@ def decide(
     if waiting.rows >= rules.max_batch_size:
         return ready
     until = min(
-        waiting.oldest_at + rules.window_s,
+        max(waiting.oldest_at, idle_since) + rules.window_s,
         waiting.earliest_deadline - step.of(waiting.rows) - DEADLINE_MARGIN_S,
         _patient_until(waiting, step, outlook, idle_since),
     )

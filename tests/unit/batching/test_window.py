@@ -41,10 +41,12 @@ def test_it_never_exceeds_the_maximum_nor_invents_rows(waiting, rule, step, outl
 
 
 @any_case
-def test_it_never_waits_past_the_window(waiting, rule, step, outlook, after):
-    decision = run(waiting, rule, step, outlook, waiting.oldest_at + after)
-    if isinstance(decision, Wait):
-        assert decision.until <= waiting.oldest_at + rule.window_s
+def test_it_never_holds_an_idle_executor_past_the_window(waiting, rule, step, outlook, after):
+    now = waiting.oldest_at + after
+    for idle_since in (0.0, now - after / 2, now):
+        decision = run(waiting, rule, step, outlook, now, idle_since=idle_since)
+        if isinstance(decision, Wait):
+            assert decision.until <= max(waiting.oldest_at, idle_since) + rule.window_s
 
 
 @any_case
