@@ -12,14 +12,14 @@ from redis.exceptions import RedisError
 log = logging.getLogger(__name__)
 
 
-def send(task: str, *args: str | int) -> None:
+def send(task: str, *args: str | int, queue: str = "control") -> None:
     """Sends the task now; a dead broker is a line in the log, never an error."""
     try:
-        current_app.send_task(task, args=list(args), expires=10, ignore_result=True)
+        current_app.send_task(task, args=list(args), queue=queue, expires=10, ignore_result=True)
     except (KombuError, RedisError, OSError) as error:
         log.warning("wake-up %s was not sent: %s", task, error)
 
 
-def send_on_commit(task: str, *args: str | int) -> None:
+def send_on_commit(task: str, *args: str | int, queue: str = "control") -> None:
     """Sends the task when, and only when, the running transaction is committed."""
-    transaction.on_commit(lambda: send(task, *args), robust=True)
+    transaction.on_commit(lambda: send(task, *args, queue=queue), robust=True)

@@ -1,5 +1,9 @@
-"""URLs of this app."""
+"""This app's resources at the control API."""
 
-from django.urls import URLPattern, URLResolver
+from rest_framework.routers import SimpleRouter
 
-urlpatterns: list[URLPattern | URLResolver] = []
+from endpoints.api import EndpointViewSet
+
+router = SimpleRouter()
+router.register("endpoints", EndpointViewSet, "endpoint")
+urlpatterns = router.urls

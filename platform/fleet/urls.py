@@ -1,5 +1,11 @@
-"""URLs of this app."""
+"""This app's resources at the control API."""
 
-from django.urls import URLPattern, URLResolver
+from rest_framework.routers import SimpleRouter
 
-urlpatterns: list[URLPattern | URLResolver] = []
+from fleet.api import DeploymentViewSet, HostViewSet, ReplicaViewSet
+
+router = SimpleRouter()
+router.register("hosts", HostViewSet, "host")
+router.register("replicas", ReplicaViewSet, "replica")
+router.register("deployments", DeploymentViewSet, "deployment")
+urlpatterns = router.urls
