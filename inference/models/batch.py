@@ -25,9 +25,17 @@ DEFAULT_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def max_batch(settings: RuntimeSettings, bound: int | None) -> int:
-    """The largest batch: the settings' wish within the program's own `bound` (None: unbounded), else 64 within it."""
-    wish = settings.max_batch_size or DEFAULT_MAX_BATCH
-    return wish if bound is None else max(1, min(wish, bound))
+    """The largest batch: the settings' wish within the program's own `bound`; without a wish the bound, or 64."""
+    if bound is None:
+        return settings.max_batch_size or DEFAULT_MAX_BATCH
+    return max(1, min(settings.max_batch_size or bound, bound))
+
+
+def limited(signature: Signature, settings: RuntimeSettings) -> Signature:
+    """A declared signature within the settings' largest batch."""
+    if not signature.max_batch_size:
+        return signature
+    return msgspec.structs.replace(signature, max_batch_size=max_batch(settings, signature.max_batch_size))
 
 
 def buckets_up_to(settings: RuntimeSettings, largest: int) -> list[int]:

@@ -17,12 +17,19 @@ import msgspec
 import numpy as np
 
 from inference.errors import Rejected
+from inference.models import batch
+from inference.models.entry import checked
 from inference.protocol.oip import DATATYPES, Signature, TensorSpec
 
 if TYPE_CHECKING:
     from inference.models.contract import Arrays, LoadContext
 
 FILE = "echo.json"
+DEFAULT_SIGNATURE = Signature(
+    inputs=[TensorSpec("input", "FP32", [-1, 4])],
+    outputs=[TensorSpec("output", "FP32", [-1, 4])],
+    max_batch_size=32,
+)
 FaultKind = Literal["raise", "abort", "exit", "interrupt", "hang", "nan", "allocate", "busy"]
 
 
@@ -38,19 +45,18 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class EchoPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`echo.json`. `at_load` is a fault of the loading itself; `buckets` makes the model insist on those sizes."""
+    """`echo.json`; `{}` is enough: FP32 `input` [-1, 4] comes back as `output`, in batches of up to 32.
 
-    format: Literal["echo"] = "echo"
-    input: str = "input"
-    output: str = "output"
-    datatype: str = "FP32"
-    shape: list[int] = msgspec.field(default_factory=lambda: [-1, 4])
+    The i-th output of `signature` is its i-th input * factor + offset, computed in float64 and given back in the
+    output's datatype; BYTES, BOOL and BF16 come back as they are. With `signature.buckets` the model insists on those
+    batch sizes. `at_load` is a fault of the loading itself.
+    """
+
+    signature: Signature = DEFAULT_SIGNATURE
     factor: float = 1.0
     offset: float = 0.0
     sleep_ms: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     sleep_ms_per_row: Annotated[float, msgspec.Meta(ge=0)] = 0.0
-    max_batch_size: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 32
-    buckets: list[int] = msgspec.field(default_factory=list)
     faults: list[Fault] = msgspec.field(default_factory=list)
     at_load: FaultKind | None = None
 
@@ -60,40 +66,23 @@ def load(context: LoadContext) -> EchoModel:
     plan = _read(context.folder / FILE)
     if plan.at_load:
         strike(plan.at_load)
-    largest = plan.max_batch_size
-    if largest and context.settings.max_batch_size:
-        largest = min(largest, context.settings.max_batch_size)
-    return EchoModel(plan, largest)
+    return EchoModel(plan, batch.limited(plan.signature, context.settings))
 
 
 class EchoModel:
-    """Elementwise, so batching cannot change an answer. BYTES come back as they are."""
+    """Elementwise, so batching cannot change an answer."""
 
-    def __init__(self, plan: EchoPlan, largest: int) -> None:
+    def __init__(self, plan: EchoPlan, signature: Signature) -> None:
         self._plan = plan
-        self.signature = Signature(
-            inputs=[TensorSpec(plan.input, plan.datatype, plan.shape)],
-            outputs=[TensorSpec(plan.output, plan.datatype, plan.shape)],
-            max_batch_size=largest,
-            buckets=plan.buckets,
-            platform="echo",
-        )
+        self.signature = msgspec.structs.replace(signature, platform="echo")
 
     def run(self, inputs: Arrays) -> Arrays:
-        array = inputs[self._plan.input]
-        rows = array.shape[0] if array.ndim else 1
+        first = inputs[self.signature.inputs[0].name]
+        rows = first.shape[0] if first.ndim else 1
         self._insist(rows)
         time.sleep((self._plan.sleep_ms + self._plan.sleep_ms_per_row * rows) / 1000)
-        answer = self._answer(array)
-        for fault in self._plan.faults:
-            hit = _where(array, fault.value)
-            if not hit.any():
-                continue
-            if fault.kind == "nan":
-                answer[hit.reshape(rows, -1).any(axis=1)] = np.nan
-            else:
-                strike(fault.kind)
-        return {self._plan.output: answer}
+        pairs = zip(self.signature.inputs, self.signature.outputs, strict=True)
+        return {there.name: self._answer(inputs[here.name], there.datatype) for here, there in pairs}
 
     def close(self) -> None:
         """Nothing is held."""
@@ -102,10 +91,18 @@ class EchoModel:
         if self.signature.buckets and rows not in self.signature.buckets:
             raise ValueError(f"a batch of {rows}; this program has {self.signature.buckets}")
 
-    def _answer(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        if self._plan.datatype in {"BYTES", "BOOL", "BF16"}:
-            return array.copy()
-        return np.asarray(array * self._plan.factor + self._plan.offset, dtype=array.dtype)
+    def _answer(self, array: np.ndarray[Any, Any], datatype: str) -> np.ndarray[Any, Any]:
+        if datatype in {"BYTES", "BOOL", "BF16"}:
+            answer = array.copy()
+        else:
+            answer = np.asarray(array * self._plan.factor + self._plan.offset).astype(DATATYPES[datatype][1])
+        for fault in self._plan.faults:
+            hit = _where(array, fault.value)
+            if hit.any() and fault.kind == "nan":
+                answer[hit.reshape(len(hit), -1).any(axis=1)] = np.nan
+            elif hit.any():
+                strike(fault.kind)
+        return answer
 
 
 def strike(kind: FaultKind) -> None:
@@ -167,8 +164,9 @@ def _read(path: Path) -> EchoPlan:
         raise Rejected(
             f"{FILE} cannot be read: {error}", remedy="see docs/formats.md for its fields", check="load"
         ) from error
-    if plan.datatype not in DATATYPES:
+    if len(plan.signature.inputs) != len(plan.signature.outputs):
         raise Rejected(
-            f"{FILE} names the datatype {plan.datatype!r}", remedy="use one of OIP's datatypes", check="load"
+            f"{FILE}: as many outputs as inputs are needed", remedy="name one output per input", check="load"
         )
+    checked(plan.signature)
     return plan

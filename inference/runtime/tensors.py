@@ -67,7 +67,8 @@ def to_bytes(datatype: str, array: Array) -> bytes | memoryview:
     if datatype == "BYTES":
         return b"".join(_strings(array))
     fitting = np.ascontiguousarray(array, dtype=numpy_dtype(datatype))
-    return memoryview(fitting.reshape(-1).view("u1"))
+    flat: Any = fitting.reshape(-1).view("u1")
+    return memoryview(flat)
 
 
 def _from_strings(count: int, data: bytes | bytearray | memoryview) -> Array:
@@ -169,7 +170,7 @@ def bucket_for(signature: Signature, rows: int) -> int:
 
 def nonfinite_rows(outputs: Arrays) -> int:
     """How many rows hold a NaN or an infinity in some floating-point output (BF16 is not looked into)."""
-    bad: Array | None = None
+    bad: Any = None
     for array in outputs.values():
         if array.dtype.kind != "f" or np.isfinite(array).all():
             continue
