@@ -122,9 +122,10 @@ def _task(architecture: str) -> str:
         return CLASSIFICATION
     if architecture.endswith(("Model", "ForMaskedLM", "ForPreTraining")):
         return FEATURES
-    _refuse(
+    raise Rejected(
         f"the architecture {shown(architecture)} does a task that Serinus does not serve",
-        "Served are ...Model, ...ForMaskedLM (both as sentence embeddings) and ...ForSequenceClassification.",
+        remedy="Served are ...Model, ...ForMaskedLM (both as sentence embeddings) and ...ForSequenceClassification.",
+        check="configuration",
     )
 
 
@@ -165,9 +166,10 @@ def _weights(folder: Path) -> tuple[list[str], bool]:
         return [PICKLED], True
     if (folder / "pytorch_model.bin.index.json").is_file():
         _refuse("the weights are pickles in several files", "Save the model again with safe_serialization=True.")
-    _refuse(
+    raise Rejected(
         "the folder holds no weights (model.safetensors)",
-        "Save the model with save_pretrained(folder, safe_serialization=True) and upload the whole folder.",
+        remedy="Save the model with save_pretrained(folder, safe_serialization=True) and upload the whole folder.",
+        check="weights",
     )
 
 

@@ -48,14 +48,16 @@ def inspect(folder: Path) -> Inspection:
     if echo.ENTRY in paths:
         echo.check(folder / echo.ENTRY)
         return Inspection(Format.ECHO, TIER_OF[Format.ECHO], echo.ENTRY)
-    found = [(path, kind) for path in paths if (kind := sniff.kind_of(folder / path)) is not Kind.COMPANION]
+    found: list[tuple[str, Kind]] = [
+        (path, kind) for path in paths if (kind := sniff.kind_of(folder / path)) is not Kind.COMPANION
+    ]
     models = [(path, kind) for path, kind in found if kind in READERS]
     if "config.json" in paths and not models:
         return _encoder(folder)
     if len(models) > 1:
         _several([path for path, _ in models])
     if not models:
-        sniff.refuse(folder, paths, found)
+        sniff.refuse(paths, found)
     path, kind = models[0]
     return READERS[kind](folder, path)
 
@@ -108,7 +110,7 @@ def _onnx(folder: Path, path: str) -> Inspection:
     return Inspection(Format.ONNX, TIER_OF[Format.ONNX], path, notes=graph.notes, signature=graph.signature)
 
 
-def _torchscript(folder: Path, path: str) -> Inspection:
+def _torchscript(_folder: Path, path: str) -> Inspection:
     return _code(Format.TORCHSCRIPT, path, [torchscript.NOTE])
 
 

@@ -5,13 +5,13 @@ Source of the field numbers: onnx/onnx.proto. Graphs inside of attributes (If, L
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
 from inference.artifacts import protobuf
+from inference.artifacts.mapping import mapped
 from inference.artifacts.paths import shown
 from inference.artifacts.protobuf import Broken, Value, number, text, view
 from inference.errors import Rejected
@@ -53,9 +53,8 @@ def looks_like(path: Path) -> bool:
     """Whether the file is a protobuf message with an IR version, a graph and operator sets, as a ModelProto has."""
     if path.stat().st_size > MAX_BYTES:
         return False
-    with path.open("rb") as source, mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        with memoryview(mapped) as data:
-            return _is_model(data)
+    with mapped(path) as data:
+        return _is_model(data)
 
 
 def _is_model(data: memoryview) -> bool:
@@ -185,7 +184,8 @@ def _tensor(data: memoryview) -> str:
 
 
 def _value_info(data: memoryview) -> tuple[TensorSpec, str]:
-    label, shape, datatype, first = "", [], "", ""
+    label, datatype, first = "", "", ""
+    shape: list[int] = []
     for name, value in protobuf.fields(data):
         if name == 1:
             label = text(value)
@@ -203,7 +203,8 @@ def _type(label: str, data: memoryview) -> tuple[str, list[int], str]:
                 f"{shown(label)} is no tensor but a sequence, a map or an optional",
                 "Let the model take and give tensors (for scikit-learn: options={'zipmap': False}).",
             )
-        datatype, shape, first = "", None, ""
+        datatype, first = "", ""
+        shape: list[int] | None = None
         for part, inner in protobuf.fields(view(value)):
             if part == 1:
                 datatype = DATATYPES.get(number(inner), "")

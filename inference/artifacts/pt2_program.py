@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import NoReturn, TypeVar
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
 
 import msgspec
 
@@ -25,9 +26,9 @@ REMEDY = "Export it again with torch.export.save(torch.export.export(model.eval(
 TENSORS = (
     "Wrap the model so that forward takes tensors and returns a tensor, a tuple or a dict of tensors; export again."
 )
+PLAIN = "Export a model of plain tensors only."
 _SYMBOL = re.compile(r"[a-z]{1,4}\d{1,6}")
 T = TypeVar("T", bound=msgspec.Struct)
-_NAMED = (schema.TensorArgument, schema.GraphArgument)
 _OUTPUTS = {
     "buffer_mutation": "changes its buffers while it runs, so requests would see each other",
     "parameter_mutation": "changes its parameters while it runs",
@@ -81,7 +82,7 @@ def root_call(module: schema.GraphModule) -> schema.ModuleCallSignature:
     for entry in module.module_call_graph:
         if entry.fqn == "" and entry.signature is not None:
             return entry.signature
-    _refuse("the program does not say how it is called", REMEDY)
+    raise Rejected("the program does not say how it is called", remedy=REMEDY, check="program")
 
 
 def without_metadata(graph: schema.Graph) -> schema.Graph:
@@ -136,30 +137,43 @@ def _walk(root: msgspec.Struct) -> None:
 
 def _visit(item: msgspec.Struct) -> None:
     if isinstance(item, schema.Union):
-        try:
-            kind, _ = schema.chosen(item)
-        except ValueError:
-            _refuse("the program holds a value of two kinds, or of none", REMEDY)
-        if kind in {"as_custom_obj", "as_operator", "custom_obj"}:
-            _refuse("the program uses a custom object or operator", "Export a model of plain tensors only.")
-        if isinstance(item, schema.SymIntArgument | schema.SymFloatArgument | schema.SymBoolArgument):
-            if isinstance(item.as_name, str):
-                _name(item.as_name)
-    elif isinstance(item, _NAMED):
-        _name(item.name)
-    elif isinstance(item, schema.Node):
-        _node(item)
-    elif isinstance(item, schema.SymExpr):
-        _expression(item.expr_str)
-    elif isinstance(item, schema.Device):
-        if item.type not in DEVICES:
-            _refuse(f"the program is for the unknown device {shown(item.type)}", REMEDY)
-    elif isinstance(item, schema.TensorMeta):
-        if item.dtype not in schema.SCALARS or item.layout != schema.STRIDED:
-            _refuse("the program uses sparse or unknown tensors", "Export a model of dense tensors only.")
-    elif isinstance(item, schema.Graph):
-        if item.custom_obj_values:
-            _refuse("the program uses a custom object", "Export a model of plain tensors only.")
+        _union(item)
+    rule = _RULES.get(type(item))
+    if rule is not None:
+        rule(item)
+
+
+def _union(item: schema.Union) -> None:
+    try:
+        kind, _ = schema.chosen(item)
+    except ValueError:
+        _refuse("the program holds a value of two kinds, or of none", REMEDY)
+    if kind in {"as_custom_obj", "as_operator", "custom_obj"}:
+        _refuse("the program uses a custom object or operator", PLAIN)
+
+
+def _symbolic(item: schema.SymIntArgument | schema.SymFloatArgument | schema.SymBoolArgument) -> None:
+    if isinstance(item.as_name, str):
+        _name(item.as_name)
+
+
+def _device(item: schema.Device) -> None:
+    if item.type not in DEVICES:
+        _refuse(f"the program is for the unknown device {shown(item.type)}", REMEDY)
+
+
+def _tensor(item: schema.TensorMeta) -> None:
+    if item.dtype not in schema.SCALARS or item.layout != schema.STRIDED:
+        _refuse("the program uses sparse or unknown tensors", "Export a model of dense tensors only.")
+
+
+def _graph(item: schema.Graph) -> None:
+    if item.custom_obj_values:
+        _refuse("the program uses a custom object", PLAIN)
+
+
+def _named(item: schema.TensorArgument | schema.GraphArgument) -> None:
+    _name(item.name)
 
 
 def _node(node: schema.Node) -> None:
@@ -172,11 +186,11 @@ def _node(node: schema.Node) -> None:
         _name(node.name)
     for argument in node.inputs:
         if argument.name:
-            _name(argument.name, may_be_self=True)
+            _name(argument.name, of_argument=True)
 
 
-def _name(text: str, *, may_be_self: bool = False) -> None:
-    if not trees.is_name(text) and not (may_be_self and text == "self"):
+def _name(text: str, *, of_argument: bool = False) -> None:
+    if not trees.is_name(text) and not (of_argument and text in trees.RESERVED):
         _refuse(f"the program holds the name {shown(text)}, which is no plain name", REMEDY)
 
 
@@ -185,6 +199,20 @@ def _expression(text: str) -> None:
         expressions.check(text)
     except expressions.NotAllowed:
         _refuse(f"the shape expression {shown(text)} is not allowed", REMEDY)
+
+
+_RULES: dict[type[msgspec.Struct], Callable[[Any], None]] = {
+    schema.TensorArgument: _named,
+    schema.GraphArgument: _named,
+    schema.SymIntArgument: _symbolic,
+    schema.SymFloatArgument: _symbolic,
+    schema.SymBoolArgument: _symbolic,
+    schema.Node: _node,
+    schema.SymExpr: lambda item: _expression(item.expr_str),
+    schema.Device: _device,
+    schema.TensorMeta: _tensor,
+    schema.Graph: _graph,
+}
 
 
 def _parameter_name(spec: schema.InputSpec) -> str:

@@ -20,7 +20,7 @@ REMEDY = (
     "Wrap the model so that forward takes tensors and returns a tensor, a tuple or a dict of tensors; export again."
 )
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,255}")
-_RESERVED = {"self", "torch", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree", "math", "operator", "args"}
+RESERVED = {"self", "torch", "device", "inf", "nan", "NoneType", "fx_pytree", "pytree", "math", "operator", "args"}
 _KINDS = {"builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
 
 
@@ -38,7 +38,7 @@ class Tree:
 
 def is_name(text: str) -> bool:
     """Whether torch may write `text` into the Python code that it generates: a plain identifier with no meaning there."""
-    return bool(_NAME.fullmatch(text)) and not keyword.iskeyword(text) and text[:2] != "__" and text not in _RESERVED
+    return bool(_NAME.fullmatch(text)) and not keyword.iskeyword(text) and text[:2] != "__" and text not in RESERVED
 
 
 def parse(text: str) -> Tree:

@@ -29,7 +29,7 @@ def check(folder: Path) -> list[str]:
     for node in tree.body:
         if isinstance(node, ast.FunctionDef) and node.name == "load":
             return [NOTE]
-    _refuse(f"{ENTRY} defines no function load(folder)")
+    raise Rejected(f"{ENTRY} defines no function load(folder)", remedy=REMEDY)
 
 
 def _refuse(reason: str) -> NoReturn:

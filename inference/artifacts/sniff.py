@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import NoReturn
@@ -116,38 +117,30 @@ def kind_of(path: Path) -> Kind:
 
 
 def _by_structure(path: Path, head: bytes, size: int) -> Kind:
-    if pickles.is_legacy_torch(head):
-        return Kind.TORCH_PICKLE
-    if pickles.is_pickle(head):
-        return Kind.PICKLE
-    if head[4:8] == b"TFL3":
-        return Kind.TFLITE
-    if head[257:262] == b"ustar":
-        return Kind.ARCHIVE
-    if safetensors.looks_like(head, size):
-        return Kind.SAFETENSORS
-    if stablehlo.looks_like(path):
-        return Kind.JAX
-    if onnx.looks_like(path):
-        return Kind.ONNX
-    return _text_kind(head)
+    marks: list[tuple[Kind, Callable[[], bool]]] = [
+        (Kind.TORCH_PICKLE, lambda: pickles.is_legacy_torch(head)),
+        (Kind.PICKLE, lambda: pickles.is_pickle(head)),
+        (Kind.TFLITE, lambda: head[4:8] == b"TFL3"),
+        (Kind.ARCHIVE, lambda: head[257:262] == b"ustar"),
+        (Kind.SAFETENSORS, lambda: safetensors.looks_like(head, size)),
+        (Kind.JAX, lambda: stablehlo.looks_like(path)),
+        (Kind.ONNX, lambda: onnx.looks_like(path)),
+    ]
+    return next((kind for kind, fits in marks if fits()), None) or _text_kind(head)
 
 
 def _zip_kind(path: Path) -> Kind:
     names = pickles.members(path)
-    if "archive_format" in names or any(name.startswith("models/") for name in names):
-        return Kind.PT2
-    if any(name.startswith(("data/aotinductor/", "aotinductor/")) for name in names):
-        return Kind.AOTI
-    if pickles.is_torchscript(names):
-        return Kind.TORCHSCRIPT
-    if pickles.is_torch_zip(names):
-        return Kind.TORCH_PICKLE
-    if "model.weights.h5" in names:
-        return Kind.KERAS
-    if names and all(name.endswith(".npy") for name in names):
-        return Kind.NUMPY
-    return Kind.ARCHIVE
+    marks = [
+        (Kind.PT2, "models/model.json" in names),
+        (Kind.AOTI, any(name.startswith(("data/aotinductor/", "aotinductor/")) for name in names)),
+        (Kind.PT2, "archive_format" in names),
+        (Kind.TORCHSCRIPT, pickles.is_torchscript(names)),
+        (Kind.TORCH_PICKLE, pickles.is_torch_zip(names)),
+        (Kind.KERAS, "model.weights.h5" in names),
+        (Kind.NUMPY, bool(names) and all(name.endswith(".npy") for name in names)),
+    ]
+    return next((kind for kind, fits in marks if fits), Kind.ARCHIVE)
 
 
 def _text_kind(head: bytes) -> Kind:
@@ -165,7 +158,7 @@ def _text_kind(head: bytes) -> Kind:
     return Kind.COMPANION
 
 
-def refuse(folder: Path, paths: list[str], found: list[tuple[str, Kind]]) -> NoReturn:
+def refuse(paths: list[str], found: Sequence[tuple[str, Kind]]) -> NoReturn:
     """Raises Rejected for a folder without a model, by the most telling of its files."""
     order = list(_SAYS)
     telling = sorted(

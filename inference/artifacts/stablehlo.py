@@ -6,7 +6,6 @@ compiled. Export-time safety checks are not repeated by JAX at load, so this lis
 
 from __future__ import annotations
 
-import mmap
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import NoReturn
 
 from inference.artifacts import safetensors
 from inference.artifacts.flatbuffer import Broken, Table
+from inference.artifacts.mapping import mapped
 from inference.artifacts.paths import shown
 from inference.errors import Rejected
 
@@ -60,9 +60,8 @@ def looks_like(path: Path) -> bool:
     size = path.stat().st_size
     if not 64 <= size <= MAX_BLOB_BYTES:
         return False
-    with path.open("rb") as source, mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        with memoryview(mapped) as data:
-            return _has_module(data)
+    with mapped(path) as data:
+        return _has_module(data)
 
 
 def _has_module(data: memoryview) -> bool:
