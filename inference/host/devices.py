@@ -109,7 +109,7 @@ def _vfio_chips(dev: Path, sys: Path) -> int:
 
 
 def fake(text: str) -> list[DeviceSeen]:
-    """ "cuda:2,tpu:4" = cuda:0, cuda:1, tpu:0 .. tpu:3, each with 16 GiB free."""
+    """For "cuda:2,tpu:4": cuda:0, cuda:1 and tpu:0 .. tpu:3, each with 16 GiB free."""
     found: list[DeviceSeen] = []
     for part in filter(None, (piece.strip() for piece in text.split(","))):
         match = FAKE.fullmatch(part)

@@ -74,12 +74,13 @@ class ForkServer:
         signal.set_wakeup_fd(wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         wire.send(self._sock, Standby(import_ms), [])
+        heard = self._sock.fileno()
         while True:
-            ready, _, _ = select.select([self._sock, wake_read], [], [])
+            ready, _, _ = select.select([heard, wake_read], [], [])
             if wake_read in ready:
                 os.read(wake_read, 4096)
                 self._reap()
-            if self._sock in ready and not self._obey():
+            if heard in ready and not self._obey():
                 return
 
     def _obey(self) -> bool:

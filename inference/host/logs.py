@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import time
 from pathlib import Path
 
 MAX_LOG_BYTES = 4 << 20
-KEEP_S = 7 * 24 * 3600.0
 MAX_FILES = 500
 
 
 def bound_logs(folder: Path, *, max_bytes: int = MAX_LOG_BYTES, max_files: int = MAX_FILES) -> None:
-    """Cut files over `max_bytes`, keeping one older copy; remove the oldest files above `max_files` or a week.
+    """Cut files over `max_bytes`, keeping one older copy; remove the oldest files above `max_files`.
 
     Children append (O_APPEND), so a file can be cut while it is written to.
     """
@@ -25,10 +23,9 @@ def bound_logs(folder: Path, *, max_bytes: int = MAX_LOG_BYTES, max_files: int =
             if path.suffix == ".log" and state.st_size > max_bytes:
                 _cut(path, max_bytes)
     found.sort(reverse=True)
-    oldest = time.time() - KEEP_S
-    for index, (at, path) in enumerate(found):
-        if index >= max_files or at < oldest:
-            path.unlink(missing_ok=True)
+    for _, path in found[max_files:]:
+        path.unlink(missing_ok=True)
+
 
 
 def _cut(path: Path, keep_bytes: int) -> None:

@@ -128,6 +128,8 @@ class ForkServerProcess:
                 await self._life()
             except (OSError, ClientError, TimeoutError) as error:
                 log.warning("forkserver.failed", error=str(error) or type(error).__name__)
+            except Exception:
+                log.exception("forkserver.failed")
             failures = 1 if time.monotonic() - began > STEADY_S else failures + 1
             await asyncio.sleep(wait_s(POLICY, failures, 0.5))
 
@@ -162,7 +164,7 @@ class ForkServerProcess:
         try:
             async with asyncio.timeout(IMPORT_TIMEOUT_S) as patience:
                 while True:
-                    await readable(sock)
+                    await wire.readable(sock)
                     messages = inbox.receive(sock)
                     if messages is None:
                         log.warning("forkserver.ended")
@@ -224,14 +226,3 @@ def _unwanted(pidfd: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     os.close(pidfd)
-
-
-async def readable(sock: socket.socket) -> None:
-    """Return when `sock` can be read."""
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(sock, lambda: ready.done() or ready.set_result(None))
-    try:
-        await ready
-    finally:
-        loop.remove_reader(sock)

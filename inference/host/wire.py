@@ -75,10 +75,26 @@ async def send_soon(sock: socket.socket, message: msgspec.Struct, descriptors: l
     await loop.sock_sendall(sock, data[sent:])
 
 
+async def readable(sock: socket.socket) -> None:
+    """Return when `sock` can be read."""
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(sock, _settle, ready)
+    try:
+        await ready
+    finally:
+        loop.remove_reader(sock)
+
+
 async def _writable(loop: asyncio.AbstractEventLoop, sock: socket.socket) -> None:
     ready: asyncio.Future[None] = loop.create_future()
-    loop.add_writer(sock, lambda: ready.done() or ready.set_result(None))
+    loop.add_writer(sock, _settle, ready)
     try:
         await ready
     finally:
         loop.remove_writer(sock)
+
+
+def _settle(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)
