@@ -1,0 +1,5 @@
+"""WebSocket routes of the console."""
+
+from typing import Any
+
+websocket_urlpatterns: list[Any] = []
