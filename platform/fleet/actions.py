@@ -8,7 +8,7 @@ does is in reconciling.py, what a host reports in reporting.py.
 from __future__ import annotations
 
 from django.db import transaction
-from django.db.models import Case, F, When
+from django.db.models import Case, F, PositiveIntegerField, When
 
 from accounts import audit
 from accounts.permissions import Actor, Verb, require
@@ -93,7 +93,11 @@ def restart_replica(*, replica: Replica, actor: Actor) -> Replica:
     require(actor, Verb.OPERATE, replica.deployment)
     version = replica.deployment.version
     # The address outlives the restart, so what gateways are told moves on with the generation.
-    routed = Case(When(route_generation=F("generation"), then=F("generation") + 1), default=F("route_generation"))
+    routed = Case(
+        When(route_generation=F("generation"), then=F("generation") + 1),
+        default=F("route_generation"),
+        output_field=PositiveIntegerField(),
+    )
     with transaction.atomic():
         changed = Replica.objects.filter(id=replica.id, generation=replica.generation, wanted="run").update(
             generation=F("generation") + 1, route_generation=routed, phase="pending", message="", restarts=0
