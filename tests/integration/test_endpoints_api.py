@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pytest
+from rest_framework.test import APIClient
+
 from accounts import keys
 from accounts.models import ApiKey, Role, Team
 from endpoints.models import Endpoint
 from fleet import actions as fleet
 from fleet.models import Host, Replica
-from rest_framework.test import APIClient
-from telemetry.models import StoredSample
-
 from inference.protocol.supervision import Seen
+from telemetry.models import StoredSample
 from tests.support.fleet_cast import devices, team, version
 
 pytestmark = [pytest.mark.django_db]

@@ -5,16 +5,16 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
-from accounts.models import AuditEntry, Role
 from django.db import connection, connections
 from django.db.models.functions import Now
+
+from accounts.models import AuditEntry, Role
 from fleet import actions, reconciling
 from fleet.models import Deployment, Host, Reconciliation, Replica
-from worker.agent import BUSY_S, IDLE_S, converge_once
-
 from inference.errors import Conflict, Forbidden, InvalidInput
 from inference.protocol.supervision import Seen
 from tests.support.fleet_cast import Rules, devices, lapse, person, team, version
+from worker.agent import BUSY_S, IDLE_S, converge_once
 
 pytestmark = pytest.mark.django_db(transaction=True)
 

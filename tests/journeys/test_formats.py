@@ -11,9 +11,10 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from websockets.sync.client import connect
+
 from tests.support import artifacts
 from tests.support.house import House
-from websockets.sync.client import connect
 
 pytestmark = pytest.mark.timeout(180)
 RNG = np.random.default_rng(5)

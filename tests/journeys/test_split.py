@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
-from pathlib import Path
+
 from tests.support import artifacts
 from tests.support.house import House, until
 

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, replace
 from accounts.models import Membership, Role, Team, User
 from accounts.permissions import Actor, actor_of_user
 from fleet.models import Host
-from registry.models import Model, Version, VersionStatus
-
 from inference.protocol.status import ReplicaPhase
 from inference.protocol.supervision import DeviceSeen, ReplicaSeen, ReplicaSpec, Seen, ValidationSeen, ValidationSpec
+from registry.models import Model, Version, VersionStatus
 
 GIB = 1 << 30
 SIGNATURE = {
