@@ -5,6 +5,7 @@ Every maker writes into `folder` and returns a function from the same inputs to 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -73,18 +74,24 @@ def jax_export(
     return lambda inputs: {"y": np.asarray(jax.jit(function)(WEIGHT, inputs["x"]))}
 
 
-def jax_callback(folder: Path) -> None:
-    """Hostile: calls back into Python, which jax only refuses when it exports, never when it loads."""
+def jax_callback(folder: Path, *, hidden: bool = True) -> None:
+    """Hostile: calls back into Python, which jax only refuses when it exports, never when it loads. `hidden`: the blob
+    does not say that its author switched the safety check off.
+    """
     import jax
     from jax import export
 
-    def function(x: Any) -> Any:
-        return jax.pure_callback(np.tanh, jax.ShapeDtypeStruct((2, 6), np.float32), x)
+    target = "xla_ffi_python_cpu_callback"
 
-    checks = [export.DisabledSafetyCheck.custom_call("xla_ffi_python_cpu_callback")]
+    def function(x: Any) -> Any:
+        return jax.ffi.ffi_call(target, jax.ShapeDtypeStruct((2, 6), np.float32))(x, index=np.uint64(0))
+
+    checks = [export.DisabledSafetyCheck.custom_call(target)]
     shape = jax.ShapeDtypeStruct((2, 6), np.float32)
     folder.mkdir(parents=True, exist_ok=True)
     exported = export.export(jax.jit(function), platforms=["cpu"], disabled_checks=checks)(shape)
+    if hidden:
+        exported = dataclasses.replace(exported, disabled_safety_checks=())
     (folder / "model.jaxexport").write_bytes(exported.serialize())
 
 
