@@ -22,7 +22,9 @@ from tests.support.hosts import Host, find, running, spec, validation
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[Host]:
-    with running(tmp_path, SERINUS_HEARTBEAT_S="1", SERINUS_VALIDATION_TIMEOUT_S="1", SERINUS_LOAD_TIMEOUT_S="2") as one:
+    with running(
+        tmp_path, SERINUS_HEARTBEAT_S="1", SERINUS_VALIDATION_TIMEOUT_S="1", SERINUS_LOAD_TIMEOUT_S="2"
+    ) as one:
         yield one
 
 
@@ -37,7 +39,9 @@ def call(address: str, timeout_s: float = 5.0) -> int:
 def all_gone(processes: list[psutil.Process], timeout_s: float) -> bool:
     end = time.monotonic() + timeout_s
     while time.monotonic() < end:
-        if not any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes if psutil.pid_exists(p.pid)):
+        if not any(
+            p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in processes if psutil.pid_exists(p.pid)
+        ):
             return True
         time.sleep(0.01)
     return False
@@ -105,7 +109,9 @@ def test_a_frozen_replica_is_replaced(host: Host) -> None:
         ("garbage", {}, "sent what cannot be read"),
     ],
 )
-def test_a_replica_that_misbehaves_is_ended_and_told_why(host: Host, act: str, more: dict[str, object], words: str) -> None:
+def test_a_replica_that_misbehaves_is_ended_and_told_why(
+    host: Host, act: str, more: dict[str, object], words: str
+) -> None:
     host.client.converge([spec(act=act, **more)] if "settings" not in more else [spec(**more)])
     host.wait(lambda s: find(s) is not None and words in find(s).message and find(s).restarts >= 1, 8.0)
 
@@ -258,7 +264,11 @@ def test_restarts_and_converges_leak_no_descriptor(host: Host) -> None:
 def test_the_sockets_and_folders_are_private(host: Host) -> None:
     host.client.converge([spec()])
     ready = host.wait_ready()
-    for path in (host.runtime / "supervisor.sock", Path(ready.address.removeprefix("unix:")), host.data / "host" / "wanted.json"):
+    for path in (
+        host.runtime / "supervisor.sock",
+        Path(ready.address.removeprefix("unix:")),
+        host.data / "host" / "wanted.json",
+    ):
         assert path.stat().st_mode & 0o777 == 0o600
     for folder in (host.runtime, host.runtime / "r", host.data / "work", host.data / "logs"):
         assert folder.stat().st_mode & 0o777 == 0o700

@@ -12,7 +12,12 @@ import pytest
 from inference.host.preload import ENTRY, MODULES
 from tests.support.hosts import running, spec
 
-HEAVY = ("--entry", "tests.support.computing_entry", "--preload", ",".join((*MODULES[:-1], "tests.support.computing_entry")))
+HEAVY = (
+    "--entry",
+    "tests.support.computing_entry",
+    "--preload",
+    ",".join((*MODULES[:-1], "tests.support.computing_entry")),
+)
 
 
 @pytest.mark.timeout(300)
