@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+
 from accounts.models import AuditEntry, Role
 from endpoints import actions
 from endpoints.models import Endpoint, Variant
 from fleet.models import Deployment
-
 from inference.errors import Conflict, Forbidden, InvalidInput
 from tests.support.fleet_cast import person, team, version
 

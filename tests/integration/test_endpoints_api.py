@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import pytest
+from rest_framework.test import APIClient
+
 from accounts import keys
 from accounts.models import ApiKey, Role, Team
 from endpoints.models import Endpoint
 from fleet import actions as fleet
 from fleet.models import Host, Replica
-from rest_framework.test import APIClient
-from telemetry.models import StoredSample
-
 from inference.protocol.supervision import Seen
+from telemetry.models import StoredSample
 from tests.support.fleet_cast import devices, team, version
 
 pytestmark = [pytest.mark.django_db]
 
 
 @pytest.fixture(autouse=True)
-def _no_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+def _lean(monkeypatch: pytest.MonkeyPatch, settings) -> None:
+    """No broker, and no static files, whose folder is collected by `serinus up` only."""
     from accounts import wakeups
 
+    settings.MIDDLEWARE = [name for name in settings.MIDDLEWARE if "whitenoise" not in name]
     monkeypatch.setattr(wakeups, "send", lambda *args, **kwargs: None)
 
 

@@ -6,12 +6,12 @@ from datetime import timedelta
 
 import pytest
 import redis
-from accounts.models import ApiKey, Role
 from django.db.models.functions import Now
+
+from accounts.models import ApiKey, Role
 from endpoints import actions, publish
 from endpoints.models import PublishedTable
 from fleet.models import Deployment, Host, Replica
-
 from inference.protocol.routes import TABLE_CHANNEL, TABLE_KEY, RoutingTable, decode
 from tests.support.fleet_cast import person, team, version
 

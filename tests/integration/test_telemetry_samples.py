@@ -7,11 +7,11 @@ import time
 import msgspec
 import pytest
 import redis
-from telemetry import actions, queries, tasks
-from telemetry.models import StoredSample
 
 from inference.protocol.routes import SAMPLES_STREAM
 from inference.protocol.samples import Sample, bucket_of
+from telemetry import actions, queries, tasks
+from telemetry.models import StoredSample
 
 pytestmark = pytest.mark.django_db
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from endpoints.shares import make_room
 from hypothesis import given
 from hypothesis import strategies as st
+
+from endpoints.shares import make_room
 
 
 def test_the_others_keep_their_proportions() -> None:

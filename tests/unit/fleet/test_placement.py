@@ -7,6 +7,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fleet.placement import (
     GIB,
     DeploymentView,
@@ -19,8 +22,6 @@ from fleet.placement import (
     Stop,
     place,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 ALIVE = NOW + timedelta(seconds=5)
