@@ -18,9 +18,11 @@ pytestmark = [pytest.mark.django_db]
 
 
 @pytest.fixture(autouse=True)
-def _no_broker(monkeypatch: pytest.MonkeyPatch) -> None:
+def _lean(monkeypatch: pytest.MonkeyPatch, settings) -> None:
+    """No broker, and no static files, whose folder is collected by `serinus up` only."""
     from accounts import wakeups
 
+    settings.MIDDLEWARE = [name for name in settings.MIDDLEWARE if "whitenoise" not in name]
     monkeypatch.setattr(wakeups, "send", lambda *args, **kwargs: None)
 
 

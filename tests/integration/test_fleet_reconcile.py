@@ -12,7 +12,8 @@ from accounts.models import AuditEntry, Role
 from fleet import actions, reconciling
 from fleet.models import Deployment, Host, Reconciliation, Replica
 from inference.errors import Conflict, Forbidden, InvalidInput
-from inference.protocol.supervision import Seen
+from inference.protocol.status import ReplicaPhase
+from inference.protocol.supervision import ReplicaSeen, Seen
 from tests.support.fleet_cast import Rules, devices, lapse, person, team, version
 from worker.agent import BUSY_S, IDLE_S, converge_once
 
@@ -299,17 +300,20 @@ def test_draining_needs_a_superuser() -> None:
         actions.set_draining(host=Host.objects.get(), draining=True, actor=person("ann", Role.ADMIN))
 
 
-def test_a_restart_is_a_new_generation_at_the_same_address(long_up: None) -> None:
+def test_a_restart_is_a_new_generation_and_the_old_one_is_known_until_it_is_ready(long_up: None) -> None:
     a = Rules("a")
     converge_once("a", a)
     actions.want(version=version(), replicas=1)
     settle(a)
     row = Replica.objects.get()
     actions.restart_replica(replica=row, actor=person("op", Role.OPERATOR))
-    assert (row.generation, row.route_generation, row.phase) == (2, 2, "pending")
-    settle(a)
-    after = Replica.objects.get()
-    assert (after.phase, after.route_address) == ("ready", row.route_address)
+    assert (row.generation, row.route_generation, row.phase) == (2, 1, "pending")
+    old = ReplicaSeen(str(row.id), 1, ReplicaPhase.READY, row.route_address)
+    for phase, known in ((ReplicaPhase.LOADING, 1), (ReplicaPhase.READY, 2)):
+        new = ReplicaSeen(str(row.id), 2, phase, "unix:/run/a/new")
+        actions.record_seen("a", Seen("boot", 1, [new, old]))
+        row.refresh_from_db()
+        assert (row.phase, row.route_generation) == (phase.value, known)
     stale = Replica.objects.get()
     stale.generation = 1
     with pytest.raises(Conflict):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from accounts.models import Membership, Role, Team, User
@@ -76,11 +77,11 @@ class Rules:
         ReplicaPhase.BACKOFF: ReplicaPhase.STARTING,
     }
 
-    def converge(self, replicas: list[ReplicaSpec], validations: list[ValidationSpec]) -> Seen:
+    def converge(self, replicas: Sequence[ReplicaSpec], validations: Sequence[ValidationSpec] = ()) -> Seen:
         if self.down:
             raise ConnectionRefusedError("no supervisor")
-        self.told.append(replicas)
-        self.asked_to_validate = validations
+        self.told.append(list(replicas))
+        self.asked_to_validate = list(validations)
         before, self.held = self.held, {}
         for spec in replicas:
             old = before.get(spec.id)
