@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from django.contrib.auth.models import AbstractUser
 from django.db import models
+from django.db.models.functions import Now
 
 
 class Role(models.TextChoices):
@@ -90,3 +91,17 @@ class AuditEntry(models.Model):
 
     def __str__(self) -> str:
         return f"{self.actor} {self.verb} {self.object_name}"
+
+
+class LoginFailure(models.Model):
+    """A login that did not succeed (yet). Counted by accounts.login, forgotten after a success or a while."""
+
+    username = models.CharField(max_length=150)
+    address = models.CharField(max_length=45)
+    at = models.DateTimeField(db_default=Now(), db_index=True)
+
+    class Meta:
+        indexes: ClassVar = [models.Index(fields=["username", "at"]), models.Index(fields=["address", "at"])]
+
+    def __str__(self) -> str:
+        return f"{self.username} from {self.address}"

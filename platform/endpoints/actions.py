@@ -1,1 +1,226 @@
-"""The only writer of this app's rows: transaction, compare-and-swap, audit entry, on_commit."""
+"""The only writer of this app's rows: transaction, compare-and-swap, audit entry, on_commit.
+
+A change locks the endpoint's row, checks the revision that the caller read, and asks for a new routing table when it
+is committed. The shares of an endpoint's variants always sum to 10,000 basis points.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+from django.db import transaction
+
+from accounts import audit
+from accounts.permissions import Actor, Verb, require
+from accounts.wakeups import send_on_commit
+from endpoints.models import Endpoint, Variant
+from endpoints.shares import make_room
+from fleet import actions as fleet
+from fleet import messages
+from inference.errors import Conflict, InvalidInput
+from inference.protocol.routes import WEIGHT_TOTAL_BP
+from registry.models import Version
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+ROLE = Variant.VariantRole
+
+
+def deploy(
+    *,
+    version: Version,
+    actor: Actor,
+    endpoint_name: str | None = None,
+    replicas: int = 1,
+    device: str = "any",
+    weight_bp: int | None = None,
+    access: str = Endpoint.Access.KEY,
+) -> Endpoint:
+    """Puts a version behind a public name (by default its model's) and wishes replicas for it.
+
+    The first version gets all traffic; a later one enters at weight 0 unless `weight_bp` is given, which the others
+    make room for in proportion. Raises InvalidInput, Conflict or Forbidden.
+    """
+    require(actor, Verb.DEPLOY, version)
+    if weight_bp is not None and not 0 <= weight_bp <= WEIGHT_TOTAL_BP:
+        raise InvalidInput(f"a weight is from 0 to {WEIGHT_TOTAL_BP} basis points")
+    with transaction.atomic():
+        endpoint = _endpoint_for(version, endpoint_name or version.model.name, access, actor)
+        before = weights_of(endpoint)
+        shares = dict(before)
+        if not any(shares.values()):
+            shares = dict.fromkeys(shares, 0) | {version.number: WEIGHT_TOTAL_BP}
+        elif weight_bp is not None:
+            shares = make_room(shares, version.number, weight_bp)
+        Variant.objects.get_or_create(
+            endpoint=endpoint,
+            version=version,
+            defaults={"role": ROLE.CANARY if before else ROLE.PRIMARY},
+        )
+        _write_shares(endpoint, shares)
+        fleet.want(version=version, replicas=max(1, replicas), device=device)
+        after = {"weights": _named(weights_of(endpoint)), "replicas": replicas, "device": device}
+        _changed(endpoint, actor, "deploy", before={"weights": _named(before)}, after=after)
+    return endpoint
+
+
+def set_weights(
+    *, endpoint: Endpoint, weights: dict[int, int], actor: Actor, revision: int | None = None, reason: str = ""
+) -> Endpoint:
+    """Splits the traffic: version number -> basis points; who is not named gets none.
+
+    Raises InvalidInput for unknown versions or a wrong sum, Conflict when `revision` is not the newest.
+    """
+    require(actor, Verb.DEPLOY, endpoint)
+    if any(not 0 <= share <= WEIGHT_TOTAL_BP for share in weights.values()) or sum(weights.values()) != WEIGHT_TOTAL_BP:
+        raise InvalidInput(f"weights must be from 0 to {WEIGHT_TOTAL_BP} and sum to {WEIGHT_TOTAL_BP} basis points")
+    with transaction.atomic():
+        endpoint = _locked(endpoint, revision)
+        before = weights_of(endpoint)
+        unknown = sorted(set(weights) - set(before))
+        if unknown:
+            raise InvalidInput(f"endpoint '{endpoint.name}' has no version {unknown[0]}: deploy it first")
+        _write_shares(endpoint, dict.fromkeys(before, 0) | weights)
+        named = {"weights": _named(weights_of(endpoint))}
+        _changed(endpoint, actor, "set_weights", before={"weights": _named(before)}, after=named, reason=reason)
+    return endpoint
+
+
+def undeploy(*, endpoint: Endpoint, number: int, actor: Actor, revision: int | None = None) -> Endpoint:
+    """Takes a version away from an endpoint and stops its replicas, unless another endpoint needs them.
+
+    Raises Conflict while it has traffic and others could take it, InvalidInput when it is not there.
+    """
+    require(actor, Verb.DEPLOY, endpoint)
+    with transaction.atomic():
+        endpoint = _locked(endpoint, revision)
+        before = weights_of(endpoint)
+        variant = endpoint.variants.select_related("version").filter(version__number=number).first()
+        if variant is None:
+            raise InvalidInput(f"endpoint '{endpoint.name}' has no version {number}")
+        if variant.weight_bp and len(before) > 1:
+            share = f"{variant.weight_bp / 100:g} %"
+            raise Conflict(f"version {number} still gets {share} of the traffic: give its share to another one first")
+        variant.delete()
+        _release(variant.version)
+        named = {"weights": _named(weights_of(endpoint))}
+        _changed(endpoint, actor, "undeploy", before={"weights": _named(before)}, after=named)
+    return endpoint
+
+
+def delete_endpoint(*, endpoint: Endpoint, actor: Actor) -> None:
+    """Removes the public name; replicas that no other endpoint needs stop."""
+    require(actor, Verb.DEPLOY, endpoint)
+    with transaction.atomic():
+        endpoint = _locked(endpoint, None)
+        before = {"weights": _named(weights_of(endpoint)), "access": endpoint.access}
+        versions = [variant.version for variant in endpoint.variants.select_related("version")]
+        audit.record(actor, "delete", "endpoint", endpoint.name, team=endpoint.team, before=before)
+        endpoint.delete()
+        for version in versions:
+            _release(version)
+        send_on_commit(messages.PUBLISH)
+
+
+def set_access(*, endpoint: Endpoint, access: str, actor: Actor, revision: int | None = None) -> Endpoint:
+    """Opens an endpoint to everybody ("public") or to key holders only ("key")."""
+    require(actor, Verb.OPERATE, endpoint)
+    _check_access(access)
+    with transaction.atomic():
+        endpoint = _locked(endpoint, revision)
+        before = {"access": endpoint.access}
+        Endpoint.objects.filter(pk=endpoint.pk).update(access=access)
+        _changed(endpoint, actor, "set_access", before=before, after={"access": access})
+    return endpoint
+
+
+def weights_of(endpoint: Endpoint) -> dict[int, int]:
+    """Version number -> basis points."""
+    return dict(endpoint.variants.order_by("version__number").values_list("version__number", "weight_bp"))
+
+
+def _endpoint_for(version: Version, name: str, access: str, actor: Actor) -> Endpoint:
+    """The endpoint of this name, locked; created when there is none."""
+    if not NAME.fullmatch(name):
+        raise InvalidInput(
+            "an endpoint's name has up to 64 letters, digits, '-' and '_', and begins with one of the first"
+        )
+    _check_access(access)
+    found = Endpoint.objects.select_for_update().filter(name=name).first()
+    if found is None:
+        if access == Endpoint.Access.PUBLIC:
+            require(actor, Verb.OPERATE, version)
+        first = {
+            "team": version.model.team,
+            "model": version.model,
+            "access": access,
+            "salt": secrets.token_hex(8),
+            "created_by": actor.user,
+        }
+        found, _ = Endpoint.objects.select_for_update().get_or_create(name=name, defaults=first)
+    if found.model_id != version.model_id:
+        raise Conflict(f"endpoint '{name}' already serves another model: all its variants are versions of one model")
+    return found
+
+
+def _check_access(access: str) -> None:
+    if access not in Endpoint.Access.values:
+        raise InvalidInput(f"access must be one of {', '.join(Endpoint.Access.values)}")
+
+
+def _locked(endpoint: Endpoint, revision: int | None) -> Endpoint:
+    """The endpoint as it is now, locked. Raises Conflict when it is gone or not at `revision` any more."""
+    found = Endpoint.objects.select_for_update(of=("self",)).select_related("team").filter(pk=endpoint.pk).first()
+    if found is None:
+        raise Conflict(f"endpoint '{endpoint.name}' has been deleted")
+    if revision is not None and found.revision != revision:
+        raise Conflict(f"endpoint '{found.name}' is at revision {found.revision}, not {revision}: read it again")
+    return found
+
+
+def _write_shares(endpoint: Endpoint, shares: dict[int, int]) -> None:
+    """Writes weights; who takes everything is the primary, and the others are canaries."""
+    for number, share in shares.items():
+        changed = {"weight_bp": share}
+        if share == WEIGHT_TOTAL_BP:
+            endpoint.variants.exclude(version__number=number).exclude(role=ROLE.SHADOW).update(role=ROLE.CANARY)
+            endpoint.variants.filter(version__number=number).update(role=ROLE.PRIMARY)
+        endpoint.variants.filter(version__number=number).update(**changed)
+
+
+def _release(version: Version) -> None:
+    if not Variant.objects.filter(version=version).exists():
+        fleet.want(version=version, replicas=0)
+
+
+def _changed(
+    endpoint: Endpoint,
+    actor: Actor,
+    verb: str,
+    *,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+    reason: str = "",
+) -> None:
+    """Counts the revision on, audits, and asks for a new routing table on commit."""
+    moved = Endpoint.objects.filter(pk=endpoint.pk, revision=endpoint.revision).update(revision=endpoint.revision + 1)
+    if moved != 1:
+        raise Conflict
+    audit.record(
+        actor,
+        verb,
+        "endpoint",
+        endpoint.name,
+        team=endpoint.team,
+        before=dict(before),
+        after=dict(after),
+        reason=reason,
+    )
+    endpoint.refresh_from_db()
+    send_on_commit(messages.PUBLISH)
+
+
+def _named(weights: dict[int, int]) -> dict[str, int]:
+    return {str(number): share for number, share in weights.items()}

@@ -65,8 +65,9 @@ class Deployment(models.Model):
 class Replica(models.Model):
     """One wanted process. `generation` is the fencing token: a host that holds an older one has lost the replica.
 
-    wanted: "run" or "stop". phase: inference.protocol.status.ReplicaPhase as last seen, "pending" before that,
-    "lost" when its host's lease lapsed.
+    wanted: "run" or "stop" (for good). phase: inference.protocol.status.ReplicaPhase as last seen, "pending" before
+    that, "lost" when its host's lease lapsed. route_address and route_generation: what gateways are told, that is
+    where it was last ready; they stay while it restarts, is lost or moves, until a newer generation is ready.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4)
@@ -78,6 +79,8 @@ class Replica(models.Model):
     phase = models.CharField(max_length=16, default="pending")
     seen_generation = models.PositiveIntegerField(default=0)
     address = models.CharField(max_length=200, blank=True)
+    route_address = models.CharField(max_length=200, blank=True)
+    route_generation = models.PositiveIntegerField(default=0)
     pid = models.IntegerField(default=0)
     restarts = models.IntegerField(default=0)
     message = models.CharField(max_length=1000, blank=True)
@@ -87,5 +90,20 @@ class Replica(models.Model):
     ready_at = models.DateTimeField(null=True)
     created_at = models.DateTimeField(auto_now_add=True)
 
+    class Meta:
+        ordering: ClassVar = ["created_at", "id"]
+
     def __str__(self) -> str:
         return str(self.id)
+
+
+class Reconciliation(models.Model):
+    """The one row (id 1) that says when the reconciler last saw this database, and until when no host is declared
+    lost: leases that lapsed while nobody could renew them say nothing about their hosts.
+    """
+
+    at = models.DateTimeField(null=True)
+    grace_until = models.DateTimeField(null=True)
+
+    def __str__(self) -> str:
+        return f"reconciled at {self.at}"

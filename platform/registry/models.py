@@ -47,6 +47,7 @@ class Version(models.Model):
 
     manifest: inference.artifacts.manifest.Manifest as JSON; digest: its sha256. signature, format, tier, settings and
     report are written once, by validation; afterwards a database trigger refuses to change what the version is.
+    code_allowed: its uploader had the right to upload code; wanted_alias: the alias to set when it is ready.
     """
 
     model = models.ForeignKey(Model, models.PROTECT, related_name="versions")
@@ -66,10 +67,19 @@ class Version(models.Model):
     created_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
     creator = models.CharField(max_length=200, blank=True)
     approved_by = models.CharField(max_length=200, blank=True)
+    code_allowed = models.BooleanField(default=False)
+    wanted_alias = models.CharField(max_length=64, blank=True)
     created_at = models.DateTimeField(auto_now_add=True)
 
     class Meta:
-        constraints: ClassVar = [models.UniqueConstraint(fields=["model", "number"], name="number_once_per_model")]
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["model", "number"], name="number_once_per_model"),
+            models.UniqueConstraint(
+                fields=["model", "digest"],
+                condition=~models.Q(status__in=["rejected", "archived"]),
+                name="content_once_per_model",
+            ),
+        ]
         ordering: ClassVar = ["-number"]
 
     def __str__(self) -> str:
@@ -119,16 +129,32 @@ class Blob(models.Model):
         return self.sha256
 
 
+class VersionFile(models.Model):
+    """Which blob a version needs, as an index of its manifest: for "who may use this content?" and "is it unused?"."""
+
+    version = models.ForeignKey(Version, models.CASCADE, related_name="file_rows")
+    blob = models.ForeignKey(Blob, models.PROTECT, related_name="file_rows")
+    path = models.CharField(max_length=512)
+
+    class Meta:
+        constraints: ClassVar = [models.UniqueConstraint(fields=["version", "path"], name="path_once_per_version")]
+
+    def __str__(self) -> str:
+        return f"{self.version}/{self.path}"
+
+
 class Upload(models.Model):
     """A file on its way in, by tus 1.0. Its offset is the size of its quarantine file, so a crash loses nothing.
 
     When the last byte is there, the file moves into the store under its digest and `sha256` is set.
+    declared_sha256: what the client said the whole file's digest will be.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4)
     filename = models.CharField(max_length=500)
     length = models.BigIntegerField()
-    sha256 = models.CharField(max_length=64, blank=True)
+    sha256 = models.CharField(max_length=64, blank=True, db_index=True)
+    declared_sha256 = models.CharField(max_length=64, blank=True)
     team = models.ForeignKey(Team, models.CASCADE, related_name="+")
     owner = models.CharField(max_length=200)
     created_at = models.DateTimeField(auto_now_add=True)

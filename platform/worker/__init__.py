@@ -1,1 +1,1 @@
-"""The host agent (Celery): converges this host's replicas to what is wanted. Owns no process and has no models."""
+"""The host agent: converges this host's replicas and validations to what the rows want. No models of its own."""

@@ -1,0 +1,204 @@
+"""The control API's endpoints: only those of the actor's teams exist for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db.models import QuerySet
+from drf_spectacular.types import OpenApiTypes
+from drf_spectacular.utils import OpenApiParameter, extend_schema
+from rest_framework import mixins, serializers, status, viewsets
+from rest_framework.decorators import action
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from accounts.pagination import KeysetPagination
+from accounts.permissions import Actor, actor_of, visible
+from endpoints import actions
+from endpoints.models import Endpoint, Variant
+from fleet.actions import MAX_REPLICAS
+from fleet.models import Deployment, Replica
+from inference.errors import Conflict, Forbidden, InvalidInput, NotFound
+from inference.protocol.routes import WEIGHT_TOTAL_BP
+from registry.models import Version
+from telemetry import queries
+
+MAX_METRICS_S = 24 * 3600
+NAME = {"max_length": 64, "help_text": "letters, digits, '-' and '_'"}
+
+
+class VariantSerializer(serializers.ModelSerializer[Variant]):
+    """A version behind the endpoint, with its share and how its replicas stand."""
+
+    version = serializers.IntegerField(source="version.number")
+    replicas = serializers.SerializerMethodField()
+    ready = serializers.SerializerMethodField()
+    device = serializers.SerializerMethodField()
+    reason = serializers.SerializerMethodField()
+
+    class Meta:
+        model = Variant
+        fields = ("version", "weight_bp", "role", "replicas", "ready", "device", "reason")
+
+    def _wish(self, variant: Variant) -> Deployment | None:
+        return getattr(variant.version, "deployment", None)
+
+    def get_replicas(self, variant: Variant) -> int:
+        wish = self._wish(variant)
+        return wish.replicas if wish else 0
+
+    def get_ready(self, variant: Variant) -> int:
+        wish = self._wish(variant)
+        rows: list[Replica] = list(wish.replica_set.all()) if wish else []
+        return sum(row.wanted == "run" and row.phase == "ready" for row in rows)
+
+    def get_device(self, variant: Variant) -> str:
+        wish = self._wish(variant)
+        return wish.device if wish else ""
+
+    def get_reason(self, variant: Variant) -> str:
+        wish = self._wish(variant)
+        return wish.reason if wish else ""
+
+
+class EndpointSerializer(serializers.ModelSerializer[Endpoint]):
+    model = serializers.CharField(source="model.name")
+    team = serializers.CharField(source="team.name")
+    variants = VariantSerializer(many=True)
+
+    class Meta:
+        model = Endpoint
+        fields = ("name", "model", "team", "access", "revision", "timeout_ms", "queue_limit", "variants", "created_at")
+
+
+class DeploySerializer(serializers.Serializer[Any]):
+    """Put this version behind this name; without `name`, behind its model's."""
+
+    name = serializers.CharField(required=False, **NAME)
+    model = serializers.CharField(max_length=64)
+    version = serializers.IntegerField(min_value=1, max_value=2**31 - 1)
+    replicas = serializers.IntegerField(min_value=1, max_value=MAX_REPLICAS, default=1)
+    device = serializers.CharField(max_length=16, default="any")
+    weight_bp = serializers.IntegerField(min_value=0, max_value=WEIGHT_TOTAL_BP, required=False)
+    access = serializers.ChoiceField(choices=Endpoint.Access.choices, default=Endpoint.Access.KEY)
+
+
+class WeightsSerializer(serializers.Serializer[Any]):
+    """Version number -> basis points, summing to 10,000; `revision` guards against somebody else's change."""
+
+    weights = serializers.DictField(
+        child=serializers.IntegerField(min_value=0, max_value=WEIGHT_TOTAL_BP), allow_empty=False
+    )
+    revision = serializers.IntegerField(required=False, min_value=1)
+    reason = serializers.CharField(required=False, max_length=500, allow_blank=True, default="")
+
+    def validate_weights(self, weights: dict[str, int]) -> dict[int, int]:
+        if not all(number.isascii() and number.isdigit() and len(number) < 10 for number in weights):
+            raise serializers.ValidationError("keys must be version numbers")
+        return {int(number): share for number, share in weights.items()}
+
+
+class AccessSerializer(serializers.Serializer[Any]):
+    access = serializers.ChoiceField(choices=Endpoint.Access.choices)
+    revision = serializers.IntegerField(required=False, min_value=1)
+
+
+class ByName(KeysetPagination):
+    ordering = "name"
+
+
+class EndpointViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet[Endpoint]):
+    """Public names behind which versions of one model answer."""
+
+    serializer_class = EndpointSerializer
+    pagination_class = ByName
+    lookup_field = "name"
+    lookup_value_regex = "[A-Za-z0-9_-]{1,64}"
+
+    def get_queryset(self) -> QuerySet[Endpoint]:
+        rows = Endpoint.objects.select_related("team", "model").prefetch_related(
+            "variants__version__deployment__replica_set"
+        )
+        return visible(actor_of(self.request), rows)
+
+    @extend_schema(request=DeploySerializer, responses={201: EndpointSerializer})
+    def create(self, request: Request) -> Response:
+        """Deploys a version, making the endpoint if there is none of that name."""
+        asked = DeploySerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        return self._deploy(actor_of(request), dict(asked.validated_data))
+
+    @extend_schema(request=DeploySerializer, responses={201: EndpointSerializer})
+    @action(detail=True, methods=["post"])
+    def deploy(self, request: Request, name: str) -> Response:
+        """Deploys a version of its model behind this endpoint."""
+        endpoint = self.get_object()
+        asked = DeploySerializer(data={**request.data, "name": name, "model": endpoint.model.name})
+        asked.is_valid(raise_exception=True)
+        return self._deploy(actor_of(request), dict(asked.validated_data))
+
+    @extend_schema(responses={204: None})
+    def destroy(self, request: Request, name: str) -> Response:
+        """Removes the name; its versions stay in the registry."""
+        actions.delete_endpoint(endpoint=self.get_object(), actor=actor_of(request))
+        return Response(status=status.HTTP_204_NO_CONTENT)
+
+    @extend_schema(request=WeightsSerializer, responses=EndpointSerializer)
+    @action(detail=True, methods=["put"])
+    def weights(self, request: Request, name: str) -> Response:
+        """Splits the traffic between the endpoint's versions."""
+        asked = WeightsSerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        actions.set_weights(endpoint=self.get_object(), actor=actor_of(request), **asked.validated_data)
+        return self._answer(name)
+
+    @extend_schema(request=AccessSerializer, responses=EndpointSerializer)
+    @action(detail=True, methods=["put"])
+    def access(self, request: Request, name: str) -> Response:
+        """Opens the endpoint to everybody, or to key holders only."""
+        asked = AccessSerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        actions.set_access(endpoint=self.get_object(), actor=actor_of(request), **asked.validated_data)
+        return self._answer(name)
+
+    @extend_schema(responses=EndpointSerializer)
+    @action(detail=True, methods=["delete"], url_path="versions/(?P<number>[0-9]{1,9})")
+    def undeploy(self, request: Request, name: str, number: str) -> Response:
+        """Takes a version away; it must have no traffic, unless it is the only one."""
+        actions.undeploy(endpoint=self.get_object(), number=int(number), actor=actor_of(request))
+        return self._answer(name)
+
+    @extend_schema(
+        parameters=[OpenApiParameter("seconds", OpenApiTypes.INT, description="how far back, up to a day")],
+        responses=OpenApiTypes.OBJECT,
+    )
+    @action(detail=True, methods=["get"])
+    def metrics(self, request: Request, name: str) -> Response:
+        """Requests, errors and latency by version: a series and its sum."""
+        endpoint = self.get_object()
+        text = request.query_params.get("seconds", "300")
+        if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= MAX_METRICS_S:
+            raise InvalidInput(f"seconds must be a whole number from 1 to {MAX_METRICS_S}")
+        seconds = int(text)
+        series = queries.series(endpoint.name, seconds)
+        return Response({"step_s": queries.step_s(seconds), "series": series,
+                         "summary": queries.summary(endpoint.name, seconds)})  # fmt: skip
+
+    def _deploy(self, actor: Actor, asked: dict[str, Any]) -> Response:
+        versions = Version.objects.select_related("model__team").filter(model__name=asked.pop("model"))
+        number = asked.pop("version")
+        version = visible(actor, versions, "model__team").filter(number=number).first()
+        if version is None:
+            raise NotFound(f"there is no version {number} of this model")
+        name = asked.pop("name", None) or version.model.name
+        try:
+            actions.deploy(version=version, endpoint_name=name, actor=actor, **asked)
+        except Conflict:
+            taken = Endpoint.objects.filter(name=name)
+            if taken.exists() and not visible(actor, taken).exists():
+                raise Forbidden(f"the name '{name}' is not free") from None
+            raise
+        return self._answer(name, status.HTTP_201_CREATED)
+
+    def _answer(self, name: str, code: int = status.HTTP_200_OK) -> Response:
+        return Response(EndpointSerializer(self.get_queryset().get(name=name)).data, code)

@@ -1,0 +1,280 @@
+"""Which replica runs where. Pure: takes values and a clock, returns decisions; reads and writes nothing.
+
+Laws: stable (a replica that stands well is never moved), idempotent (when the decisions are applied, placing again
+decides nothing), never more than a device's free memory, never onto a dead or draining host. A replica of a lost
+host moves under the next generation, and only when a living host can take it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+GIB = 1 << 30
+PREFERRED: dict[str, tuple[str, ...]] = {
+    "torch_export": ("cuda", "cpu", "tpu"),
+    "torchscript": ("cuda", "cpu", "tpu"),
+    "hf_encoder": ("cuda", "cpu", "tpu"),
+    "jax_export": ("tpu", "cuda", "cpu"),
+}
+CPU_FIRST = ("cpu", "cuda", "tpu")
+HOLDS_ITS_MEMORY = frozenset({"ready", "draining"})
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceView:
+    """A device of a host; memory_total_bytes is 0 where memory cannot be told, which is then no bound."""
+
+    name: str
+    kind: str
+    memory_total_bytes: int = 0
+    memory_free_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HostView:
+    """A host as its last heartbeat left it; it is alive while its lease runs."""
+
+    name: str
+    lease_until: datetime | None
+    devices: tuple[DeviceView, ...] = ()
+    draining: bool = False
+    allow_code: bool = True
+
+    def alive(self, now: datetime) -> bool:
+        return self.lease_until is not None and self.lease_until > now
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaView:
+    """A replica's row: where it is wanted and how it was last seen."""
+
+    id: str
+    deployment: int
+    host: str | None
+    device: str = "cpu"
+    generation: int = 1
+    wanted: str = "run"
+    phase: str = "pending"
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentView:
+    """A wish. device: "any", a kind ("cuda") or one device ("cuda:1"); memory_bytes: what one replica takes at its
+    peak, 0 unknown; platforms: kinds that the version can run on, empty for any; reason: as it stands in the row.
+    """
+
+    id: int
+    replicas: int
+    device: str = "any"
+    format: str = ""
+    tier: str = ""
+    platforms: tuple[str, ...] = ()
+    memory_bytes: int = 0
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Create a replica here."""
+
+    deployment: int
+    host: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Place a lost replica here under `generation + 1`; `generation` is the one it had, to compare and swap."""
+
+    replica: str
+    generation: int
+    host: str
+    device: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """This replica is not wanted any more."""
+
+    replica: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explain:
+    """Why the wish is not met, in words; empty when it is."""
+
+    deployment: int
+    reason: str
+
+
+Decision = Start | Move | Stop | Explain
+
+
+@dataclass(frozen=True, slots=True)
+class _Spot:
+    host: str
+    device: str
+    rank: int
+
+
+class _Ledger:
+    """Free memory per device and replicas per host and device, as decisions use them up."""
+
+    def __init__(self, hosts: Iterable[HostView], replicas: Iterable[ReplicaView], needs: dict[int, int]) -> None:
+        self.free: dict[tuple[str, str], float] = {}
+        self.on_host: Counter[tuple[int, str]] = Counter()
+        self.on_device: Counter[tuple[str, str]] = Counter()
+        for host in hosts:
+            for device in host.devices:
+                known = device.memory_total_bytes > 0
+                self.free[host.name, device.name] = device.memory_free_bytes if known else math.inf
+        for replica in replicas:
+            if replica.host is None:
+                continue
+            # What is ready already shows in the device's free memory; what still loads does not.
+            need = 0 if replica.phase in HOLDS_ITS_MEMORY else needs.get(replica.deployment, 0)
+            self.take(replica.deployment, replica.host, replica.device, need)
+
+    def take(self, deployment: int, host: str, device: str, need: int) -> None:
+        self.on_host[deployment, host] += 1
+        self.on_device[host, device] += 1
+        if (host, device) in self.free:
+            self.free[host, device] -= need
+
+    def cost(self, deployment: int, spot: _Spot) -> tuple[object, ...]:
+        place = (spot.host, spot.device)
+        return (spot.rank, self.on_host[deployment, spot.host], -self.free[place], self.on_device[place], *place)
+
+
+@dataclass(slots=True)
+class _Standing:
+    """A deployment's replicas, sorted by how they stand; in each, those to keep come first."""
+
+    good: list[ReplicaView]
+    leaving: list[ReplicaView]
+    lost: list[ReplicaView]
+
+
+def place(
+    deployments: Sequence[DeploymentView],
+    replicas: Sequence[ReplicaView],
+    hosts: Sequence[HostView],
+    now: datetime,
+    *,
+    grace: bool = False,
+) -> list[Decision]:
+    """What to change so that every wish is met as far as it can be.
+
+    1. What nobody wants any more stops. 2. Lost replicas move, missing ones start, where the rules and memory allow.
+    3. A draining host's replicas stop once their successors are ready. 4. What is not met is explained.
+
+    replicas: oldest first. grace: leases may have lapsed because nobody could renew them (the database was away), so
+    a lapsed host is not yet lost; nothing new goes there either.
+    """
+    running = [r for r in replicas if r.wanted == "run"]
+    ledger = _Ledger(hosts, running, {d.id: d.memory_bytes for d in deployments})
+    wishes = {d.id for d in deployments}
+    decisions: list[Decision] = [Stop(r.id) for r in running if r.deployment not in wishes]
+    by_name = {host.name: host for host in hosts}
+    for wish in deployments:
+        mine = [r for r in running if r.deployment == wish.id]
+        standing = _standing(mine, by_name, now, grace=grace)
+        decisions += _stops(wish, standing)
+        moves, reason = _placements(wish, standing, ledger, hosts, now)
+        decisions += moves
+        reason = reason or _failure(wish, standing.good)
+        if reason != wish.reason:
+            decisions.append(Explain(wish.id, reason))
+    return decisions
+
+
+def _standing(mine: list[ReplicaView], hosts: dict[str, HostView], now: datetime, *, grace: bool) -> _Standing:
+    found = _Standing([], [], [])
+    for replica in mine:
+        host = hosts.get(replica.host or "")
+        if host is None or not (host.alive(now) or grace):
+            found.lost.append(replica)
+        elif host.draining and host.alive(now):
+            found.leaving.append(replica)
+        else:
+            found.good.append(replica)
+    found.good.sort(key=lambda r: r.phase != "ready")
+    return found
+
+
+def _stops(wish: DeploymentView, standing: _Standing) -> list[Decision]:
+    ready = sum(r.phase == "ready" for r in standing.good)
+    surplus = standing.good[wish.replicas :]
+    if ready >= wish.replicas:
+        surplus = surplus + standing.leaving
+    missing = max(0, wish.replicas - len(standing.good))
+    return [Stop(r.id) for r in surplus + standing.lost[missing:]]
+
+
+def _placements(
+    wish: DeploymentView, standing: _Standing, ledger: _Ledger, hosts: Sequence[HostView], now: datetime
+) -> tuple[list[Decision], str]:
+    made: list[Decision] = []
+    missing = max(0, wish.replicas - len(standing.good))
+    movable = standing.lost[:missing]
+    for index in range(missing):
+        spots, reason = _spots(wish, hosts, now)
+        fitting = [s for s in spots if ledger.free[s.host, s.device] >= wish.memory_bytes]
+        if not fitting:
+            return made, reason or _too_big(wish, spots, ledger)
+        best = min(fitting, key=lambda s: ledger.cost(wish.id, s))
+        ledger.take(wish.id, best.host, best.device, wish.memory_bytes)
+        if index < len(movable):
+            made.append(Move(movable[index].id, movable[index].generation, best.host, best.device))
+        else:
+            made.append(Start(wish.id, best.host, best.device))
+    return made, ""
+
+
+def _spots(wish: DeploymentView, hosts: Sequence[HostView], now: datetime) -> tuple[list[_Spot], str]:
+    """Where the rules allow this wish, memory aside; with none, why not."""
+    living = [h for h in hosts if h.alive(now)]
+    if not living:
+        return [], "no host is alive"
+    open_hosts = [h for h in living if not h.draining]
+    if not open_hosts:
+        return [], "every living host is draining"
+    trusted = [h for h in open_hosts if h.allow_code or wish.tier != "code"]
+    if not trusted:
+        return [], "code tier: no host allows code"
+    kinds = _kinds(wish)
+    if not kinds:
+        return [], f"wants {wish.device}, but this version runs on {' or '.join(wish.platforms)} only"
+    spots = [
+        _Spot(host.name, device.name, kinds.index(device.kind))
+        for host in trusted
+        for device in host.devices
+        if device.kind in kinds and wish.device in {"any", device.kind, device.name}
+    ]
+    wanted = " or ".join(kinds) if wish.device == "any" else wish.device
+    return spots, "" if spots else f"needs {wanted}: no host has one"
+
+
+def _kinds(wish: DeploymentView) -> tuple[str, ...]:
+    """Kinds of device that this wish may run on, the best first."""
+    order = PREFERRED.get(wish.format, CPU_FIRST)
+    runs_on = tuple(k for k in order if not wish.platforms or k in wish.platforms)
+    wanted = wish.device.partition(":")[0]
+    return runs_on if wanted == "any" else tuple(k for k in runs_on if k == wanted)
+
+
+def _too_big(wish: DeploymentView, spots: list[_Spot], ledger: _Ledger) -> str:
+    best = max(max(ledger.free[s.host, s.device], 0) for s in spots)
+    return f"not enough memory: needs {wish.memory_bytes / GIB:.1f} GiB, best host has {best / GIB:.1f} GiB"
+
+
+def _failure(wish: DeploymentView, good: list[ReplicaView]) -> str:
+    failed = [r for r in good[: wish.replicas] if r.phase == "failed"]
+    if not failed:
+        return ""
+    return f"{len(failed)} of {wish.replicas} replicas failed: {failed[0].message or 'see the replica'}"[:500]

@@ -1,0 +1,79 @@
+"""From rows to what the supervisor is told: the whole wanted set of one host. Specs hold no secret."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+
+import msgspec
+
+from fleet.models import Device, Host, Replica
+from fleet.reconciling import peak_memory_bytes
+from inference.protocol.oip import Signature
+from inference.protocol.supervision import FileRef, ReplicaSpec, ValidationSpec
+from registry.models import ValidationRun, Version
+
+GIB = 1 << 30
+log = logging.getLogger(__name__)
+
+
+def replica_specs(host: str) -> list[ReplicaSpec]:
+    """What this host shall have: its replicas that are wanted to run, each at its row's generation."""
+    rows = list(
+        Replica.objects.filter(host_id=host, wanted="run")
+        .select_related("deployment__version__model")
+        .order_by("created_at", "id")
+    )
+    cpus = Host.objects.filter(name=host).values_list("cpus", flat=True).first() or 1
+    totals = dict(Device.objects.filter(host_id=host).values_list("name", "memory_total_bytes"))
+    threads = max(1, cpus // max(1, len(rows)))
+    specs = (_replica(row, threads, totals.get(row.device, 0)) for row in rows)
+    return [spec for spec in specs if spec is not None]
+
+
+def validation_specs(runs: Iterable[ValidationRun]) -> list[ValidationSpec]:
+    """The validations that this host holds, each under its lease."""
+    return [
+        ValidationSpec(
+            run=str(run.id),
+            lease=run.lease,
+            model=run.version.model.name,
+            version=run.version.number,
+            digest=run.version.digest,
+            # Code is named as such only once a person has approved it, and nothing of it runs before.
+            tier=run.version.tier if run.version.approved_by else "",
+            files=msgspec.convert(run.version.manifest["files"], list[FileRef]),
+            settings=dict(run.version.manifest.get("settings") or {}),
+        )
+        for run in runs
+    ]
+
+
+def _replica(row: Replica, threads: int, device_memory_bytes: int) -> ReplicaSpec | None:
+    version = row.deployment.version
+    try:
+        return ReplicaSpec(
+            id=str(row.id),
+            generation=row.generation,
+            model=version.model.name,
+            version=version.number,
+            digest=version.digest,
+            format=version.format,
+            tier=version.tier,
+            files=msgspec.convert(version.served_files or version.manifest["files"], list[FileRef]),
+            signature=msgspec.convert(version.signature, Signature),
+            settings=dict(version.settings),
+            device=row.device,
+            memory_bytes=_share_bytes(version, row.device, device_memory_bytes),
+            threads=threads,
+        )
+    except (msgspec.ValidationError, KeyError):
+        log.exception("replica %s of %s cannot be started from its rows", row.id, version)
+        return None
+
+
+def _share_bytes(version: Version, device: str, total_bytes: int) -> int:
+    """Of an accelerator, twice what validation measured and 1 GiB for its runtime; of host memory, no bound."""
+    if device == "cpu" or not total_bytes:
+        return 0
+    return min(total_bytes, 2 * peak_memory_bytes(version) + GIB)
