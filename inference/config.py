@@ -16,14 +16,16 @@ class BadSetting(ValueError):
     """A variable of the environment has a value that is not allowed."""
 
 
-def _int(env: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+def integer(env: Mapping[str, str], name: str, default: int, low: int, high: int) -> int:
+    """The variable as a whole number; `default` when unset. Raises BadSetting."""
     text = env.get(name, "") or str(default)
     if not text.lstrip("-").isdigit() or not low <= int(text) <= high:
         raise BadSetting(f"{name}={text!r}: must be a whole number from {low} to {high}")
     return int(text)
 
 
-def _flag(env: Mapping[str, str], name: str) -> bool:
+def flag(env: Mapping[str, str], name: str) -> bool:
+    """The variable as a switch; off when unset. Raises BadSetting."""
     text = (env.get(name, "") or "0").lower()
     if text not in {"0", "1", "true", "false", "yes", "no"}:
         raise BadSetting(f"{name}={text!r}: must be 1 or 0")
@@ -84,13 +86,13 @@ def runtime_dir(env: Mapping[str, str] = os.environ) -> Path:
 def gateway_config(env: Mapping[str, str] = os.environ) -> GatewayConfig:
     return GatewayConfig(
         host=env.get("SERINUS_HOST") or "127.0.0.1",
-        port=_int(env, "SERINUS_HTTP_PORT", 8000, 1, 65535),
+        port=integer(env, "SERINUS_HTTP_PORT", 8000, 1, 65535),
         data_dir=data_dir(env),
         redis_url=env.get("REDIS_URL", ""),
-        insecure=_flag(env, "SERINUS_INSECURE"),
+        insecure=flag(env, "SERINUS_INSECURE"),
         server_name=env.get("SERINUS_SERVER_NAME") or "serinus",
-        max_body_bytes=_int(env, "SERINUS_MAX_BODY_BYTES", 64 << 20, 1 << 10, 1 << 30),
-        drain_s=_int(env, "SERINUS_GATEWAY_DRAIN_S", 30, 0, 600),
+        max_body_bytes=integer(env, "SERINUS_MAX_BODY_BYTES", 64 << 20, 1 << 10, 1 << 30),
+        drain_s=integer(env, "SERINUS_GATEWAY_DRAIN_S", 30, 0, 600),
         console_url=env.get("SERINUS_CONSOLE_URL") or "",
     )
 
@@ -102,6 +104,6 @@ def supervisor_config(env: Mapping[str, str] = os.environ) -> SupervisorConfig:
         runtime_dir=run,
         artifacts_dir=artifacts_dir(env),
         socket=Path(env.get("SERINUS_SUPERVISOR_SOCKET") or run / "supervisor.sock"),
-        drain_s=_int(env, "SERINUS_REPLICA_DRAIN_S", 20, 0, 600),
+        drain_s=integer(env, "SERINUS_REPLICA_DRAIN_S", 20, 0, 600),
         fake_devices=env.get("SERINUS_FAKE_DEVICES", ""),
     )

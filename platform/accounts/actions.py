@@ -93,7 +93,9 @@ def deactivate_user(*, actor: Actor, user: User, reason: str = "") -> None:
     if not User.objects.filter(pk=user.pk, is_active=True).update(is_active=False):
         return
     user.is_active = False
-    record(actor, "deactivate_user", "user", user.username, before={"active": True}, after={"active": False}, reason=reason)
+    record(
+        actor, "deactivate_user", "user", user.username, before={"active": True}, after={"active": False}, reason=reason
+    )
 
 
 @transaction.atomic
@@ -202,7 +204,13 @@ def revoke_key(*, actor: Actor, key: ApiKey, reason: str = "") -> ApiKey:
     _require_rank(actor, key.team, key.role, platform_admin=key.platform_admin, what="revoke")
     if ApiKey.objects.filter(pk=key.pk, revoked_at__isnull=True).update(revoked_at=Now()):
         record(
-            actor, "revoke_key", "key", f"ser_{key.pk}", team=key.team, before=_describe(key), after={"revoked": True},
+            actor,
+            "revoke_key",
+            "key",
+            f"ser_{key.pk}",
+            team=key.team,
+            before=_describe(key),
+            after={"revoked": True},
             reason=reason,
         )
         send_on_commit(PUBLISH)

@@ -7,14 +7,13 @@ from typing import Any
 
 from django import forms
 from django.contrib.auth.backends import ModelBackend
-from django.contrib.auth.base_user import AbstractBaseUser
 from django.contrib.auth.forms import AuthenticationForm
 from django.db.models import Q
 from django.db.models.functions import Now
 from django.http import HttpRequest
 
 from accounts.audit import record
-from accounts.models import LoginFailure
+from accounts.models import LoginFailure, User
 from accounts.permissions import ANONYMOUS
 
 WINDOW = timedelta(minutes=15)
@@ -49,7 +48,7 @@ class LimitedBackend(ModelBackend):
 
     def authenticate(
         self, request: HttpRequest | None, username: str | None = None, password: str | None = None, **kwargs: Any
-    ) -> AbstractBaseUser | None:
+    ) -> User | None:
         """1. Writes the attempt down as failed, so that parallel guesses see each other. 2. Refuses when locked.
         3. Checks the password. 4. A success forgets the failures from this address.
         """
@@ -65,7 +64,7 @@ class LimitedBackend(ModelBackend):
             LoginFailure.objects.filter(username=name, address=address).delete()
         elif is_locked(name, address):
             record(ANONYMOUS, "login_locked", "user", name, after={"address": address})
-        return user
+        return user if isinstance(user, User) else None
 
 
 class LoginForm(AuthenticationForm):

@@ -30,8 +30,13 @@ def check_username(text: str) -> str:
     return text
 
 
+def is_storable(text: str) -> bool:
+    """PostgreSQL keeps neither NUL nor half a surrogate pair."""
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def check_text(kind: str, text: str, limit: int) -> str:
-    """`text`, if it is at most `limit` characters without NUL, which PostgreSQL cannot keep."""
-    if len(text) > limit or "\0" in text:
+    """`text`, if it is at most `limit` characters and can be stored."""
+    if len(text) > limit or not is_storable(text):
         raise ClientError(f"the {kind} must be at most {limit} characters and hold no NUL character")
     return text

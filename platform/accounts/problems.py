@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 from django.core.exceptions import PermissionDenied
+from django.db import DataError, InterfaceError, OperationalError
 from django.http import Http404
 from rest_framework import exceptions
 from rest_framework.response import Response
@@ -27,7 +28,10 @@ STATUS: dict[str, int] = {
     "unsupported": 501,
     "overloaded": 503,
     "not_ready": 503,
+    "storage_full": 507,
 }
+UNAVAILABLE = "The database does not answer. Predictions go on; try this again in a few seconds."
+FAILED = "The server failed. Its log has more under this request id."
 log = logging.getLogger(__name__)
 
 
@@ -53,8 +57,13 @@ def handle(error: Exception, context: dict[str, Any]) -> Response | None:
         error = exceptions.PermissionDenied()
     if isinstance(error, exceptions.APIException):
         return _of_framework(error, request_id)
+    if isinstance(error, DataError):
+        return Response(body("malformed", "Some value cannot be stored.", request_id), 400)
+    if isinstance(error, OperationalError | InterfaceError):
+        log.warning("the database does not answer, request %s", request_id)
+        return Response(body("unavailable", UNAVAILABLE, request_id), 503, headers={"Retry-After": "5"})
     log.error("unhandled error at the control API, request %s", request_id, exc_info=error)
-    return Response(body("internal", "The server failed. Its log has more under this request id.", request_id), 500)
+    return Response(body("internal", FAILED, request_id), 500)
 
 
 def _of_framework(error: exceptions.APIException, request_id: str) -> Response:

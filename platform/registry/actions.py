@@ -1,1 +1,46 @@
-"""The only writer of this app's rows: transaction, compare-and-swap, audit entry, on_commit."""
+"""The only writer of this app's rows, behind one door: transaction, compare-and-swap, audit entry, on_commit.
+
+Every action of a person takes the actor, checks the right first, and raises only inference.errors.
+"""
+
+from __future__ import annotations
+
+from registry.aliases import delete_alias, set_alias
+from registry.uploads import (
+    begin_upload,
+    cancel_upload,
+    collect_blobs,
+    complete_upload,
+    expire_uploads,
+    renew_upload,
+)
+from registry.validation import claim_validations, finish_validation, running_validations, validation_progress
+from registry.versions import (
+    approve_version,
+    archive_version,
+    create_model,
+    create_version,
+    describe_model,
+    reject_version,
+)
+
+__all__ = [
+    "approve_version",
+    "archive_version",
+    "begin_upload",
+    "cancel_upload",
+    "claim_validations",
+    "collect_blobs",
+    "complete_upload",
+    "create_model",
+    "create_version",
+    "delete_alias",
+    "describe_model",
+    "expire_uploads",
+    "finish_validation",
+    "reject_version",
+    "renew_upload",
+    "running_validations",
+    "set_alias",
+    "validation_progress",
+]

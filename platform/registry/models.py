@@ -134,7 +134,7 @@ class VersionFile(models.Model):
 
     version = models.ForeignKey(Version, models.CASCADE, related_name="file_rows")
     blob = models.ForeignKey(Blob, models.PROTECT, related_name="file_rows")
-    path = models.CharField(max_length=512)
+    path = models.CharField(max_length=600)
 
     class Meta:
         constraints: ClassVar = [models.UniqueConstraint(fields=["version", "path"], name="path_once_per_version")]

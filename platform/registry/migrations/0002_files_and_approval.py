@@ -17,7 +17,7 @@ class Migration(migrations.Migration):
             name='VersionFile',
             fields=[
                 ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
-                ('path', models.CharField(max_length=512)),
+                ('path', models.CharField(max_length=600)),
             ],
         ),
         migrations.AddField(

