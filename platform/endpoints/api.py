@@ -18,13 +18,12 @@ from endpoints import actions
 from endpoints.models import Endpoint, Variant
 from fleet.actions import MAX_REPLICAS
 from fleet.models import Deployment, Replica
-from inference.errors import Conflict, Forbidden, InvalidInput, NotFound
+from inference.errors import InvalidInput, NotFound
 from inference.protocol.routes import WEIGHT_TOTAL_BP
 from registry.models import Version
 from telemetry import queries
 
 MAX_METRICS_S = 24 * 3600
-NAME = {"max_length": 64, "help_text": "letters, digits, '-' and '_'"}
 
 
 class VariantSerializer(serializers.ModelSerializer[Variant]):
@@ -74,7 +73,7 @@ class EndpointSerializer(serializers.ModelSerializer[Endpoint]):
 class DeploySerializer(serializers.Serializer[Any]):
     """Put this version behind this name; without `name`, behind its model's."""
 
-    name = serializers.CharField(required=False, **NAME)
+    name = serializers.CharField(required=False, max_length=64)
     model = serializers.CharField(max_length=64)
     version = serializers.IntegerField(min_value=1, max_value=2**31 - 1)
     replicas = serializers.IntegerField(min_value=1, max_value=MAX_REPLICAS, default=1)
@@ -133,7 +132,7 @@ class EndpointViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets
     def deploy(self, request: Request, name: str) -> Response:
         """Deploys a version of its model behind this endpoint."""
         endpoint = self.get_object()
-        asked = DeploySerializer(data={**request.data, "name": name, "model": endpoint.model.name})
+        asked = DeploySerializer(data={**_mapping(request.data), "name": name, "model": endpoint.model.name})
         asked.is_valid(raise_exception=True)
         return self._deploy(actor_of(request), dict(asked.validated_data))
 
@@ -191,14 +190,15 @@ class EndpointViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets
         if version is None:
             raise NotFound(f"there is no version {number} of this model")
         name = asked.pop("name", None) or version.model.name
-        try:
-            actions.deploy(version=version, endpoint_name=name, actor=actor, **asked)
-        except Conflict:
-            taken = Endpoint.objects.filter(name=name)
-            if taken.exists() and not visible(actor, taken).exists():
-                raise Forbidden(f"the name '{name}' is not free") from None
-            raise
+        actions.deploy(version=version, endpoint_name=name, actor=actor, **asked)
         return self._answer(name, status.HTTP_201_CREATED)
 
     def _answer(self, name: str, code: int = status.HTTP_200_OK) -> Response:
         return Response(EndpointSerializer(self.get_queryset().get(name=name)).data, code)
+
+
+def _mapping(data: object) -> dict[str, object]:
+    """Raises InvalidInput for a body that is no JSON object."""
+    if not isinstance(data, dict):
+        raise InvalidInput("the body must be a JSON object")
+    return data

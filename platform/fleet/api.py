@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.db.models import Count, Q, QuerySet
-from django.utils import timezone
+from django.db.models import BooleanField, Count, ExpressionWrapper, Q, QuerySet
+from django.db.models.functions import Now
 from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, serializers, viewsets
 from rest_framework.decorators import action
@@ -30,7 +30,7 @@ class DeviceSerializer(serializers.ModelSerializer[Device]):
 class HostSerializer(serializers.ModelSerializer[Host]):
     devices = DeviceSerializer(many=True, read_only=True)
     replicas = serializers.IntegerField(source="replica_count", read_only=True)
-    alive = serializers.SerializerMethodField()
+    alive = serializers.BooleanField(read_only=True)
 
     class Meta:
         model = Host
@@ -38,9 +38,6 @@ class HostSerializer(serializers.ModelSerializer[Host]):
             "name", "alive", "draining", "problem", "standby_ready", "allow_code", "cpus", "replicas", "devices",
             "lease_until", "created_at",
         )  # fmt: skip
-
-    def get_alive(self, host: Host) -> bool:
-        return host.lease_until is not None and host.lease_until > timezone.now()
 
 
 class ReplicaSerializer(serializers.ModelSerializer[Replica]):
@@ -77,8 +74,8 @@ class ByName(KeysetPagination):
     ordering = "name"
 
 
-class OldestFirst(KeysetPagination):
-    ordering = ("created_at", "id")
+class NewestFirst(KeysetPagination):
+    ordering = "-created_at"
 
 
 class HostViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet[Host]):
@@ -91,7 +88,8 @@ class HostViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.Gen
 
     def get_queryset(self) -> QuerySet[Host]:
         require(actor_of(self.request), Verb.VIEW)
-        return Host.objects.annotate(replica_count=Count("replicas")).prefetch_related("devices")
+        alive = ExpressionWrapper(Q(lease_until__gt=Now()), output_field=BooleanField())
+        return Host.objects.annotate(replica_count=Count("replicas"), alive=alive).prefetch_related("devices")
 
     @extend_schema(request=None, responses=HostSerializer)
     @action(detail=True, methods=["post"])
@@ -115,7 +113,7 @@ class ReplicaViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.
     """Processes that serve a version."""
 
     serializer_class = ReplicaSerializer
-    pagination_class = OldestFirst
+    pagination_class = NewestFirst
     lookup_value_regex = "[0-9a-f-]{36}"
 
     def get_queryset(self) -> QuerySet[Replica]:
