@@ -19,6 +19,7 @@ from inference.errors import Rejected
 from inference.protocol.oip import Signature
 
 MAX_FILES = 2000
+_SAFE = {"model.safetensors", "model.safetensors.index.json"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +53,8 @@ def inspect(folder: Path) -> Inspection:
         (path, kind) for path in paths if (kind := sniff.kind_of(folder / path)) is not Kind.COMPANION
     ]
     models = [(path, kind) for path, kind in found if kind in READERS]
-    if "config.json" in paths and not models:
-        return _encoder(folder)
+    if "config.json" in paths and (not models or _SAFE & set(paths)):
+        return _encoder(folder, [path for path, _ in models])
     if len(models) > 1:
         _several([path for path, _ in models])
     if not models:
@@ -79,13 +80,14 @@ def _files(folder: Path) -> list[str]:
     return check_paths(paths)
 
 
-def _encoder(folder: Path) -> Inspection:
+def _encoder(folder: Path, others: list[str]) -> Inspection:
     encoder = hf.read(folder)
+    ignored = [f"{shown(path)} is ignored: the safetensors weights are served." for path in others[:8]]
     return Inspection(
         Format.HF_ENCODER,
         TIER_OF[Format.HF_ENCODER],
         "config.json",
-        notes=encoder.notes,
+        notes=encoder.notes + ignored,
         labels=encoder.labels,
         task=encoder.task,
         needs_conversion=encoder.needs_conversion,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import pickletools
+import zipfile
 from pathlib import Path
 
 from inference.artifacts.zips import open_zip
@@ -9,6 +12,9 @@ from inference.artifacts.zips import open_zip
 # torch.save before 1.6 begins with this number as a pickled integer (0x1950a86a20f9469cfc6c).
 LEGACY_TORCH = bytes.fromhex("8a0a6cfc9c46f9206aa850192e")
 MAX_ENTRIES = 1 << 16
+MAX_PICKLE_BYTES = 16 << 20
+# What torch.save writes for tensors comes from these; weights_only loading knows little more.
+_TENSOR_MODULES = {"torch", "torch._utils", "torch.serialization", "torch.storage", "torch._tensor", "collections"}
 
 
 def is_pickle(head: bytes) -> bool:
@@ -37,3 +43,38 @@ def is_torchscript(names: list[str]) -> bool:
 def is_torch_zip(names: list[str]) -> bool:
     """A zip as torch.save writes it: one pickle and its tensors."""
     return "data.pkl" in names and not is_torchscript(names)
+
+
+def foreign_globals(data: bytes) -> list[str]:
+    """Names that a pickle (or a torch zip around one) would import beyond what tensors need; ["?"] when unreadable.
+
+    This recognises honest mistakes and crude attacks; what keeps us safe is that the bytes are never unpickled.
+    """
+    if data.startswith(b"PK"):
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                inner = [info for info in archive.infolist() if info.filename.endswith("/data.pkl")]
+                if len(inner) != 1 or inner[0].file_size > MAX_PICKLE_BYTES:
+                    return ["?"]
+                data = archive.read(inner[0])
+        except (zipfile.BadZipFile, ValueError, EOFError, OSError, NotImplementedError, zipfile.zlib.error):  # type: ignore[attr-defined]
+            return ["?"]
+    try:
+        return sorted({name for name in _globals(data) if name.rsplit(".", 1)[0] not in _TENSOR_MODULES})
+    except (ValueError, UnicodeDecodeError, IndexError, OverflowError):
+        return ["?"]
+
+
+def _globals(data: bytes) -> list[str]:
+    found: list[str] = []
+    texts: list[str] = []
+    for opcode, argument, _ in pickletools.genops(data[:MAX_PICKLE_BYTES]):
+        if opcode.name in {"GLOBAL", "INST"}:
+            found.append(str(argument).replace(" ", "."))
+        elif opcode.name == "STACK_GLOBAL":
+            found.append(".".join(texts[-2:]) or "?")
+        elif isinstance(argument, str):
+            texts = [*texts[-1:], argument]
+        elif opcode.name in {"EXT1", "EXT2", "EXT4"}:
+            found.append("?.extension")
+    return found

@@ -19,6 +19,7 @@ import msgspec
 from inference.artifacts import pt2_program as program
 from inference.artifacts import pt2_tree as trees
 from inference.artifacts.paths import shown
+from inference.artifacts.pickles import foreign_globals
 from inference.artifacts.pt2_schema import ExportedProgram, GraphModule, ModuleCall, ModuleCallSignature, PayloadConfig
 from inference.artifacts.pt2_weights import check_payloads
 from inference.artifacts.zips import open_zip, read_member
@@ -27,6 +28,7 @@ from inference.protocol.oip import Signature
 
 MAX_ENTRIES = 50_000
 MAX_JSON_BYTES = 32 << 20
+MAX_SAMPLES_BYTES = 64 << 20
 CHUNK_BYTES = 1 << 20
 MODEL = "models/model.json"
 WEIGHTS = "data/weights/model_weights_config.json"
@@ -59,6 +61,7 @@ def lint(path: Path) -> Program:
         signature = program.check(document)
         weights = _decode(archive, root + WEIGHTS, PayloadConfig)
         constants = _decode(archive, root + CONSTANTS, PayloadConfig)
+        _check_samples(archive, root)
         sizes = {name: archive.getinfo(root + name).file_size for name in names}
         blobs = check_payloads(weights, "data/weights/", "weight_", sizes)
         blobs += check_payloads(constants, "data/constants/", "tensor_", sizes)
@@ -124,6 +127,19 @@ def _check_member(name: str) -> None:
     if folder == "data/constants":
         _refuse(f"the .pt2 file holds the custom object {shown(name)}", "Export a model of plain tensors only.")
     _refuse(f"the .pt2 file holds the unknown member {shown(name)}", REMEDY)
+
+
+def _check_samples(archive: zipfile.ZipFile, root: str) -> None:
+    # They are never read by anybody; a file whose samples would run code is refused all the same, and says so.
+    info = archive.NameToInfo.get(root + SAMPLES)
+    if info is None or not 0 < info.file_size <= MAX_SAMPLES_BYTES:
+        return
+    foreign = foreign_globals(read_member(archive, info.filename, MAX_SAMPLES_BYTES))
+    if foreign:
+        _refuse(
+            f"the sample inputs of the .pt2 file are a pickle that would import {shown(foreign[0])}",
+            "Export it again with plain tensors as sample inputs.",
+        )
 
 
 def _decode(archive: zipfile.ZipFile, name: str, kind: type[T]) -> T:
