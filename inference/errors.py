@@ -162,6 +162,12 @@ class OutOfMemory(ServerError):
     code = "out_of_memory"
 
 
+class StorageFull(ServerError):
+    """The artifact store has no space left: free some, or archive versions that nobody needs."""
+
+    code = "storage_full"
+
+
 class Draining(ServerError):
     """This server is shutting down."""
 
