@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -53,3 +54,23 @@ def resident_bytes(pid: int) -> int:
     except (OSError, IndexError):
         return 0
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def end_leftovers(homes: Sequence[Path]) -> list[int]:
+    """Kill processes of this user that were started with a HOME in `homes`; returns their pids.
+
+    For the folders of a supervisor that was killed together with its fork server: nobody was left to end what its
+    children had started.
+    """
+    marks = tuple(f"HOME={home}".encode() for home in homes)
+    ended: list[int] = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        pid = int(folder.name)
+        try:
+            values = (folder / "environ").read_bytes().split(b"\0")
+            if pid != os.getpid() and any(value.startswith(marks) for value in values):
+                os.kill(pid, signal.SIGKILL)
+                ended.append(pid)
+        except OSError:
+            continue
+    return ended

@@ -113,7 +113,7 @@ class Validations:
         """Take up what is new, drop what waits or is delivered and is named no more. A run under way is finished."""
         named = {spec.run: spec for spec in specs}
         for name, run in list(self._runs.items()):
-            if name not in named and name != self._current and (run.delivered or not run.is_final):
+            if name not in named and (run.delivered if run.is_final else name != self._current):
                 del self._runs[name]
         for name, spec in named.items():
             held = self._runs.get(name)

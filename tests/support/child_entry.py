@@ -53,7 +53,9 @@ def _serve(control: socket.socket, listener: socket.socket, act: str) -> int:
     began = time.monotonic()
     while True:
         busy_s = time.monotonic() - began if act == "busy" else 0.0
-        control.sendall(encode(PhaseReport(ReplicaPhase.READY, memory_bytes=1 + len(held), queue_depth=2, busy_s=busy_s)))
+        control.sendall(
+            encode(PhaseReport(ReplicaPhase.READY, memory_bytes=1 + len(held), queue_depth=2, busy_s=busy_s))
+        )
         ready, _, _ = select.select([control, listener], [], [], 0.2)
         if listener in ready:
             peer, _ = listener.accept()
@@ -74,17 +76,17 @@ def _serve(control: socket.socket, listener: socket.socket, act: str) -> int:
 
 def _tell_what_i_see(work: Path) -> None:
     fds: dict[str, str] = {}
-    for name in os.listdir("/proc/self/fd"):
+    for link in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):  # the listing itself was one of them
-            fds[name] = os.readlink(f"/proc/self/fd/{name}")
+            fds[link.name] = str(link.readlink())
     seen = {
         "environ": dict(os.environ),
         "fds": fds,
-        "cwd": os.getcwd(),
+        "cwd": str(Path.cwd()),
         "oom": int(Path("/proc/self/oom_score_adj").read_text()),
         "sid": os.getsid(0),
         "pid": os.getpid(),
-        "threads": len(os.listdir("/proc/self/task")),
+        "threads": len(list(Path("/proc/self/task").iterdir())),
     }
     work.joinpath("..", "..", "witness.json").resolve().write_text(json.dumps(seen))
     sys.stdout.write("child speaking\n")
