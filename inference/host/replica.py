@@ -33,6 +33,8 @@ TERM_WAIT_S = 2.0
 RETRY_S = 1.0
 RISING = (ReplicaPhase.STARTING, ReplicaPhase.LOADING, ReplicaPhase.WARMING, ReplicaPhase.READY)
 DEFAULT_HANG_S = 30.0
+# A replica ends itself when a forward pass hangs, its callers told first; this comes after, for one that cannot.
+HANG_GRACE_S = 6.0
 MAX_MESSAGE = 1000
 
 
@@ -66,6 +68,7 @@ class Replica:
         self._last_exit = ""
         self._last_words = ""
         self._ending: asyncio.Task[None] | None = None
+        self._cleaning: asyncio.Task[None] | None = None
         self._restarts = 0
         self._crashes: tuple[float, ...] = ()
         self._ready_at = 0.0
@@ -147,7 +150,7 @@ class Replica:
                 return f"the process was ended because loading took longer than {config.load_timeout_s} s"
         elif now_s - self._heard > config.heartbeat_s:
             return f"the process was ended because it gave no sign of life for {config.heartbeat_s} s"
-        elif self._report.busy_s > self._hang_s:
+        elif self._report.busy_s > self._hang_s + HANG_GRACE_S:
             return f"the process was ended because one forward pass took longer than {self._hang_s:g} s"
         if limit and child.resident_bytes() > limit:
             return f"the process was ended because it used more than {size_words(limit)} of memory"
@@ -189,7 +192,8 @@ class Replica:
         finally:
             self._child = None
             self._report = PhaseReport(self.phase)
-            await asyncio.to_thread(places.remove, work)
+            # Not waited for: between the child's end and the next phase nobody may look.
+            self._cleaning = asyncio.create_task(asyncio.to_thread(places.remove, work))
 
     async def _fork(self, work: Path) -> Child | None:
         """Waits for standby, but no longer than this replica is wanted."""

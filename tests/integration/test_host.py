@@ -113,7 +113,7 @@ def test_a_replica_that_misbehaves_is_ended_and_told_why(
     host: Host, act: str, more: dict[str, object], words: str
 ) -> None:
     host.client.converge([spec(act=act, **more)] if "settings" not in more else [spec(**more)])
-    host.wait(lambda s: find(s) is not None and words in find(s).message and find(s).restarts >= 1, 8.0)
+    host.wait(lambda s: find(s) is not None and words in find(s).message and find(s).restarts >= 1, 12.0)
 
 
 def test_nothing_outlives_a_killed_supervisor_and_its_successor_brings_all_back(tmp_path: Path) -> None:
