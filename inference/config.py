@@ -34,7 +34,10 @@ def flag(env: Mapping[str, str], name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class GatewayConfig:
-    """What `python -m inference gateway` reads from its environment."""
+    """What `python -m inference gateway` reads from its environment.
+
+    die_with_parent: end when the process that started this one ends, however it ends; `serinus up` sets it.
+    """
 
     host: str
     port: int
@@ -45,6 +48,7 @@ class GatewayConfig:
     max_body_bytes: int
     drain_s: int
     console_url: str
+    die_with_parent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ class SupervisorConfig:
 
     runtime_dir: short folder (0700) for sockets; artifacts_dir: the content-addressed store, read-only here except
     for blobs that a conversion makes; fake_devices: extra devices for tests, "cuda:2" = two fake CUDA devices.
+    heartbeat_s: a ready replica that is silent for longer is replaced; load_timeout_s: so long may a load take.
     """
 
     data_dir: Path
@@ -61,6 +66,9 @@ class SupervisorConfig:
     socket: Path
     drain_s: int
     fake_devices: str
+    heartbeat_s: int = 10
+    load_timeout_s: int = 300
+    validation_timeout_s: int = 300
 
 
 def data_dir(env: Mapping[str, str] = os.environ) -> Path:
@@ -94,6 +102,7 @@ def gateway_config(env: Mapping[str, str] = os.environ) -> GatewayConfig:
         max_body_bytes=integer(env, "SERINUS_MAX_BODY_BYTES", 64 << 20, 1 << 10, 1 << 30),
         drain_s=integer(env, "SERINUS_GATEWAY_DRAIN_S", 30, 0, 600),
         console_url=env.get("SERINUS_CONSOLE_URL") or "",
+        die_with_parent=flag(env, "SERINUS_DIE_WITH_PARENT"),
     )
 
 
@@ -106,4 +115,7 @@ def supervisor_config(env: Mapping[str, str] = os.environ) -> SupervisorConfig:
         socket=Path(env.get("SERINUS_SUPERVISOR_SOCKET") or run / "supervisor.sock"),
         drain_s=integer(env, "SERINUS_REPLICA_DRAIN_S", 20, 0, 600),
         fake_devices=env.get("SERINUS_FAKE_DEVICES", ""),
+        heartbeat_s=integer(env, "SERINUS_HEARTBEAT_S", 10, 1, 600),
+        load_timeout_s=integer(env, "SERINUS_LOAD_TIMEOUT_S", 300, 1, 86400),
+        validation_timeout_s=integer(env, "SERINUS_VALIDATION_TIMEOUT_S", 300, 1, 86400),
     )

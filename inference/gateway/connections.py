@@ -12,6 +12,7 @@ import logging
 import random
 import re
 from collections.abc import Awaitable, Callable
+from typing import cast
 
 from inference.errors import ClientError, Malformed, NotReady, Overloaded, ReplicaLost, SerinusError, TooLarge, by_code
 from inference.gateway.calls import Call
@@ -60,8 +61,7 @@ class _Wire(asyncio.Protocol):
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's does not inherit from asyncio's
 
     def data_received(self, data: bytes) -> None:
         self.unanswered = 0
