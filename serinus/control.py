@@ -56,7 +56,9 @@ class Control:
 
     def call(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
         """The answer's JSON. Raises ControlError with the server's own words."""
-        answer = self.raw(method, path, json=body, params={k: v for k, v in query.items() if v is not None})
+        # None, not {}: an empty mapping would drop the query that `path` itself carries (the cursor of a next page).
+        wanted = {name: value for name, value in query.items() if value is not None} or None
+        answer = self.raw(method, path, json=body, params=wanted)
         return answer.json() if answer.content else {}
 
     def raw(self, method: str, path: str, **arguments: Any) -> httpx.Response:

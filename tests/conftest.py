@@ -1,1 +1,58 @@
 """Shared by every test: where nothing else is said, the tests run on their own embedded PostgreSQL and Valkey."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def services() -> Iterator[Any]:
+    """DATABASE_URL and REDIS_URL as they are set; embedded services for the session when they are not."""
+    from tests.support.database import Services, embedded
+
+    if os.environ.get("DATABASE_URL") and os.environ.get("REDIS_URL"):
+        yield Services(os.environ["DATABASE_URL"], os.environ["REDIS_URL"])
+        return
+    with embedded() as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def django_db_modify_db_settings(services: Any, django_db_modify_db_settings_parallel_suffix: None) -> Iterator[None]:
+    """Points Django and Celery, whose settings were read long ago, to the services of this session."""
+    from celery import current_app
+    from django.conf import settings
+
+    from config.settings import _broker, _database, _unix_redis
+
+    found = _database(services.database_url)
+    if not os.environ.get("DATABASE_URL"):
+        settings.DATABASES["default"].update({**found, "TEST": settings.DATABASES["default"].get("TEST", {})})
+    if not os.environ.get("REDIS_URL"):
+        settings.REDIS_URL = _unix_redis(services.redis_url)
+        settings.CHANNEL_LAYERS["default"]["CONFIG"]["hosts"] = [settings.REDIS_URL]
+        settings.CELERY_BROKER_URL = current_app.conf.broker_url = _broker(services.redis_url)
+    yield
+    current_app.close()
+
+
+@pytest.fixture(autouse=True)
+def _private_folders(tmp_path: Path, settings: Any) -> None:
+    """No test touches the data folder of a real installation."""
+    settings.DATA_DIR = tmp_path / "data"
+    settings.ARTIFACTS_DIR = tmp_path / "artifacts"
+    settings.STATIC_ROOT = tmp_path
+    settings.WHITENOISE_AUTOREFRESH = True  # otherwise every test client reads every static file
+
+
+@pytest.fixture
+def cast(db: None) -> Any:
+    """Owner, developer, teammate, stranger, root: see tests.support.cast."""
+    from tests.support.cast import make_cast
+
+    return make_cast()

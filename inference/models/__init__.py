@@ -1,1 +1,42 @@
 """The model contract and the catalog (format -> loader). A framework is imported only inside its own sub-room."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, cast
+
+from inference.artifacts.manifest import Format
+from inference.errors import Rejected
+from inference.models.contract import LoadContext, Model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["LOADERS", "LoadContext", "Model", "load"]
+
+LOADERS: dict[Format, str] = {
+    Format.ECHO: "inference.models.echo",
+    Format.TORCH_EXPORT: "inference.models.on_torch.export",
+    Format.TORCHSCRIPT: "inference.models.on_torch.torchscript",
+    Format.HF_ENCODER: "inference.models.on_torch.hf_encoder",
+    Format.JAX_EXPORT: "inference.models.on_jax.export",
+    Format.ONNX: "inference.models.on_onnx.session",
+    Format.PYTHON: "inference.models.python_package",
+}
+
+
+def load(format: str, context: LoadContext) -> Model:  # noqa: A002 (the field's own word)
+    """The model in `context.folder`, on its device, ready for its warm-up.
+
+    Raises Rejected for what cannot be served, with a reason and a remedy, before anything of it runs.
+    """
+    try:
+        room = LOADERS[Format(format)]
+    except (ValueError, KeyError):
+        raise Rejected(
+            f"the format {format!r} cannot be served as it is",
+            remedy="export it with torch.export, jax.export or ONNX, or convert its weights to safetensors",
+            check="load",
+        ) from None
+    loader = cast("Callable[[LoadContext], Model]", importlib.import_module(room).load)
+    return loader(context)

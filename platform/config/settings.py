@@ -56,6 +56,7 @@ REDIS_URL = _unix_redis(os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0"))
 GATEWAY_URL = os.environ.get("SERINUS_GATEWAY_URL") or (
     f"http://127.0.0.1:{os.environ.get('SERINUS_HTTP_PORT', '8000')}"
 )
+CONSOLE_PORT = engine.integer(os.environ, "SERINUS_CONSOLE_PORT", 8080, 1, 65535)
 HOST_NAME = os.environ.get("SERINUS_HOST_NAME") or os.uname().nodename
 
 INSTALLED_APPS = [

@@ -1,0 +1,312 @@
+"""An infer request as every door hands it over, read from JSON, from JSON + binary tensors, or from one raw tensor.
+
+Reading checks the request against the model's signature, so that what reaches a replica fits it. Each function raises
+only ClientErrors, whatever bytes it is given. Source of shapes and texts: Open Inference Protocol v2, Triton's
+extensions `binary_tensor_data` and raw binary requests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+from typing import Annotated, Any
+
+import msgspec
+
+from inference.errors import InvalidInput, Malformed, NotReady, Unsupported
+from inference.gateway import codec
+from inference.protocol.messages import TensorHeader
+from inference.protocol.oip import DATATYPES, MAX_TENSORS, Signature, TensorSpec
+
+Scalar = str | int | float | bool
+Parameters = Annotated[dict[str, Scalar], msgspec.Meta(max_length=64)]
+MAX_ID_CHARS = 256
+_SHARED_MEMORY = "shared_memory_region"
+_OWN = frozenset({"binary_data_output", "timeout", "headers"})
+_NO_RAW = msgspec.Raw()
+
+
+class InputBody(msgspec.Struct):
+    """One element of "inputs"."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: msgspec.Raw = _NO_RAW
+    parameters: Parameters | None = None
+
+
+class OutputBody(msgspec.Struct):
+    """One element of "outputs"."""
+
+    name: str
+    parameters: Parameters | None = None
+
+
+class InferBody(msgspec.Struct):
+    """The JSON of an infer request. `type` and `model_version` are the WebSocket's."""
+
+    inputs: Annotated[list[InputBody], msgspec.Meta(max_length=MAX_TENSORS)]
+    id: str = ""
+    parameters: Parameters | None = None
+    outputs: Annotated[list[OutputBody], msgspec.Meta(max_length=MAX_TENSORS)] | None = None
+
+
+@dataclass(slots=True)
+class Call:
+    """A request that fits the signature it was read with: headers and bytes of its tensors, in the signature's order.
+
+    outputs: wanted output names, empty for all. binary: names of the outputs that go back as bytes; None means all.
+    """
+
+    id: str
+    tensors: list[TensorHeader]
+    body: list[bytes | memoryview]
+    outputs: list[str] = field(default_factory=list)
+    binary: frozenset[str] | None = frozenset()
+    parameters: dict[str, Scalar] = field(default_factory=dict)
+    timeout_us: int = 0
+
+
+_decode = msgspec.json.Decoder(InferBody).decode
+
+
+def parse(data: bytes | memoryview) -> InferBody:
+    """The request's JSON. Raises Malformed."""
+    try:
+        return _decode(data)
+    except RecursionError as error:
+        raise Malformed(f"JSON is nested deeper than {codec.MAX_DEPTH}") from error
+    except codec.JSON_ERRORS as error:
+        raise Malformed(f"failed to parse the request JSON: {error}") from error
+
+
+def read(body: InferBody, rest: memoryview, model: str, signature: Signature) -> Call:
+    """A call from parsed JSON and the binary tensors after it (`rest`, empty without any).
+
+    Raises Malformed, InvalidInput or Unsupported.
+    """
+    if len(body.id) > MAX_ID_CHARS:
+        raise InvalidInput(f"'id' is longer than {MAX_ID_CHARS} characters")
+    call = Call(body.id, [], [])
+    at = 0
+    for given in body.inputs:
+        data, at = _data(given, rest, at)
+        call.tensors.append(TensorHeader(given.name, given.datatype, given.shape, len(data)))
+        call.body.append(data)
+    if at != len(rest):
+        raise Malformed(f"{len(rest) - at} bytes of binary data belong to no input")
+    _check_inputs(call, model, signature)
+    _read_outputs(call, body, model, signature)
+    if body.parameters:
+        _read_parameters(call, body.parameters)
+    return call
+
+
+def read_raw(data: memoryview, model: str, signature: Signature) -> Call:
+    """A call whose whole body is the one input's bytes (`Inference-Header-Content-Length: 0`); a batch of one.
+
+    Raises InvalidInput.
+    """
+    if len(signature.inputs) != 1:
+        raise InvalidInput(
+            f"a raw binary request needs a model with one input, model '{model}' has {len(signature.inputs)}"
+        )
+    spec = signature.inputs[0]
+    size = DATATYPES[spec.datatype][0]
+    body: bytes | memoryview = data if size else codec.bytes_element(bytes(data))
+    count = len(data) // size if size else 1
+    shape = _raw_shape(spec, signature, count)
+    if shape is None:
+        raise InvalidInput(f"{len(data)} bytes do not fit input '{spec.name}' of model '{model}': {spec.shape}")
+    codec.check_binary(body, spec.datatype, codec.element_count(shape, spec.name), spec.name)
+    call = Call("", [TensorHeader(spec.name, spec.datatype, shape, len(body))], [body], binary=None)
+    _check_inputs(call, model, signature)
+    return call
+
+
+def _raw_shape(spec: TensorSpec, signature: Signature, count: int) -> list[int] | None:
+    shape = list(spec.shape)
+    if signature.max_batch_size and shape:
+        shape[0] = 1
+    free = [index for index, size in enumerate(shape) if size < 0]
+    if len(free) > 1:
+        return None
+    if free:
+        known = prod(size for size in shape if size >= 0)
+        if not known or count % known:
+            return None
+        shape[free[0]] = count // known
+    return shape
+
+
+def _data(given: InputBody, rest: memoryview, at: int) -> tuple[bytes | memoryview, int]:
+    count = codec.element_count(given.shape, given.name)
+    if given.parameters is None:
+        if not given.data:
+            raise Malformed(f"input '{given.name}' has neither 'data' nor 'binary_data_size'")
+        return codec.from_json(given.data, given.datatype, count, given.name), at
+    if _SHARED_MEMORY in given.parameters:
+        raise Unsupported("shared memory is not supported: send the tensor's bytes in the request")
+    size = given.parameters.get("binary_data_size")
+    if size is None:
+        return _data(InputBody(given.name, given.shape, given.datatype, given.data), rest, at)
+    if given.data:
+        raise Malformed(f"input '{given.name}' has both 'data' and 'binary_data_size'")
+    if type(size) is not int or not 0 <= size <= len(rest) - at:
+        raise Malformed(f"'binary_data_size' of input '{given.name}' does not fit the request's binary data")
+    data = rest[at : at + size]
+    codec.check_binary(data, given.datatype, count, given.name)
+    return data, at + size
+
+
+def _check_inputs(call: Call, model: str, signature: Signature) -> None:
+    specs, tensors = signature.inputs, call.tensors
+    if len(tensors) == 1 == len(specs) and tensors[0].name == specs[0].name:
+        batch = _check_tensor(tensors[0], specs[0], model, signature)
+    else:
+        batch = _check_many(call, model, signature)
+    if batch is not None and not 1 <= batch <= signature.max_batch_size:
+        raise InvalidInput(
+            f"inference request batch-size must be <= {signature.max_batch_size} for '{model}'"
+            if batch
+            else f"inference request batch-size must be >= 1 for '{model}'"
+        )
+
+
+def _check_many(call: Call, model: str, signature: Signature) -> int | None:
+    """Checks all inputs and puts them into the signature's order; answers the batch size they share."""
+    found: dict[str, int] = {}
+    known = {spec.name: spec for spec in signature.inputs}
+    for index, tensor in enumerate(call.tensors):
+        if tensor.name not in known:
+            raise InvalidInput(f"unexpected inference input '{tensor.name}' for model '{model}'")
+        if tensor.name in found:
+            raise InvalidInput(f"input '{tensor.name}' already exists in request")
+        found[tensor.name] = index
+    if len(found) != len(known):
+        missing = ", ".join(repr(name) for name in known if name not in found)
+        raise InvalidInput(
+            f"expected {len(known)} inputs but got {len(found)} inputs for model '{model}'. Got no input for: {missing}"
+        )
+    order = [found[name] for name in known]
+    call.tensors = [call.tensors[index] for index in order]
+    call.body = [call.body[index] for index in order]
+    batches = {
+        _check_tensor(tensor, spec, model, signature)
+        for tensor, spec in zip(call.tensors, signature.inputs, strict=True)
+    }
+    if len(batches) > 1:
+        raise InvalidInput(f"the inputs of a request for model '{model}' must have one batch size")
+    return batches.pop() if batches else None
+
+
+def _check_tensor(tensor: TensorHeader, spec: TensorSpec, model: str, signature: Signature) -> int | None:
+    if tensor.datatype != spec.datatype:
+        raise InvalidInput(
+            f"inference input '{spec.name}' data-type is '{tensor.datatype}', but model '{model}' expects '{spec.datatype}'"
+        )
+    wanted, shape = spec.shape, tensor.shape
+    if len(wanted) == len(shape):
+        batched = bool(signature.max_batch_size) and bool(shape)
+        for index, size in enumerate(wanted):
+            if size not in (-1, shape[index]) and not (batched and index == 0):
+                break
+        else:
+            return shape[0] if batched else None
+    raise InvalidInput(f"unexpected shape for input '{spec.name}' for model '{model}'. Expected {wanted}, got {shape}")
+
+
+def _read_outputs(call: Call, body: InferBody, model: str, signature: Signature) -> None:
+    default = bool(body.parameters and body.parameters.get("binary_data_output"))
+    if not body.outputs:
+        if default:
+            call.binary = None
+        else:
+            for spec in signature.outputs:
+                codec.refuse_in_json(spec.datatype, spec.name)
+        return
+    known = {spec.name: spec.datatype for spec in signature.outputs}
+    binary: set[str] = set()
+    for wanted in body.outputs:
+        _check_output(wanted, known, model, call.outputs)
+        call.outputs.append(wanted.name)
+        parameters: dict[str, Any] = wanted.parameters or {}
+        if parameters.get("binary_data", default):
+            binary.add(wanted.name)
+        else:
+            codec.refuse_in_json(known[wanted.name], wanted.name)
+    call.binary = frozenset(binary)
+
+
+def _check_output(wanted: OutputBody, known: dict[str, str], model: str, seen: list[str]) -> None:
+    if wanted.name not in known:
+        raise InvalidInput(f"unexpected inference output '{wanted.name}' for model '{model}'")
+    if wanted.name in seen:
+        raise InvalidInput(f"output '{wanted.name}' already exists in request")
+    if wanted.parameters:
+        if _SHARED_MEMORY in wanted.parameters:
+            raise Unsupported("shared memory is not supported: the outputs come back in the answer")
+        if wanted.parameters.get("classification"):
+            raise Unsupported("the classification extension is not supported")
+
+
+def _read_parameters(call: Call, given: dict[str, Scalar]) -> None:
+    timeout = given.get("timeout", 0)
+    if type(timeout) is str and timeout.isascii() and timeout.isdigit() and len(timeout) <= 19:
+        timeout = int(timeout)
+    if type(timeout) is not int or not 0 <= timeout < 2**63:
+        raise InvalidInput("parameter 'timeout' must be a whole number of microseconds")
+    call.timeout_us = timeout
+    for name, value in given.items():
+        if type(value) is int and not -(2**63) <= value < 2**63:
+            raise InvalidInput(f"parameter '{name}' does not fit 64 bits")
+        if name not in _OWN:
+            call.parameters[name] = value
+
+
+class OutputAnswer(msgspec.Struct, omit_defaults=True):
+    """One element of an answer's "outputs"."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+    parameters: dict[str, int] | None = None
+    data: list[Any] | None = None
+
+
+class InferAnswer(msgspec.Struct, omit_defaults=True):
+    """The JSON of an infer answer; `id` is there only if the request had one."""
+
+    model_name: str
+    model_version: str
+    outputs: list[OutputAnswer]
+    id: str = ""
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def write(
+    call: Call, endpoint: str, version: str, tensors: list[TensorHeader], body: memoryview
+) -> tuple[bytes, list[memoryview]]:
+    """An answer's JSON and the bytes of its binary outputs, in order. Raises InvalidInput, or NotReady when the
+    replica's frame contradicts itself.
+    """
+    outputs: list[OutputAnswer] = []
+    parts: list[memoryview] = []
+    at = 0
+    for tensor in tensors:
+        end = at + tensor.size_bytes
+        data = body[at:end]
+        if len(data) != tensor.size_bytes:
+            raise NotReady("the replica sent an unreadable answer")
+        if call.binary is None or tensor.name in call.binary:
+            size = {"binary_data_size": tensor.size_bytes}
+            outputs.append(OutputAnswer(tensor.name, tensor.datatype, tensor.shape, size))
+            parts.append(data)
+        else:
+            values = codec.to_json(data, tensor.datatype, tensor.name)
+            outputs.append(OutputAnswer(tensor.name, tensor.datatype, tensor.shape, None, values))
+        at = end
+    return _encode(InferAnswer(endpoint, version, outputs, call.id)), parts

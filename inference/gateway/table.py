@@ -1,0 +1,202 @@
+"""The routing table in this process: swapped by one assignment, never back a generation, and the last good one kept.
+
+Valkey announces a new table and is asked twice a second besides; while it is away, empty or talks nonsense, requests
+go on with the table in memory. The last table lies in the data folder (0600), so that a gateway started while Valkey
+is dead serves too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from inference.errors import NotFound
+from inference.gateway.admission import Keys, Queue
+from inference.gateway.connections import Link, Pool
+from inference.gateway.router import newest
+from inference.protocol import routes
+from inference.protocol.routes import EndpointRoute, RoutingTable, VariantRoute
+
+POLL_S = 0.5
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """A version behind an endpoint, with its links and what its answers carry."""
+
+    route: VariantRoute
+    links: list[Link]
+    version: str
+    headers: list[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    route: EndpointRoute
+    variants: dict[int, Variant]
+    queue: Queue
+
+    def pinned(self, version: int) -> Variant:
+        """The variant of that version. Raises NotFound when there is none with a replica."""
+        found = self.variants.get(version)
+        if found is None or not found.links:
+            raise NotFound(
+                f"Request for unknown model: '{self.route.name}' version {version} is not at ready state or not found"
+            )
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One generation of the table, ready for use. generation -1: there is none yet."""
+
+    generation: int
+    endpoints: dict[str, Endpoint]
+    keys: Keys
+
+
+class Table:
+    """Holds the current Snapshot under `now`."""
+
+    def __init__(self, pool: Pool, path: Path) -> None:
+        self.now = Snapshot(-1, {}, Keys(RoutingTable(generation=-1)))
+        self._pool = pool
+        self._path = path
+        self._queues: dict[str, Queue] = {}
+        self._unsaved: bytes | None = None
+        self._saved = asyncio.Event()
+        self.changed: list[Callable[[], None]] = [pool.changed]
+
+    def accept(self, data: bytes) -> bool:
+        """Takes the table in `data` if it is newer than what is in force; answers whether it was taken."""
+        try:
+            table = routes.decode(data)
+        except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
+            _log.error("routing table cannot be read, the old one stays: %s", error)
+            return False
+        if table.generation <= self.now.generation:
+            return False
+        self.now = self._build(table)
+        self._unsaved = data
+        self._saved.set()
+        for call in self.changed:
+            call()
+        _log.info("routing table generation %s with %s endpoints", table.generation, len(table.endpoints))
+        return True
+
+    def _build(self, table: RoutingTable) -> Snapshot:
+        wanted = {replica for e in table.endpoints for v in e.variants for replica in newest(v.replicas)}
+        snapshot = Snapshot(table.generation, {e.name: self._endpoint(e) for e in table.endpoints}, Keys(table))
+        self._pool.keep(wanted)
+        for name in self._queues.keys() - snapshot.endpoints.keys():
+            del self._queues[name]
+        return snapshot
+
+    def _endpoint(self, route: EndpointRoute) -> Endpoint:
+        variants = {
+            variant.version: Variant(
+                variant,
+                [self._pool.link(replica) for replica in newest(variant.replicas)],
+                str(variant.version),
+                [
+                    (b"x-model-version", str(variant.version).encode()),
+                    (b"x-rollout-arm", variant.arm.encode("ascii", "replace")),
+                ],
+            )
+            for variant in route.variants
+        }
+        return Endpoint(route, variants, self._queues.setdefault(route.name, Queue()))
+
+    def load(self) -> None:
+        """Takes the table on disk, if there is one."""
+        try:
+            data = self._path.read_bytes()
+        except OSError:
+            return
+        self.accept(data)
+
+    async def run(self, client: redis.Redis | None) -> None:
+        """Follows Valkey and keeps the last table on disk, for ever."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._keep())
+            if client is not None:
+                group.create_task(self._follow(client))
+
+    async def _keep(self) -> None:
+        while True:
+            await self._saved.wait()
+            self._saved.clear()
+            data, self._unsaved = self._unsaved, None
+            if data is not None:
+                await asyncio.to_thread(self._write, data)
+
+    def _write(self, data: bytes) -> None:
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            beside = self._path.with_name(f".routes.{os.getpid()}")
+            with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # noqa: PTH123
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(self._path)
+        except OSError:
+            _log.exception("the routing table could not be written to disk")
+
+    async def _follow(self, client: redis.Redis) -> None:
+        pause = 0.1
+        while True:
+            try:
+                async with client.pubsub() as announced:
+                    await announced.subscribe(routes.TABLE_CHANNEL)
+                    await self._listen(client, announced)
+            except (TimeoutError, RedisError, OSError) as error:
+                _log.warning("no routing table from Valkey, the one in memory stays: %s", type(error).__name__)
+            pause = min(pause * 2, 2.0)
+            with contextlib.suppress(RedisError, OSError, asyncio.TimeoutError):
+                await self._poll(client)
+                pause = 0.1
+            await asyncio.sleep(pause)
+
+    async def _listen(self, client: redis.Redis, announced: Any) -> None:
+        last = b""
+        while True:
+            data = await client.get(routes.TABLE_KEY)
+            if data and data != last:
+                last = _bytes(data)
+                self.accept(last)
+            await announced.get_message(ignore_subscribe_messages=False, timeout=POLL_S)
+
+    async def _poll(self, client: redis.Redis) -> None:
+        data = await client.get(routes.TABLE_KEY)
+        if data:
+            self.accept(_bytes(data))
+
+
+def connect(url: str) -> redis.Redis | None:
+    """A client that never holds anybody up for long; None without a URL."""
+    if not url:
+        return None
+    client: redis.Redis = redis.Redis.from_url(
+        url.replace("redis+socket://", "unix://", 1),
+        socket_connect_timeout=1.0,
+        socket_timeout=2.0,
+        retry=Retry(NoBackoff(), 0),
+    )
+    return client
+
+
+def _bytes(data: bytes | str) -> bytes:
+    return data if isinstance(data, bytes) else data.encode()

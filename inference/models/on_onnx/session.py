@@ -1,0 +1,128 @@
+"""ONNX models by onnxruntime. The session itself says what goes in and out; no custom operator libraries are loaded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+import onnxruntime
+
+from inference.errors import Rejected
+from inference.models import batch
+from inference.models.entry import entry_file
+from inference.protocol.oip import Signature, TensorSpec
+
+if TYPE_CHECKING:
+    from inference.models.contract import Arrays, LoadContext
+
+DATATYPES = {
+    "tensor(bool)": "BOOL",
+    "tensor(uint8)": "UINT8",
+    "tensor(uint16)": "UINT16",
+    "tensor(uint32)": "UINT32",
+    "tensor(uint64)": "UINT64",
+    "tensor(int8)": "INT8",
+    "tensor(int16)": "INT16",
+    "tensor(int32)": "INT32",
+    "tensor(int64)": "INT64",
+    "tensor(float16)": "FP16",
+    "tensor(float)": "FP32",
+    "tensor(double)": "FP64",
+    "tensor(string)": "BYTES",
+}
+
+
+def load(context: LoadContext) -> OnnxModel:
+    """A session on the context's device with its number of threads. Raises Rejected."""
+    path = entry_file(context.folder, ".onnx")
+    try:
+        session = onnxruntime.InferenceSession(
+            str(path), _options(context.threads), providers=_providers(context.device)
+        )
+    except Exception as error:
+        remedy = "check it with onnx.checker.check_model and export it for a lower opset if need be"
+        raise Rejected(
+            f"onnxruntime cannot load this model: {str(error)[:300]}", remedy=remedy, check="load"
+        ) from error
+    return OnnxModel(session, context)
+
+
+class OnnxModel:
+    """One session. String tensors come and go as UTF-8 bytes."""
+
+    def __init__(self, session: Any, context: LoadContext) -> None:
+        self._session = session
+        inputs, outputs = session.get_inputs(), session.get_outputs()
+        signature = Signature(
+            inputs=[_spec(value) for value in inputs],
+            outputs=[_spec(value) for value in outputs],
+            platform="onnxruntime_onnx",
+        )
+        leading = {value.shape[0] if value.shape else "" for value in (*inputs, *outputs)}
+        self.signature = signature
+        if len(leading) == 1 and not isinstance(leading.copy().pop(), int) and "" not in leading:
+            largest = batch.max_batch(context.settings, None)
+            self.signature = msgspec.structs.replace(signature, max_batch_size=largest)
+        else:
+            self.signature = batch.with_fixed_batch(signature, self.run)
+
+    def run(self, inputs: Arrays) -> Arrays:
+        feed = {
+            spec.name: _decoded(inputs[spec.name]) if spec.datatype == "BYTES" else inputs[spec.name]
+            for spec in self.signature.inputs
+        }
+        names = [spec.name for spec in self.signature.outputs]
+        results = self._session.run(names, feed)
+        return {
+            spec.name: _encoded(result) if spec.datatype == "BYTES" else result
+            for spec, result in zip(self.signature.outputs, results, strict=True)
+        }
+
+    def close(self) -> None:
+        self._session = None
+
+
+def _options(threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = max(1, threads)
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
+
+
+def _providers(device: str) -> list[Any]:
+    kind, _, index = device.partition(":")
+    if kind == "cpu":
+        return ["CPUExecutionProvider"]
+    if kind == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        return [("CUDAExecutionProvider", {"device_id": index or "0"}), "CPUExecutionProvider"]
+    raise Rejected(
+        f"this build of onnxruntime cannot run on {device}",
+        remedy="deploy the version with device cpu, or install Serinus with the extra [cuda]",
+        check="load",
+    )
+
+
+def _spec(value: Any) -> TensorSpec:
+    datatype = DATATYPES.get(value.type)
+    if datatype is None:
+        raise Rejected(
+            f"{value.name} is a {value.type}, which the inference protocol cannot carry",
+            remedy="let the graph take and give plain tensors (no sequences, maps or optionals)",
+            check="signature",
+        )
+    return TensorSpec(value.name, datatype, [size if isinstance(size, int) else -1 for size in value.shape])
+
+
+def _decoded(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    texts = [item.decode("utf-8", "replace") for item in array.ravel()]
+    return np.array(texts, dtype=object).reshape(array.shape)
+
+
+def _encoded(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    items = [item.encode() if isinstance(item, str) else bytes(item) for item in array.ravel()]
+    found = np.empty(len(items), dtype=object)
+    found[:] = items
+    return found.reshape(array.shape)

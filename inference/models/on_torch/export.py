@@ -1,0 +1,154 @@
+"""torch.export programs (.pt2). Plain `torch.export.load` runs what the file says in four ways, so it is never given
+an uploaded file: the file is linted first and a sanitised copy is loaded.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import torch
+from torch.export.passes import move_to_device_pass
+
+from inference.artifacts import pt2
+from inference.errors import Rejected
+from inference.models import batch
+from inference.models.entry import entry_file
+from inference.models.on_torch import tensors
+from inference.protocol.oip import Signature, TensorSpec
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from inference.artifacts.manifest import RuntimeSettings
+    from inference.models.contract import Arrays, LoadContext
+
+REMEDY = "export it again with this torch version: torch.export.save(torch.export.export(model.eval(), args), path)"
+
+
+def load(context: LoadContext) -> ExportedModel:
+    """Lint, sanitise, load, move to the device. Raises Rejected."""
+    tensors.settle(context.threads)
+    program = _program(entry_file(context.folder, ".pt2"))
+    if context.device != "cpu":
+        program = move_to_device_pass(program, context.device)
+    return ExportedModel(program, context.settings, context.device)
+
+
+def _program(path: Path) -> ExportedProgram:
+    with tempfile.TemporaryDirectory(prefix="pt2-") as folder:
+        clean = Path(folder) / "clean.pt2"
+        pt2.lint(path)
+        pt2.sanitised(path, clean)
+        try:
+            return torch.export.load(clean)
+        except Exception as error:
+            raise Rejected(f"torch cannot load this program: {_short(error)}", remedy=REMEDY, check="load") from error
+
+
+class ExportedModel:
+    """An exported graph. Positional inputs bear the names that the exported function's parameters had."""
+
+    def __init__(self, program: ExportedProgram, settings: RuntimeSettings, device: str) -> None:
+        self._device = device
+        self._in_spec = program.call_spec.in_spec
+        self._module: Any = program.module()
+        self._least_rows = 1
+        signature = self._read(program)
+        bound = _shared_symbol(program)
+        if bound is None:
+            self.signature = batch.with_fixed_batch(signature, self._as(signature))
+        else:
+            self._least_rows, largest = bound
+            self.signature = msgspec.structs.replace(signature, max_batch_size=batch.max_batch(settings, largest))
+
+    def run(self, inputs: Arrays) -> Arrays:
+        leaves = [tensors.to_torch(inputs[spec.name], spec.datatype, self._device) for spec in self.signature.inputs]
+        rows = leaves[0].shape[0] if self.signature.max_batch_size else 0
+        grown = 0 < rows < self._least_rows
+        if grown:
+            leaves = [torch.cat([leaf, leaf[-1:].expand(self._least_rows - rows, *leaf.shape[1:])]) for leaf in leaves]
+        outputs = self._forward(leaves)
+        return {name: array[:rows] for name, array in outputs.items()} if grown else outputs
+
+    def close(self) -> None:
+        self._module = None
+
+    def _forward(self, leaves: list[torch.Tensor]) -> Arrays:
+        args, kwargs = self._in_spec.unflatten(leaves)
+        with torch.inference_mode():
+            result = self._module(*args, **kwargs)
+        return {name: tensors.to_numpy(tensor) for name, tensor in tensors.named(result)}
+
+    def _as(self, signature: Signature) -> Any:
+        def run(inputs: Arrays) -> Arrays:
+            return self._forward(
+                [tensors.to_torch(inputs[spec.name], spec.datatype, self._device) for spec in signature.inputs]
+            )
+
+        return run
+
+    def _read(self, program: ExportedProgram) -> Signature:
+        values = _values(program)
+        inputs = [_spec(name, values[name], name) for name in program.graph_signature.user_inputs]
+        results = [values.get(name) for name in program.graph_signature.user_outputs]
+        try:
+            shaped = program.call_spec.out_spec.unflatten(results)
+            outputs = [_spec(name, value, name) for name, value in _named(shaped)]
+        except TypeError as error:
+            raise Rejected(
+                str(error), remedy="return a tensor, a tuple or a dict of tensors", check="signature"
+            ) from None
+        return Signature(inputs=inputs, outputs=outputs, platform="torch_export")
+
+
+def _named(shaped: Any) -> list[tuple[str, Any]]:
+    return list(tensors.named(shaped))
+
+
+def _values(program: ExportedProgram) -> dict[str, Any]:
+    return {node.name: node.meta.get("val") for node in program.graph.nodes}
+
+
+def _spec(name: str, value: Any, told: str) -> TensorSpec:
+    if not isinstance(value, torch.Tensor):
+        raise Rejected(
+            f"the program's input or output {told} is no tensor",
+            remedy="let the exported function take and return tensors only",
+            check="signature",
+        )
+    shape = [size if isinstance(size, int) else -1 for size in value.shape]
+    return TensorSpec(name, tensors.datatype_of(value.dtype, name), shape)
+
+
+def _shared_symbol(program: ExportedProgram) -> tuple[int, int | None] | None:
+    """(least, largest or None) of the symbol that is the first dimension of every input and output, if there is one."""
+    values = _values(program)
+    names = [*program.graph_signature.user_inputs, *program.graph_signature.user_outputs]
+    symbols = set()
+    for name in names:
+        shape = values[name].shape
+        if not shape or not isinstance(shape[0], torch.SymInt):
+            return None
+        symbols.add(shape[0].node.expr)
+    if len(symbols) != 1:
+        return None
+    symbol = symbols.pop()
+    bounds = program.range_constraints.get(symbol)
+    if not symbol.is_symbol or bounds is None:
+        return None
+    return max(1, _finite(bounds.lower) or 1), _finite(bounds.upper)
+
+
+def _finite(value: Any) -> int | None:
+    try:
+        number = int(value)
+    except (TypeError, ValueError, OverflowError, AttributeError):
+        return None
+    return number if abs(number) < 1 << 31 else None
+
+
+def _short(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

@@ -1,0 +1,190 @@
+"""Hugging Face encoders: text in, sentence embeddings or class scores out; the tokenizer runs here.
+
+Classes come from transformers' own registry by `config.json`, weights from safetensors mapped into memory; nothing of
+the folder is ever run. `text` is BYTES [-1], one text a row; clients that send [n, 1] are understood. Embeddings are
+pooled and normalised as the folder's sentence-transformers files say; without those: mean-pooled, L2-normalised.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read once, when transformers is imported
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification
+
+from inference.artifacts import hf
+from inference.errors import Rejected
+from inference.models import batch
+from inference.models.on_torch import tensors
+from inference.models.tokenizer import BatchTokenizer
+from inference.protocol.oip import Signature, TensorSpec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import numpy as np
+
+    from inference.models.contract import Arrays, LoadContext
+
+MAX_BATCH = 32
+FALLBACK_TOKENS = 512
+LEGACY_NAMES = {".gamma": ".weight", ".beta": ".bias"}
+# What could make transformers fetch or run something that is not its own.
+DROPPED_KEYS = {"auto_map", "custom_code", "attn_implementation", "quantization_config", "use_kernels"}
+
+
+def load(context: LoadContext) -> EncoderModel:
+    """Builds the architecture, maps the weights, reads the tokenizer. Raises Rejected."""
+    tensors.settle(context.threads)
+    encoder = hf.read(context.folder)
+    config = _config(context.folder, encoder.model_type)
+    task = context.settings.task or encoder.task
+    network = _network(config, task)
+    _fill(network, _weights(context.folder, encoder.weights), headless=task == hf.FEATURES)
+    network.float() if context.device == "cpu" else network.to(context.device)
+    tokenizer = BatchTokenizer(
+        context.folder / "tokenizer.json",
+        max_tokens=encoder.max_tokens or FALLBACK_TOKENS,
+        pad_id=getattr(config, "pad_token_id", None),
+    )
+    head = _classifier(config, encoder) if task == hf.CLASSIFICATION else _pooler(context.folder, encoder)
+    labels = context.settings.labels or encoder.labels if task == hf.CLASSIFICATION else []
+    signature = Signature(
+        inputs=[TensorSpec("text", "BYTES", [-1])],
+        outputs=[_output(config, task)],
+        max_batch_size=batch.max_batch(context.settings, None) if context.settings.max_batch_size else MAX_BATCH,
+        platform="hf_encoder",
+        labels=labels,
+    )
+    return EncoderModel(network, tokenizer, head, signature, context.device)
+
+
+class EncoderModel:
+    def __init__(self, network: Any, tokenizer: BatchTokenizer, head: Any, signature: Signature, device: str) -> None:
+        self._network = network.eval()
+        self._tokenizer = tokenizer
+        self._head = head
+        self._device = device
+        self.signature = signature
+
+    def run(self, inputs: Arrays) -> Arrays:
+        ids, mask = self._tokenizer.encode(inputs["text"].reshape(-1).tolist())
+        with torch.inference_mode():
+            held = torch.from_numpy(mask).to(self._device)
+            result = self._network(input_ids=torch.from_numpy(ids).to(self._device), attention_mask=held)
+            output = self._head(result, held)
+        return {self.signature.outputs[0].name: _fp32(output)}
+
+    def close(self) -> None:
+        self._network = None
+
+
+def _config(folder: Path, model_type: str) -> Any:
+    held = json.loads((folder / "config.json").read_bytes())
+    given = {
+        key: value
+        for key, value in held.items()
+        if key not in DROPPED_KEYS and not key.startswith("_") and key not in {"model_type", "transformers_version"}
+    }
+    try:
+        return AutoConfig.for_model(model_type, **given)
+    except Exception as error:
+        raise _rejected(f"config.json does not describe a {model_type} model: {str(error)[:200]}") from error
+
+
+def _network(config: Any, task: str) -> Any:
+    maker: Any = AutoModelForSequenceClassification if task == hf.CLASSIFICATION else AutoModel
+    last: Exception | None = None
+    for attention in ("sdpa", "eager"):  # older architectures have no sdpa
+        try:
+            return maker.from_config(config, attn_implementation=attention)
+        except Exception as error:  # noqa: BLE001 (told below, whatever transformers raised)
+            last = error
+    raise _rejected(f"the architecture of config.json cannot be built: {str(last)[:200]}") from last
+
+
+def _weights(folder: Path, names: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name in names:
+        try:
+            shard = load_file(folder / name)
+        except Exception as error:
+            raise _rejected(f"{name} cannot be read: {str(error)[:200]}") from error
+        if found.keys() & shard.keys():
+            raise _rejected("two weight files hold the same tensor")
+        found |= shard
+    return found
+
+
+def _fill(network: Any, weights: dict[str, Any], *, headless: bool) -> None:
+    """Assigns the mapped weights, whatever prefix they were saved under. Raises Rejected for missing or misfit ones."""
+    prefix, wanted = network.base_model_prefix + ".", set(network.state_dict())
+    state = {}
+    for name, tensor in weights.items():
+        for old, new in LEGACY_NAMES.items():
+            name = name.removesuffix(old) + new if name.endswith(old) else name  # noqa: PLW2901
+        state[name.removeprefix(prefix) if name not in wanted else name] = tensor
+    try:
+        result = network.load_state_dict(state, strict=False, assign=True)
+    except RuntimeError as error:
+        raise _rejected(f"the weights do not fit config.json: {str(error).splitlines()[-1].strip()[:200]}") from error
+    missing = [name for name in result.missing_keys if not (headless and "pooler" in name)]
+    if missing:
+        raise _rejected(f"{len(missing)} weights are missing, {missing[0]} first")
+
+
+def _output(config: Any, task: str) -> TensorSpec:
+    if task == hf.CLASSIFICATION:
+        return TensorSpec("scores", "FP32", [-1, int(config.num_labels)])
+    return TensorSpec("embedding", "FP32", [-1, int(config.hidden_size)])
+
+
+def _classifier(config: Any, encoder: hf.Encoder) -> Any:
+    def scores(result: Any, _mask: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = result.logits.float()
+        if encoder.multi_label:
+            return torch.sigmoid(logits)
+        return logits if config.num_labels == 1 else torch.softmax(logits, dim=-1)
+
+    return scores
+
+
+def _pooler(folder: Path, encoder: hf.Encoder) -> Any:
+    pool = POOLINGS[encoder.pooling]
+    normalize = encoder.normalize or not (folder / "modules.json").is_file()
+
+    def embedding(result: Any, mask: torch.Tensor) -> torch.Tensor:
+        pooled = pool(result.last_hidden_state.float(), mask.unsqueeze(-1))
+        return functional.normalize(pooled, dim=-1) if normalize else pooled
+
+    return embedding
+
+
+def _mean(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1)
+
+
+def _cls(hidden: torch.Tensor, _mask: torch.Tensor) -> torch.Tensor:
+    return hidden[:, 0]
+
+
+def _max(hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return hidden.masked_fill(mask == 0, float("-inf")).amax(1)
+
+
+POOLINGS = {"mean": _mean, "cls": _cls, "max": _max}
+
+
+def _fp32(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    return tensors.to_numpy(tensor.float())
+
+
+def _rejected(reason: str) -> Rejected:
+    return Rejected(reason, remedy="save the model again with save_pretrained(folder)", check="load")

@@ -1,0 +1,83 @@
+"""numpy <-> torch, sharing memory where both allow it. Knows the protocol's datatypes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from inference.errors import Rejected
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+DATATYPE_OF = {
+    torch.bool: "BOOL",
+    torch.uint8: "UINT8",
+    torch.uint16: "UINT16",
+    torch.uint32: "UINT32",
+    torch.uint64: "UINT64",
+    torch.int8: "INT8",
+    torch.int16: "INT16",
+    torch.int32: "INT32",
+    torch.int64: "INT64",
+    torch.float16: "FP16",
+    torch.bfloat16: "BF16",
+    torch.float32: "FP32",
+    torch.float64: "FP64",
+}
+
+
+def datatype_of(dtype: torch.dtype, name: str) -> str:
+    """Raises Rejected for a dtype that the protocol has no word for (complex, quantised)."""
+    found = DATATYPE_OF.get(dtype)
+    if found is None:
+        raise Rejected(
+            f"{name} is {dtype}, which the inference protocol cannot carry",
+            remedy="cast it to a float, integer or bool type inside the model and export again",
+            check="signature",
+        )
+    return found
+
+
+def to_torch(array: np.ndarray[Any, Any], datatype: str, device: str) -> torch.Tensor:
+    """A tensor on `device`. Read-only or unaligned memory (a view of a frame) is copied once."""
+    tensor = torch.from_numpy(np.require(array, requirements=["C", "W", "A"]))
+    if datatype == "BF16":
+        tensor = tensor.view(torch.bfloat16)
+    return tensor if device == "cpu" else tensor.to(device)
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """The tensor's values on the host; BF16 as uint16."""
+    host = tensor.detach().cpu()
+    if host.dtype == torch.bfloat16:
+        host = host.view(torch.uint16)
+    return host.contiguous().numpy()
+
+
+def named(result: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of a model's result with their output names: keys of a mapping, else output_0, output_1, ...
+
+    Raises TypeError for anything else in it, nested results included.
+    """
+    for name, value in _pairs(result):
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"the model's output {name} is a {type(value).__name__}, not a tensor")
+        yield name, value
+
+
+def _pairs(result: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(result, torch.Tensor):
+        return [("output_0", result)]
+    if isinstance(result, dict):
+        return [(str(key), value) for key, value in result.items()]
+    if isinstance(result, tuple | list):
+        return [(f"output_{index}", value) for index, value in enumerate(result)]
+    raise TypeError(f"the model returned a {type(result).__name__}, not tensors")
+
+
+def settle(threads: int) -> None:
+    """Threads of this process's forward passes; after a preload the environment's word comes too late."""
+    torch.set_num_threads(max(1, threads))

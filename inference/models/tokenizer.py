@@ -1,0 +1,53 @@
+"""Text -> token ids by the model's own `tokenizer.json`, in a padded batch.
+
+A tokenizer's regular expression can panic on some text; that arrives here as a BaseException of native code and leaves
+as InvalidInput. Text is cut to a length that cannot matter before anything looks at it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from inference.errors import InvalidInput, Rejected
+
+CHARACTERS_PER_TOKEN = 64  # no vocabulary in use comes near it; what lies beyond would be truncated anyway
+Ids = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class BatchTokenizer:
+    """Truncates to `max_tokens`, pads to the longest of the batch."""
+
+    def __init__(self, path: Path, *, max_tokens: int, pad_id: int | None) -> None:
+        try:
+            self._tokenizer: Any = Tokenizer.from_file(str(path))
+            held = self._tokenizer.padding or {}
+            known = pad_id if pad_id is not None else 0
+            self._tokenizer.enable_padding(pad_id=held.get("pad_id", known), pad_token=held.get("pad_token", "[PAD]"))
+            self._tokenizer.enable_truncation(max_tokens)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            remedy = (
+                "save the tokenizer again: AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(folder)"
+            )
+            raise Rejected("tokenizer.json cannot be read", remedy=remedy, check="load") from error
+        self._max_characters = max_tokens * CHARACTERS_PER_TOKEN
+
+    def encode(self, texts: Sequence[bytes]) -> tuple[Ids, Ids]:
+        """(input_ids, attention_mask), int64 [n, longest]. Raises InvalidInput for text that is no UTF-8, or panics."""
+        try:
+            strings = [bytes(text).decode("utf-8")[: self._max_characters] for text in texts]
+            encoded = self._tokenizer.encode_batch_fast(strings)
+        except UnicodeDecodeError:
+            raise InvalidInput("the text is not valid UTF-8") from None
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            raise InvalidInput("the model's tokenizer cannot read this text") from error
+        ids = np.array([one.ids for one in encoded], dtype=np.int64)
+        return ids, np.array([one.attention_mask for one in encoded], dtype=np.int64)

@@ -1,0 +1,154 @@
+"""Runs a model and lets nothing but this house's errors out, BaseException of native code included.
+
+A batch that fails is bisected, so that one poisonous request costs its neighbours a few milliseconds and not their
+answer. A model is blamed only when a known-good input fails too; an input only when others go through.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from inference.errors import ModelFailed, OutOfMemory, PoisonInput, SerinusError
+from inference.models.contract import Model
+from inference.protocol.oip import Signature
+from inference.runtime import tensors
+from inference.runtime.tensors import Arrays
+
+log = logging.getLogger(__name__)
+_MEMORY_SIGNS = (
+    "out of memory",
+    "resource_exhausted",
+    "can't allocate memory",
+    "not enough memory",
+    "failed to allocate memory",
+    "bad_alloc",
+)
+
+
+@dataclass(slots=True)
+class Measures:
+    """Sums since the start. busy_s: seconds inside the model; nonfinite: rows with a NaN or an infinity."""
+
+    runs: int = 0
+    rows: int = 0
+    padded_rows: int = 0
+    failures: int = 0
+    nonfinite: int = 0
+    busy_s: float = 0.0
+
+
+class Runner:
+    """One model, one forward pass at a time. `busy_since` (monotonic s) is for a watchdog; None when idle."""
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+        self.measures = Measures()
+        self.busy_since: float | None = None
+        self._known_good: Arrays | None = None
+        self._compiles_when_ready = 0
+
+    @property
+    def signature(self) -> Signature:
+        return self.model.signature
+
+    @property
+    def compiles_after_ready(self) -> int:
+        """How often the model compiled since `mark_ready`: must stay 0, or a request paid for it."""
+        return self._compiles() - self._compiles_when_ready
+
+    def mark_ready(self, known_good: Arrays | None = None) -> None:
+        """Called after the warm-up; `known_good` is an input of which the model is known to answer."""
+        self._known_good = known_good
+        self._compiles_when_ready = self._compiles()
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """Outputs for a batch of any size up to the largest; it is padded to the next bucket and cut back here.
+
+        Raises InvalidInput, OutOfMemory or ModelFailed, and nothing else.
+        """
+        batched = bool(self.signature.max_batch_size)
+        rows = tensors.rows_of(self.signature, inputs)
+        size = tensors.bucket_for(self.signature, rows) if batched else rows
+        outputs = self._forward(tensors.pad(inputs, size) if size > rows else inputs)
+        if size > rows:
+            outputs = tensors.split(outputs, [rows])[0]
+        self._count(outputs, rows, size - rows)
+        return outputs
+
+    def run_isolated(self, requests: Sequence[Arrays]) -> list[Arrays | SerinusError]:
+        """One forward pass for all; when it fails, each request's own answer or its own error.
+
+        1. All together. 2. Failed: both halves, down to single requests. 3. A single failure is PoisonInput when any
+        other request, or failing that the known-good input, goes through; else the model's failure.
+        """
+        found = self._bisected(requests)
+        return self._blamed(found) if any(isinstance(one, ModelFailed) for one in found) else found
+
+    def close(self) -> None:
+        self.model.close()
+
+    def _bisected(self, requests: Sequence[Arrays]) -> list[Arrays | SerinusError]:
+        try:
+            rows = [tensors.rows_of(self.signature, request) for request in requests]
+            outputs = self.run(tensors.stack(requests))
+        except SerinusError as error:
+            if len(requests) == 1:
+                return [error]
+            middle = len(requests) // 2
+            return self._bisected(requests[:middle]) + self._bisected(requests[middle:])
+        except Exception as error:  # noqa: BLE001 (requests that cannot be stacked)
+            if len(requests) == 1:
+                return [_translated(error)]
+            return [answer for request in requests for answer in self._bisected([request])]
+        return [outputs] if len(requests) == 1 else list(tensors.split(outputs, rows))
+
+    def _blamed(self, found: list[Arrays | SerinusError]) -> list[Arrays | SerinusError]:
+        works = any(isinstance(one, dict) for one in found) or self._control_passes()
+        return [PoisonInput() if works and isinstance(one, ModelFailed) else one for one in found]
+
+    def _control_passes(self) -> bool:
+        if self._known_good is None:
+            return False
+        try:
+            self.run(self._known_good)
+        except SerinusError:
+            return False
+        return True
+
+    def _forward(self, inputs: Arrays) -> Arrays:
+        started = time.monotonic()
+        self.busy_since = started
+        try:
+            return self.model.run(inputs)
+        except BaseException as error:
+            self.measures.failures += 1
+            raise _translated(error) from error
+        finally:
+            self.busy_since = None
+            self.measures.busy_s += time.monotonic() - started
+
+    def _count(self, outputs: Arrays, rows: int, padded: int) -> None:
+        self.measures.runs += 1
+        self.measures.rows += rows
+        self.measures.padded_rows += padded
+        self.measures.nonfinite += tensors.nonfinite_rows(outputs)
+
+    def _compiles(self) -> int:
+        return int(getattr(self.model, "compiles", 0))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a framework's exception says that memory ran out, on the host or on the device."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return any(sign in str(error).lower() for sign in _MEMORY_SIGNS)
+
+
+def _translated(error: BaseException) -> SerinusError:
+    if isinstance(error, SerinusError):
+        return error
+    log.error("the model raised %s", type(error).__name__, exc_info=error)
+    return OutOfMemory() if is_out_of_memory(error) else ModelFailed()

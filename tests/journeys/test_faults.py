@@ -1,0 +1,307 @@
+"""Faults injected for real while a client sends 50 requests a second: the rows of the fault matrix.
+
+Each test waits until the platform is whole again, so that the next one starts from the same place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import httpx
+import psutil
+import pytest
+import redis
+
+from tests.journeys.conftest import ECHO_BODY
+from tests.support.house import REPO, House, free_port, until
+from tests.support.load import Load
+
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(240), pytest.mark.xdist_group("house")]
+
+
+def load_on(house: House, echo: str, **options: float) -> Load:
+    return Load(f"{house.gateway_url}/v2/models/{echo}/infer", ECHO_BODY, house.key, **options)
+
+
+def one_ready(house: House, model: str = "echo", count: int = 1) -> list[dict]:
+    def whole() -> list[dict]:
+        rows = house.ready_replicas(model)
+        return rows if len(rows) == count and all(psutil.pid_exists(row["pid"]) for row in rows) else []
+
+    return until(f"{count} ready replica(s) of {model}", whole, 60, 0.1)
+
+
+def supervisor_sees(house: House, model: str = "echo") -> list:
+    """What the host's supervisor itself says, without any row of the database."""
+    from inference.host.client import SupervisorClient
+
+    with contextlib.closing(SupervisorClient(house.runtime_dir / "supervisor.sock")) as client:
+        return [seen for seen in client.look().replicas if seen.phase == "ready"]
+
+
+@pytest.fixture
+def whole(house: House, echo: str) -> Iterator[House]:
+    """The platform before and after: every program up, one ready replica that answers."""
+    one_ready(house)
+    house.serves(echo, ECHO_BODY)
+    yield house
+    house.up_again("postgres", "valkey", "host", "console", "control", "beat", "agent", "gateway")
+    until("console answers", lambda: _up(house.console_url + "/readyz"), 60)
+    house.serves(echo, ECHO_BODY, 60)
+    one_ready(house)
+
+
+def _up(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def test_row_1_a_replica_killed_while_idle_is_replaced(whole: House, echo: str) -> None:
+    (before,) = one_ready(whole)
+    os.kill(before["pid"], signal.SIGKILL)
+    started = time.monotonic()
+    until("a new process serves", lambda: [s for s in supervisor_sees(whole) if s.pid != before["pid"]], 10)
+    assert time.monotonic() - started < 5
+    assert whole.infer(echo, ECHO_BODY).status_code == 200
+    (after,) = until("rows show it", lambda: [r for r in one_ready(whole) if r["pid"] != before["pid"]], 10)
+    assert after["id"] == before["id"]
+    assert after["restarts"] == before["restarts"] + 1
+
+
+def test_row_3_the_only_replica_killed_under_load_loses_no_request(whole: House, echo: str) -> None:
+    (before,) = one_ready(whole)
+    with load_on(whole, echo) as load:
+        time.sleep(1.5)
+        os.kill(before["pid"], signal.SIGKILL)
+        time.sleep(4)
+    bad = [o for o in load.failed if o.status != 503]
+    assert not bad, load.explain()
+    assert len(load.outcomes) > 200
+
+
+def test_row_5_a_killed_agent_fails_nothing_and_the_next_one_adopts(whole: House, echo: str) -> None:
+    (before,) = one_ready(whole)
+    with load_on(whole, echo) as load:
+        time.sleep(1)
+        killed = whole.kill("agent")
+        until("the next agent heartbeats", lambda: _agent_pid(whole) not in {0, killed}, 15)
+        time.sleep(3)
+    assert not load.failed, load.explain()
+    (after,) = one_ready(whole)
+    assert (after["pid"], after["generation"]) == (before["pid"], before["generation"])
+    assert len(supervisor_sees(whole)) == len([r for r in whole.replicas() if r["phase"] == "ready"])
+
+
+def _agent_pid(house: House) -> int:
+    (host,) = [h for h in house.ok("GET", "/api/hosts/")["results"] if h["name"] == "testhost"]
+    return host["agent_pid"] if host["alive"] else 0
+
+
+def test_row_5_a_killed_supervisor_takes_its_replicas_along_and_brings_them_back(whole: House, echo: str) -> None:
+    before = one_ready(whole)
+    with load_on(whole, echo) as load:
+        time.sleep(1)
+        whole.kill("host")
+        until("its replicas are gone", lambda: not any(_runs(row["pid"]) for row in before), 3)
+        started = time.monotonic()
+        until("predictions are back", lambda: whole.infer(echo, ECHO_BODY).status_code == 200, 20, 0.1)
+        assert time.monotonic() - started < 15
+    assert not [o for o in load.outcomes if o.status == 0], load.explain()
+    assert {o.status for o in load.failed} <= {503}, load.explain()
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_row_6_a_frozen_agent_loses_its_lease_and_resurrects_nothing(whole: House, echo: str) -> None:
+    pid = whole.pid("agent")
+    with load_on(whole, echo) as load:
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            until("its lease lapses", lambda: _agent_pid(whole) == 0, 25, 0.5)
+            whole.cli("scale", "echo:1", "2")
+            time.sleep(8)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        one_ready(whole, count=2)
+        whole.cli("scale", "echo:1", "1")
+        one_ready(whole)
+    assert not load.failed, load.explain()
+    until("one process", lambda: len([s for s in supervisor_sees(whole) if s.address]) == _wanted(whole), 15)
+
+
+def _wanted(house: House) -> int:
+    return len([row for row in house.replicas() if row["wanted"] == "run"])
+
+
+def test_row_7_a_dead_broker_fails_no_prediction_and_commands_land_after_it(whole: House, echo: str) -> None:
+    with load_on(whole, echo) as load:
+        time.sleep(1)
+        whole.down("valkey")
+        time.sleep(15)
+        whole.up_again("valkey")
+        until("valkey answers", lambda: _valkey(whole).ping(), 10)
+        whole.cli("scale", "echo:1", "2")
+        started = time.monotonic()
+        until("the second replica is asked for", lambda: len(supervisor_sees(whole)) >= 2, 15)
+        landed_s = time.monotonic() - started
+    assert not load.failed, load.explain()
+    assert landed_s < 10
+    whole.cli("scale", "echo:1", "1")
+
+
+class _Quiet:
+    """A Valkey client for polling: errors read as False."""
+
+    def __init__(self, url: str) -> None:
+        self._client = redis.Redis.from_url(url, socket_timeout=2)
+
+    def __getattr__(self, name: str):
+        def call(*words: object) -> object:
+            try:
+                return getattr(self._client, name)(*words)
+            except redis.RedisError:
+                return False
+
+        return call
+
+
+def _valkey(house: House) -> _Quiet:
+    return _Quiet(house.services["REDIS_URL"])
+
+
+def test_row_8_a_flushed_broker_is_refilled_for_old_gateways_and_new_ones(whole: House, echo: str) -> None:
+    with load_on(whole, echo) as load:
+        time.sleep(0.5)
+        _valkey(whole).flushall()
+        with another_gateway(whole) as url:
+            answer = until("a gateway started after the flush serves", lambda: _ask(url, echo, whole.key), 20, 0.2)
+            assert answer.status_code == 200
+        until("the table is published again", lambda: _valkey(whole).get("serinus:routes"), 4)
+    assert not load.failed, load.explain()
+
+
+@contextlib.contextmanager
+def another_gateway(house: House) -> Iterator[str]:
+    port = free_port()
+    command = [sys.executable, "-m", "serinus", "gateway", "--port", str(port)]
+    environment = house.environment | {"SERINUS_HTTP_PORT": str(port), "SERINUS_RUNTIME_DIR": str(house.runtime_dir)}
+    process = subprocess.Popen(command, env=environment, cwd=REPO, stderr=subprocess.DEVNULL)
+    try:
+        until("the second gateway listens", lambda: _up(f"http://127.0.0.1:{port}/v2/health/live"), 20)
+        another_gateway.process = process  # type: ignore[attr-defined]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(40)
+
+
+def _ask(url: str, echo: str, key: str) -> httpx.Response | None:
+    try:
+        answer = httpx.post(
+            f"{url}/v2/models/{echo}/infer", json=ECHO_BODY, headers={"Authorization": f"Bearer {key}"}, timeout=20
+        )
+    except httpx.HTTPError:
+        return None
+    return answer if answer.status_code == 200 else None
+
+
+def test_row_9_doubled_and_lost_messages_change_nothing(whole: House, echo: str) -> None:
+    before = one_ready(whole)
+    code = (
+        "from config import celery\n"
+        "for _ in range(50): celery.send_task('worker.tasks.converge', args=['testhost'], queue='host.testhost')\n"
+    )
+    with load_on(whole, echo) as load:
+        whole.shell(code)
+        time.sleep(4)
+    assert not load.failed, load.explain()
+    after = one_ready(whole)
+    assert [(r["id"], r["pid"], r["generation"]) for r in after] == [
+        (r["id"], r["pid"], r["generation"]) for r in before
+    ]
+
+
+def test_row_10_a_dead_database_fails_no_prediction_and_writes_say_503(whole: House, echo: str) -> None:
+    console = whole.pid("console")
+    with load_on(whole, echo) as load:
+        time.sleep(1)
+        whole.down("postgres")
+        refused = whole.api(
+            "POST", "/api/keys/", {"name": "x", "team": "default", "role": "viewer", "endpoints": ["*"]}
+        )
+        assert refused.status_code == 503, refused.text
+        assert "error" in refused.json()
+        time.sleep(20)
+        whole.up_again("postgres")
+        until("writes work again", lambda: _write(whole), 40, 0.5)
+    assert not load.failed, load.explain()
+    assert whole.pid("console") == console
+
+
+def _write(house: House) -> bool:
+    body = {"name": "after", "team": "default", "role": "viewer", "endpoints": ["*"]}
+    return house.api("POST", "/api/keys/", body).status_code == 201
+
+
+def test_row_12_one_of_two_gateways_killed_leaves_the_other_serving(whole: House, echo: str) -> None:
+    with another_gateway(whole) as url, load_on(whole, echo) as first:
+        second = Load(f"{url}/v2/models/{echo}/infer", ECHO_BODY, whole.key)
+        with second:
+            time.sleep(1.5)
+            for pid in _family(whole.pid("gateway")):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(4)
+    assert not second.failed, second.explain()
+    assert {o.status for o in first.failed} <= {0}, first.explain()
+    assert first.outcomes[-1].status == 200, "the killed gateway is not back"
+    until("no work is left at the replica", lambda: one_ready(whole)[0]["queue_depth"] == 0, 10)
+
+
+def _family(pid: int) -> list[int]:
+    """Workers first, then the master: either may be killed without the other noticing in time."""
+    return [child.pid for child in psutil.Process(pid).children(recursive=True)] + [pid]
+
+
+def test_row_13_a_gateway_that_is_told_to_stop_answers_what_it_took(whole: House, echo: str) -> None:
+    with another_gateway(whole) as url:
+        process = another_gateway.process  # type: ignore[attr-defined]
+        with Load(f"{url}/v2/models/{echo}/infer", ECHO_BODY, whole.key) as load:
+            time.sleep(1.5)
+            process.terminate()
+            process.wait(35)
+            time.sleep(0.5)
+    lost = [o for o in load.failed if "ConnectError" not in o.text]
+    assert not lost, load.explain()
+    assert any("ConnectError" in o.text for o in load.failed), "it went on listening"
+
+
+def test_everything_but_the_data_plane_dead_for_a_minute(whole: House, echo: str) -> None:
+    (before,) = one_ready(whole)
+    with load_on(whole, echo) as load:
+        time.sleep(1)
+        whole.down("agent", "beat", "control", "console", "valkey", "postgres")
+        time.sleep(5)
+        os.kill(before["pid"], signal.SIGKILL)
+        until(
+            "the replica is back by itself", lambda: [s for s in supervisor_sees(whole) if s.pid != before["pid"]], 15
+        )
+        time.sleep(52)
+        whole.up_again("postgres", "valkey", "console", "control", "beat", "agent")
+        until("the console is back", lambda: _up(whole.console_url + "/readyz"), 60)
+        one_ready(whole)
+    assert {o.status for o in load.failed} <= {503}, load.explain()
+    assert len(load.failed) <= 50, load.explain()

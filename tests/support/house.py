@@ -1,0 +1,212 @@
+"""A real `serinus up` in a temporary folder on free ports, and hands to break its parts with."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+REPO = Path(__file__).resolve().parents[2]
+PASSWORD = "correct horse battery"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def until(what: str, true: Callable[[], Any], timeout_s: float = 30.0, every_s: float = 0.05) -> Any:
+    """Polls until `true()` is truthy and returns it; fails the test naming `what`."""
+    end = time.monotonic() + timeout_s
+    while True:
+        found = true()
+        if found:
+            return found
+        if time.monotonic() > end:
+            raise AssertionError(f"not within {timeout_s} s: {what}")
+        time.sleep(every_s)
+
+
+class House:
+    """One running platform. Everything it starts dies with it."""
+
+    def __init__(self, folder: Path, **extra: str) -> None:
+        self.folder = folder
+        self.data_dir = folder / "data"
+        self.console_port, self.http_port = free_port(), free_port()
+        self.console_url = f"http://127.0.0.1:{self.console_port}"
+        self.gateway_url = f"http://127.0.0.1:{self.http_port}"
+        clean = {
+            k: v for k, v in os.environ.items() if not k.startswith(("SERINUS_", "DATABASE_", "REDIS_", "DJANGO_"))
+        }
+        self.environment = clean | {
+            "PYTHONPATH": os.pathsep.join((str(REPO), str(REPO / "platform"))),
+            "SERINUS_DATA_DIR": str(self.data_dir),
+            "SERINUS_CONSOLE_PORT": str(self.console_port),
+            "SERINUS_HTTP_PORT": str(self.http_port),
+            "SERINUS_ADMIN_PASSWORD": PASSWORD,
+            "SERINUS_HOST_NAME": "testhost",
+            "SERINUS_LONE_ADMIN_APPROVES": "1",
+            "SERINUS_VALIDATION_TIMEOUT_S": "20",
+            "HOME": str(folder),
+        } | extra  # fmt: skip
+        self.process: subprocess.Popen[str] | None = None
+
+    def start(self, *options: str) -> House:
+        """Starts `serinus up` and waits for the line that says that it is up."""
+        log = (self.folder / "up.log").open("w")
+        command = [sys.executable, "-m", "serinus", "up", "--json", *options]
+        self.process = subprocess.Popen(
+            command,
+            env=self.environment,
+            cwd=REPO,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
+        log.close()
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise AssertionError("serinus up ended:\n" + (self.folder / "up.log").read_text()[-3000:])
+        self.welcome: dict[str, Any] = json.loads(line)
+        self.credentials: dict[str, Any] = json.loads((self.data_dir / "credentials.json").read_text())
+        self.key: str = self.credentials["api_key"]
+        self.environment["DATABASE_URL"] = self.services["DATABASE_URL"]
+        self.environment["REDIS_URL"] = self.services["REDIS_URL"]
+        return self
+
+    def stop(self) -> int:
+        if self.process is None:
+            return 0
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(90)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+    @property
+    def services(self) -> dict[str, str]:
+        found: dict[str, str] = json.loads((self.data_dir / "run" / "environment.json").read_text())
+        return found
+
+    @property
+    def runtime_dir(self) -> Path:
+        return Path(self.services["SERINUS_RUNTIME_DIR"])
+
+    # --- the control API -----------------------------------------------------------------------------------------
+    def api(self, method: str, path: str, body: Any = None, *, key: str | None = None) -> httpx.Response:
+        headers = {"Authorization": f"Bearer {key or self.key}"}
+        return httpx.request(method, self.console_url + path, json=body, headers=headers, timeout=30)
+
+    def ok(self, method: str, path: str, body: Any = None) -> Any:
+        answer = self.api(method, path, body)
+        assert answer.status_code < 300, f"{method} {path}: {answer.status_code} {answer.text[:500]}"
+        return answer.json() if answer.content else {}
+
+    def cli(self, *words: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        """Runs the real command line against this house."""
+        command = [sys.executable, "-m", "serinus", *words]
+        done = subprocess.run(
+            command, env=self.environment, cwd=REPO, capture_output=True, text=True, timeout=timeout, check=False
+        )
+        if check:
+            assert done.returncode == 0, f"{words}: {done.stdout[-1500:]}\n{done.stderr[-1500:]}"
+        return done
+
+    def upload(self, name: str, path: Path, *options: str, check: bool = True) -> dict[str, Any]:
+        done = self.cli("upload", name, str(path), "--json", *options, check=False, timeout=180)
+        if check:
+            assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+        return found
+
+    def deploy(self, name: str, number: int, *, endpoint: str = "", replicas: int = 1) -> dict[str, Any]:
+        words = ["deploy", f"{name}:{number}", "--replicas", str(replicas), "--json"]
+        if endpoint:
+            words += ["--endpoint", endpoint]
+        found: dict[str, Any] = json.loads(self.cli(*words).stdout)
+        return found
+
+    # --- the data plane ------------------------------------------------------------------------------------------
+    def infer(self, endpoint: str, body: Any, *, key: str | None = None, **headers: str) -> httpx.Response:
+        all_headers = {"Authorization": f"Bearer {key or self.key}", **headers}
+        url = f"{self.gateway_url}/v2/models/{endpoint}/infer"
+        return httpx.post(url, json=body, headers=all_headers, timeout=60)
+
+    def serves(self, endpoint: str, body: Any, timeout_s: float = 30) -> None:
+        """Waits until the endpoint answers 200: the table reaches gateways a moment after the API says ready."""
+        until(f"{endpoint} answers", lambda: self.infer(endpoint, body).status_code == 200, timeout_s, 0.1)
+
+    # --- parts ---------------------------------------------------------------------------------------------------
+    def remote(self) -> Any:
+        from xmlrpc.client import ServerProxy
+
+        from supervisor.xmlrpc import SupervisorTransport
+
+        transport = SupervisorTransport(None, None, serverurl=f"unix://{self.runtime_dir / 'up.sock'}")
+        return ServerProxy("http://127.0.0.1", transport=transport).supervisor
+
+    def pid(self, program: str) -> int:
+        return int(self.remote().getProcessInfo(program)["pid"])
+
+    def kill(self, program: str, number: int = signal.SIGKILL) -> int:
+        """Sends a signal to a supervised program of this house; it is restarted by its supervisor."""
+        pid = self.pid(program)
+        os.kill(pid, number)
+        return pid
+
+    def down(self, *programs: str) -> None:
+        """Stops programs and keeps them down (SIGKILL first, so that nothing is tidied up)."""
+        remote = self.remote()
+        for program in programs:
+            with contextlib.suppress(ProcessLookupError):
+                self.kill(program)
+            remote.stopProcess(program, True)
+
+    def up_again(self, *programs: str) -> None:
+        remote = self.remote()
+        for program in programs:
+            if remote.getProcessInfo(program)["statename"] not in {"RUNNING", "STARTING"}:
+                remote.startProcess(program, False)
+
+    def replicas(self) -> list[dict[str, Any]]:
+        """Rows of the control API; `pid`, `phase`, `generation`, ... (`results` of one page)."""
+        found: list[dict[str, Any]] = self.ok("GET", "/api/replicas/?page_size=200")["results"]
+        return found
+
+    def ready_replicas(self, model: str) -> list[dict[str, Any]]:
+        return [row for row in self.replicas() if row["model"] == model and row["phase"] == "ready"]
+
+    def shell(self, code: str) -> str:
+        """Runs Python inside Django of this house."""
+        done = subprocess.run(
+            [sys.executable, "-m", "django", "shell", "-v", "0", "-c", code],
+            env=self.environment | {**self.services, "DJANGO_SETTINGS_MODULE": "config.settings"},
+            cwd=REPO, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-1500:]
+        return done.stdout
+
+
+@contextlib.contextmanager
+def running_house(folder: Path, *options: str, **extra: str) -> Iterator[House]:
+    house = House(folder, **extra)
+    try:
+        yield house.start(*options)
+    finally:
+        house.stop()

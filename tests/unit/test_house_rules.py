@@ -1,0 +1,68 @@
+"""Ratchets: laws of the house that nothing else would notice being broken."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parents[2]
+PRODUCT = [p for root in ("inference", "platform", "serinus") for p in (REPO / root).rglob("*.py")]
+CODE = [p for p in PRODUCT if "migrations" not in p.parts]
+
+
+def test_platform_is_no_package() -> None:
+    """With an __init__.py it would shadow the standard library's module of that name."""
+    assert not (REPO / "platform" / "__init__.py").exists()
+    import platform
+
+    assert platform.python_implementation() == "CPython"
+
+
+@pytest.mark.parametrize(
+    "init", [p for p in PRODUCT if p.name == "__init__.py" and "migrations" not in p.parts], ids=str
+)
+def test_every_room_states_its_law(init: Path) -> None:
+    assert ast.get_docstring(ast.parse(init.read_text())), f"{init} has no docstring"
+
+
+@pytest.mark.parametrize("file", [p for p in CODE if p.name not in {"__init__.py", "apps.py"}], ids=str)
+def test_every_module_opens_with_a_docstring(file: Path) -> None:
+    assert ast.get_docstring(ast.parse(file.read_text())), f"{file} has no docstring"
+
+
+@pytest.mark.parametrize("file", CODE, ids=str)
+def test_files_and_functions_stay_small(file: Path) -> None:
+    text = file.read_text()
+    assert text.count("\n") <= 600, f"{file} is over 600 lines"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            size = (node.end_lineno or 0) - node.lineno + 1
+            assert size <= 60, f"{file}:{node.lineno} {node.name} has {size} lines"
+
+
+def test_tests_are_folders_and_not_packages() -> None:
+    assert not list((REPO / "tests").rglob("__init__.py"))
+
+
+def test_every_setting_is_documented() -> None:
+    documented = (REPO / "docs" / "configuration.md").read_text()
+    used = set()
+    for file in CODE:
+        used |= set(re.findall(r"[\"'](SERINUS_[A-Z_]+)[\"']", file.read_text()))
+    internal = {
+        "SERINUS_ROLE",
+        "SERINUS_STATIC_BUILD",
+        "SERINUS_SECRET_KEY",
+        "SERINUS_GATEWAY_URL",
+        "SERINUS_CONSOLE_URL",
+    }
+    missing = {name for name in used - internal if name not in documented}
+    assert not missing, f"not in docs/configuration.md: {sorted(missing)}"
+
+
+def test_no_machine_path_is_written_down() -> None:
+    for file in [*CODE, *REPO.glob("*.md"), *(REPO / "docs").rglob("*.md")]:
+        assert not re.search(r"(?<![\w.])/(work|farm)/", file.read_text()), file
