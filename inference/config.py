@@ -53,6 +53,7 @@ class SupervisorConfig:
 
     runtime_dir: short folder (0700) for sockets; artifacts_dir: the content-addressed store, read-only here except
     for blobs that a conversion makes; fake_devices: extra devices for tests, "cuda:2" = two fake CUDA devices.
+    heartbeat_s: a ready replica that is silent for longer is replaced; load_timeout_s: so long may a load take.
     """
 
     data_dir: Path
@@ -61,6 +62,9 @@ class SupervisorConfig:
     socket: Path
     drain_s: int
     fake_devices: str
+    heartbeat_s: int = 10
+    load_timeout_s: int = 300
+    validation_timeout_s: int = 300
 
 
 def data_dir(env: Mapping[str, str] = os.environ) -> Path:
@@ -106,4 +110,7 @@ def supervisor_config(env: Mapping[str, str] = os.environ) -> SupervisorConfig:
         socket=Path(env.get("SERINUS_SUPERVISOR_SOCKET") or run / "supervisor.sock"),
         drain_s=integer(env, "SERINUS_REPLICA_DRAIN_S", 20, 0, 600),
         fake_devices=env.get("SERINUS_FAKE_DEVICES", ""),
+        heartbeat_s=_int(env, "SERINUS_HEARTBEAT_S", 10, 1, 600),
+        load_timeout_s=_int(env, "SERINUS_LOAD_TIMEOUT_S", 300, 1, 86400),
+        validation_timeout_s=_int(env, "SERINUS_VALIDATION_TIMEOUT_S", 300, 1, 86400),
     )

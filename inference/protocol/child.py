@@ -36,7 +36,10 @@ class StartValidation(msgspec.Struct, tag="validation", frozen=True):
 
 
 class Forked(msgspec.Struct, tag="forked", frozen=True):
-    """Fork server -> supervisor. `token` is the replica's or run's id."""
+    """Fork server -> supervisor, with descriptors [pidfd]. `token` is the replica's or run's id.
+
+    pid 0, without a descriptor: the system had no process to give.
+    """
 
     token: str
     pid: int

@@ -8,7 +8,7 @@ does is in reconciling.py, what a host reports in reporting.py.
 from __future__ import annotations
 
 from django.db import transaction
-from django.db.models import Case, F, When
+from django.db.models import F
 
 from accounts import audit
 from accounts.permissions import Actor, Verb, require
@@ -89,14 +89,12 @@ def set_draining(*, host: Host, draining: bool, actor: Actor) -> Host:
 
 
 def restart_replica(*, replica: Replica, actor: Actor) -> Replica:
-    """Replaces the replica's process by one of the next generation at the same place and address."""
+    """Replaces the replica's process by one of the next generation on the same device; the old one serves meanwhile."""
     require(actor, Verb.OPERATE, replica.deployment)
     version = replica.deployment.version
-    # The address outlives the restart, so what gateways are told moves on with the generation.
-    routed = Case(When(route_generation=F("generation"), then=F("generation") + 1), default=F("route_generation"))
     with transaction.atomic():
         changed = Replica.objects.filter(id=replica.id, generation=replica.generation, wanted="run").update(
-            generation=F("generation") + 1, route_generation=routed, phase="pending", message="", restarts=0
+            generation=F("generation") + 1, phase="pending", message="", restarts=0
         )
         if changed != 1:
             raise Conflict

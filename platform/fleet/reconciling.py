@@ -32,6 +32,7 @@ from registry.models import Version
 LOCK = 0x5E71_F1EE
 GAP_S = 8
 GRACE_S = 15
+AFTER_START_S = 15
 
 
 def reconcile() -> int:
@@ -66,13 +67,13 @@ def _is_leader() -> bool:
 def _clock() -> tuple[datetime, bool]:
     """The database's time, and whether leases that lapsed may say nothing about their hosts.
 
-    That is so for GRACE_S after the database came up, and after a time in which no reconciler saw it.
+    That is so for AFTER_START_S after the database came up, and for GRACE_S after a time in which no reconciler saw it.
     """
     with connection.cursor() as cursor:
         cursor.execute("SELECT now(), pg_postmaster_start_time()")
         now, started = cursor.fetchone()
     last, _ = Reconciliation.objects.get_or_create(id=1)
-    grace_until = max(last.grace_until or started, started + timedelta(seconds=GRACE_S))
+    grace_until = max(last.grace_until or started, started + timedelta(seconds=AFTER_START_S))
     if last.at is None or now - last.at > timedelta(seconds=GAP_S):
         grace_until = max(grace_until, now + timedelta(seconds=GRACE_S))
     Reconciliation.objects.filter(id=1).update(at=now, grace_until=grace_until)

@@ -83,14 +83,15 @@ def record_seen(host: str, seen: Seen) -> int:
     1. Each replica that was seen: state and lease, if host and generation are still the row's. 2. Rows that are to
     stop and were not seen any more go away. 3. If a route changed, the publisher is woken.
     """
-    reports = {report.id: report for report in seen.replicas if report.phase not in GONE}
+    # A supervisor may hold two generations of a replica for a while: the old one serves until the new one is ready.
+    reports = {(report.id, report.generation): report for report in seen.replicas if report.phase not in GONE}
     routed = 0
     with transaction.atomic():
         for row in Replica.objects.filter(host_id=host):
-            report = reports.get(str(row.id))
-            if report is not None and report.generation == row.generation:
+            report = reports.get((str(row.id), row.generation))
+            if report is not None:
                 routed += _record_replica(row, report)
-        gone = Replica.objects.filter(host_id=host, wanted="stop").exclude(id__in=reports)
+        gone = Replica.objects.filter(host_id=host, wanted="stop").exclude(id__in={replica for replica, _ in reports})
         gone.delete()
         if routed:
             send_on_commit(messages.PUBLISH)

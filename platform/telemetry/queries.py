@@ -24,7 +24,7 @@ _SUMS = """
     LIMIT %(limit)s
 """
 _COUNTS = """
-    SELECT bin, version, arm, jsonb_object_agg(bucket, n) FROM (
+    SELECT bin, version, arm, array_agg(bucket::int), array_agg(n::bigint) FROM (
         SELECT date_bin(make_interval(secs => %(step)s), at, 'epoch') AS bin, version, arm, bucket,
                sum(held::bigint) AS n
         FROM telemetry_storedsample, jsonb_each_text(latency_counts) AS counts(bucket, held)
@@ -112,8 +112,8 @@ def _points(endpoint: str, seconds: int, step: int) -> list[Point]:
 
 def _binned(endpoint: str, seconds: int, step: int) -> list[tuple[dict[str, Any], dict[int, int]]]:
     counts = {
-        (at, version, arm): {int(bucket): int(n) for bucket, n in held.items()}
-        for at, version, arm, held in _rows(_COUNTS, endpoint, seconds, step)
+        (at, version, arm): dict(zip(buckets, numbers, strict=True))
+        for at, version, arm, buckets, numbers in _rows(_COUNTS, endpoint, seconds, step)
     }
     found = []
     for at, version, arm, *sums in _rows(_SUMS, endpoint, seconds, step):

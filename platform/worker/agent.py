@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from django.db import DatabaseError, InterfaceError
@@ -29,7 +29,8 @@ AT_ONCE_S = 0.0
 BUSY_S = 0.5
 IDLE_S = 2.0
 FRESH_S = 5.0
-VALIDATIONS_AT_ONCE = 2
+# A supervisor runs one at a time; whoever is idle takes the next.
+VALIDATIONS_AT_ONCE = 1
 SETTLED = frozenset({ReplicaPhase.READY, ReplicaPhase.FAILED})
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 class Supervisor(Protocol):
     """What the agent needs of inference.host.client.SupervisorClient."""
 
-    def converge(self, replicas: list[ReplicaSpec], validations: list[ValidationSpec]) -> Seen: ...
+    def converge(self, replicas: Sequence[ReplicaSpec], validations: Sequence[ValidationSpec] = ()) -> Seen: ...
 
 
 def converge_once(host: str, supervisor: Supervisor, clock: Callable[[], float] = time.monotonic) -> float:

@@ -7,13 +7,13 @@ from collections.abc import Iterable
 
 import msgspec
 
-from fleet.models import Device, Host, Replica
+from fleet.models import Host, Replica
 from fleet.reconciling import peak_memory_bytes
 from inference.protocol.oip import Signature
 from inference.protocol.supervision import FileRef, ReplicaSpec, ValidationSpec
 from registry.models import ValidationRun, Version
 
-GIB = 1 << 30
+FLOOR_BYTES = 2 << 30
 log = logging.getLogger(__name__)
 
 
@@ -25,9 +25,8 @@ def replica_specs(host: str) -> list[ReplicaSpec]:
         .order_by("created_at", "id")
     )
     cpus = Host.objects.filter(name=host).values_list("cpus", flat=True).first() or 1
-    totals = dict(Device.objects.filter(host_id=host).values_list("name", "memory_total_bytes"))
     threads = max(1, cpus // max(1, len(rows)))
-    specs = (_replica(row, threads, totals.get(row.device, 0)) for row in rows)
+    specs = (_replica(row, threads) for row in rows)
     return [spec for spec in specs if spec is not None]
 
 
@@ -49,7 +48,7 @@ def validation_specs(runs: Iterable[ValidationRun]) -> list[ValidationSpec]:
     ]
 
 
-def _replica(row: Replica, threads: int, device_memory_bytes: int) -> ReplicaSpec | None:
+def _replica(row: Replica, threads: int) -> ReplicaSpec | None:
     version = row.deployment.version
     try:
         return ReplicaSpec(
@@ -64,7 +63,7 @@ def _replica(row: Replica, threads: int, device_memory_bytes: int) -> ReplicaSpe
             signature=msgspec.convert(version.signature, Signature),
             settings=dict(version.settings),
             device=row.device,
-            memory_bytes=_share_bytes(version, row.device, device_memory_bytes),
+            memory_bytes=_limit_bytes(version, row.device),
             threads=threads,
         )
     except (msgspec.ValidationError, KeyError):
@@ -72,8 +71,8 @@ def _replica(row: Replica, threads: int, device_memory_bytes: int) -> ReplicaSpe
         return None
 
 
-def _share_bytes(version: Version, device: str, total_bytes: int) -> int:
-    """Of an accelerator, twice what validation measured and 1 GiB for its runtime; of host memory, no bound."""
-    if device == "cpu" or not total_bytes:
+def _limit_bytes(version: Version, device: str) -> int:
+    """Of host memory, what validation allowed it, or twice what it then took; on an accelerator the device bounds it."""
+    if device != "cpu":
         return 0
-    return min(total_bytes, 2 * peak_memory_bytes(version) + GIB)
+    return max(FLOOR_BYTES, 4 * version.size_bytes, 2 * peak_memory_bytes(version))

@@ -37,7 +37,7 @@ def converge(host: str) -> str:
 
 
 # Not worker_ready: that one waits for the broker, and hosts must converge without it.
-@worker_init.connect(weak=False)
+@worker_init.connect(weak=False)  # type: ignore[untyped-decorator]
 def start_agent(**_: object) -> None:
     if os.environ.get("SERINUS_ROLE") == "agent" and not _threads:
         thread = AgentThread(new_agent())
@@ -45,7 +45,7 @@ def start_agent(**_: object) -> None:
         thread.start()
 
 
-@worker_shutting_down.connect(weak=False)
+@worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
 def stop_agent(**_: object) -> None:
     while _threads:
         _threads.pop().stop()
