@@ -125,7 +125,9 @@ def replicas_of(versions: list[int]) -> list[Replica]:
     rows = Replica.objects.filter(deployment__version__in=versions).select_related(
         "deployment__version__model__team", "host"
     )
-    return list(rows.exclude(wanted="stop", phase="stopped").order_by("deployment__version__number", "created_at")[:MAX_SHOWN])
+    return list(
+        rows.exclude(wanted="stop", phase="stopped").order_by("deployment__version__number", "created_at")[:MAX_SHOWN]
+    )
 
 
 @dataclass(slots=True)
