@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import psutil
 import pytest
@@ -72,7 +73,7 @@ class Line:
         self.sock.connect(address.removeprefix("unix:"))
         self.decoder: Decoder[FromReplica] = Decoder(FromReplica)
 
-    def __enter__(self) -> Line:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -177,7 +178,7 @@ def test_real_replicas_die_with_their_fork_server_and_with_their_supervisor(tmp_
         os.kill(second.pid, signal.SIGSTOP)
         family = host.family()
         host.kill()
-        gone, alive = psutil.wait_procs(family, timeout=2.0)
+        _, alive = psutil.wait_procs(family, timeout=2.0)
         assert not alive
 
 
