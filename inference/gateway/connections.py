@@ -38,10 +38,8 @@ def fault_error(fault: Fault) -> SerinusError:
     and the caller gets the class's own words.
     """
     cls = by_code(fault.code)
-    if issubclass(cls, ClientError):
-        message: str | None = _PATH.sub("...", fault.message)[:1000]
-    else:
-        message = fault.message[:1000] if cls in _SPOKEN else None
+    spoken = issubclass(cls, (ClientError, *_SPOKEN))
+    message = _PATH.sub("...", fault.message[:1000]) if spoken else None
     try:
         return cls(message, retry_after_s=fault.retry_after_s)
     except TypeError:  # Rejected takes other arguments; no replica has a reason to send it

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -42,7 +43,7 @@ def thread_count() -> int:
 
 
 def child_pids() -> list[int]:
-    """Direct children of this (single-threaded) process, adopted ones too."""
+    """Direct children of this process's main thread, adopted ones too."""
     text = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii")
     return [int(pid) for pid in text.split()]
 
@@ -54,6 +55,15 @@ def resident_bytes(pid: int) -> int:
     except (OSError, IndexError):
         return 0
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def bury_orphans(known: Container[int]) -> None:
+    """Kill and reap the children that this process has got from dead ones; `known` are its own."""
+    for pid in child_pids():
+        if pid not in known:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, os.WNOHANG)
 
 
 def end_leftovers(homes: Sequence[Path]) -> list[int]:

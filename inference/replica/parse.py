@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import msgspec
@@ -49,22 +48,17 @@ def main(argv: list[str]) -> int:
     """Exit status 0 with a verdict on stdout, whichever it is; 1 when the sandbox cannot be built here."""
     parser = argparse.ArgumentParser(prog="python -m inference validate")
     parser.add_argument("--stage", choices=["parse"], default="parse")
-    parser.add_argument("--scratch", type=Path, help="a folder of its own; default: a new one")
     parser.add_argument("folder", type=Path)
     arguments = parser.parse_args(argv)
     folder = arguments.folder.resolve()
     if not folder.is_dir():
         parser.error(f"{folder} is no folder")
     try:
-        with tempfile.TemporaryDirectory(prefix="serinus-parse-", dir=arguments.scratch) as scratch:
-            _enter(folder, Path(scratch))
-            verdict = judge(folder)
+        _enter(folder)
     except SerinusError as error:
         sys.stderr.write(f"{error.message}\n")
         return 1
-    except OSError:
-        pass  # the folder is left for its owner: nothing outside may be removed from within
-    sys.stdout.write(msgspec.json.encode(verdict).decode() + "\n")
+    sys.stdout.write(msgspec.json.encode(judge(folder)).decode() + "\n")
     return 0
 
 
@@ -82,7 +76,7 @@ def judge(folder: Path) -> Verdict:
         )
 
 
-def verdict_of(folder: Path, scratch: Path) -> Verdict:
+def verdict_of(folder: Path) -> Verdict:
     """Runs the parse stage on `folder` in a process of its own. Raises Rejected when it gives no verdict."""
     command = [
         sys.executable,
@@ -91,8 +85,6 @@ def verdict_of(folder: Path, scratch: Path) -> Verdict:
         "validate",
         "--stage",
         "parse",
-        "--scratch",
-        str(scratch),
         str(folder),
     ]
     root = str(Path(inference.__file__ or "").resolve().parent.parent)
@@ -101,7 +93,7 @@ def verdict_of(folder: Path, scratch: Path) -> Verdict:
     }
     try:
         done = subprocess.run(
-            command, env=environment, capture_output=True, timeout=WALL_S, cwd=scratch, check=False
+            command, env=environment, capture_output=True, timeout=WALL_S, cwd="/", check=False
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         raise _no_verdict(f"it took longer than {WALL_S:g} s") from None
@@ -126,10 +118,10 @@ def _passed(found: Inspection) -> Verdict:
     )
 
 
-def _enter(folder: Path, scratch: Path) -> None:
+def _enter(folder: Path) -> None:
     targets = [path.resolve() for path in folder.rglob("*") if path.is_symlink()]
     limits = Limits(memory_bytes=MEMORY_BYTES, mapped_bytes=_size_bytes(folder), cpu_s=CPU_S, file_bytes=1 << 20)
-    sandbox.enter(Plan(scratch, (folder, *targets), limits=limits))
+    sandbox.enter(Plan(None, (folder, *targets), limits=limits))
 
 
 def _size_bytes(folder: Path) -> int:

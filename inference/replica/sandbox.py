@@ -69,11 +69,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one child may have. `scratch`, its home, and `also_writable` are its only writable folders; `readable` its
-    artifact's files; `keep_fds` what stays open beside stdin, stdout and stderr.
+    """What one child may have. `scratch`, its home, and `also_writable` are its only writable folders (None: it has no
+    home); `readable` its artifact's files; `keep_fds` what stays open beside stdin, stdout and stderr.
     """
 
-    scratch: Path
+    scratch: Path | None
     readable: tuple[Path, ...] = ()
     keep_fds: tuple[int, ...] = ()
     device: str = "cpu"
@@ -125,7 +125,7 @@ def enter(plan: Plan, env: Mapping[str, str] = os.environ) -> Walls:
         raise SandboxUnavailable("the sandbox must be entered before a second thread starts")
     _close_all_but(plan.keep_fds)
     scrub_environment(plan.scratch)
-    os.chdir(plan.scratch)
+    os.chdir(plan.scratch or "/")
     os.umask(0o077)
     if off:
         return Walls()
@@ -151,11 +151,11 @@ def rules(plan: Plan) -> list[Rule]:
     return [
         *(Rule(path, READ) for path in readable),
         *(Rule(Path(path), DEVICE) for path in devices),
-        *(Rule(path, WRITE) for path in (plan.scratch, *plan.also_writable)),
+        *(Rule(path, WRITE) for path in (plan.scratch, *plan.also_writable) if path),
     ]
 
 
-def scrub_environment(scratch: Path) -> None:
+def scrub_environment(home_folder: Path | None) -> None:
     """Replaces the environment by a minimal one, and wipes the old one's bytes: /proc/self/environ shows them else."""
     kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
     os.environ.clear()
@@ -165,7 +165,7 @@ def scrub_environment(scratch: Path) -> None:
     start, end = int(fields[47]), int(fields[48])
     if 0 < start < end:
         ctypes.memset(start, 0, end - start)
-    home = str(scratch)
+    home = str(home_folder or "/")
     os.environ.update(
         kept
         | {"HOME": home, "TMPDIR": home, "USER": "serinus", "LOGNAME": "serinus", "PATH": "/usr/bin:/bin"}

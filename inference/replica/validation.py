@@ -95,7 +95,7 @@ def _validate(message: StartValidation, checklist: Checklist, control: Control, 
 
 def _parse(state: Run) -> Verdict:
     with state.checklist.step("parse") as step:
-        verdict = verdict_of(state.ground.artifact, state.ground.scratch)
+        verdict = verdict_of(state.ground.artifact)
         state.checklist.learn(format=verdict.format, tier=verdict.tier or state.message.spec.tier)
         if verdict.reason:
             raise Rejected(verdict.reason, remedy=verdict.remedy, check=verdict.check)

@@ -61,7 +61,7 @@ def server_error(request: HttpRequest) -> HttpResponse:
         return _unavailable(request)
     if _is_api(request):
         return _problem(request, 500, "internal", FAILED)
-    return HttpResponse(FAILED + "\n", status=500, content_type="text/plain")
+    return defaults.server_error(request)
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:

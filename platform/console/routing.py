@@ -1,5 +1,9 @@
-"""WebSocket routes of the console."""
+"""The console's WebSockets. config.asgi puts the origin check and the session in front."""
 
-from typing import Any
+from __future__ import annotations
 
-websocket_urlpatterns: list[Any] = []
+from django.urls import path
+
+from console.consumers import ConsoleConsumer
+
+websocket_urlpatterns = [path("ws/console/", ConsoleConsumer.as_asgi())]

@@ -1,5 +1,54 @@
-"""URLs of this app."""
+"""Every page of the console."""
 
-from django.urls import URLPattern, URLResolver
+from __future__ import annotations
 
-urlpatterns: list[URLPattern | URLResolver] = []
+from django.urls import path
+
+from console.views import audit, endpoints, fleet, keys, models, overview, people, session, tryout, upload, versions
+
+app_name = "console"
+MODEL = "models/<slug:name>/"
+VERSION = f"{MODEL}versions/<int:number>/"
+ENDPOINT = "endpoints/<slug:name>/"
+PERSON = "people/u/<str:username>/"
+
+urlpatterns = [
+    path("", overview.overview, name="overview"),
+    path("login/", session.Login.as_view(), name="login"),
+    path("logout/", session.Logout.as_view(), name="logout"),
+    path("models/", models.models, name="models"),
+    path(MODEL, models.model, name="model"),
+    path(f"{MODEL}describe/", models.describe, name="describe"),
+    path(f"{MODEL}aliases/", models.set_alias, name="set_alias"),
+    path(f"{MODEL}aliases/<slug:alias>/delete/", models.delete_alias, name="delete_alias"),
+    path(VERSION, versions.version, name="version"),
+    path(f"{VERSION}report.json", versions.report, name="report"),
+    path(f"{VERSION}deploy/", versions.deploy, name="deploy"),
+    path(f"{VERSION}approve/", versions.approve, name="approve"),
+    path(f"{VERSION}reject/", versions.reject, name="reject"),
+    path(f"{VERSION}archive/", versions.archive, name="archive"),
+    path("upload/", upload.upload, name="upload"),
+    path("endpoints/", endpoints.endpoints, name="endpoints"),
+    path(ENDPOINT, endpoints.endpoint, name="endpoint"),
+    path(f"{ENDPOINT}weights/", endpoints.weights, name="weights"),
+    path(f"{ENDPOINT}access/", endpoints.access, name="access"),
+    path(f"{ENDPOINT}delete/", endpoints.delete, name="delete_endpoint"),
+    path(f"{ENDPOINT}try/", tryout.try_it, name="try"),
+    path(f"{ENDPOINT}versions/<int:number>/undeploy/", endpoints.undeploy, name="undeploy"),
+    path(f"{ENDPOINT}versions/<int:number>/scale/", endpoints.scale, name="scale"),
+    path("fleet/", fleet.fleet, name="fleet"),
+    path("fleet/hosts/<str:name>/drain/", fleet.drain, name="drain"),
+    path("fleet/replicas/<uuid:replica>/restart/", fleet.restart, name="restart"),
+    path("keys/", keys.keys, name="keys"),
+    path("keys/new/", keys.create, name="create_key"),
+    path("keys/<slug:key>/revoke/", keys.revoke, name="revoke_key"),
+    path("people/", people.people, name="people"),
+    path("people/new/", people.create_person, name="create_person"),
+    path("people/teams/new/", people.create_team, name="create_team"),
+    path("people/why/", people.why, name="why"),
+    path(f"{PERSON}", people.person, name="person"),
+    path(f"{PERSON}role/", people.set_role, name="set_role"),
+    path(f"{PERSON}password/", people.set_password, name="set_password"),
+    path(f"{PERSON}deactivate/", people.deactivate, name="deactivate"),
+    path("audit/", audit.audit, name="audit"),
+]

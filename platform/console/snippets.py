@@ -1,0 +1,72 @@
+"""Ready-to-paste calls of an endpoint: curl, plain Python, tritonclient."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import Any
+
+from console.playground import example_of
+
+LONG = 24
+NUMPY = {
+    "BOOL": "bool_", "INT8": "int8", "INT16": "int16", "INT32": "int32", "INT64": "int64", "UINT8": "uint8",
+    "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "FP16": "float16", "FP32": "float32", "FP64": "float64",
+    "BYTES": "object_",
+}  # fmt: skip
+
+
+def snippets(gateway_url: str, endpoint: str, signature: dict[str, Any], *, key: bool) -> list[dict[str, str]]:
+    """[{id, label, text}]. The key stands in the environment variable SERINUS_API_KEY, never in the text."""
+    example = example_of(signature)
+    url = f"{gateway_url.rstrip('/')}/v2/models/{endpoint}/infer"
+    return [
+        {"id": "curl", "label": "curl", "text": _curl(url, example, key=key)},
+        {"id": "python", "label": "Python", "text": _python(url, example, key=key)},
+        {"id": "triton", "label": "tritonclient", "text": _triton(gateway_url, endpoint, example, key=key)},
+    ]
+
+
+def _curl(url: str, example: dict[str, Any], *, key: bool) -> str:
+    lines = [f"curl -s {url}"]
+    if key:
+        lines.append('-H "Authorization: Bearer $SERINUS_API_KEY"')
+    lines += ["-H 'Content-Type: application/json'", f"-d {shlex.quote(json.dumps(example))}"]
+    return " \\\n  ".join(lines)
+
+
+def _values(data: list[Any]) -> str:
+    """A Python expression for the values, short when they are many and alike."""
+    return f"[{data[0]!r}] * {len(data)}" if len(data) > LONG else repr(data)
+
+
+def _python(url: str, example: dict[str, Any], *, key: bool) -> str:
+    inputs = "".join(
+        f'    {{"name": {one["name"]!r}, "datatype": {one["datatype"]!r}, "shape": {one["shape"]!r}, '
+        f'"data": {_values(one["data"])}}},\n'
+        for one in example["inputs"]
+    )
+    headers = '{"Authorization": f"Bearer {os.environ[\'SERINUS_API_KEY\']}"}' if key else "{}"
+    return (
+        f"{'import os' + chr(10) if key else ''}import requests\n\n"
+        f"inputs = [\n{inputs}]\n"
+        f'answer = requests.post({url!r}, json={{"inputs": inputs}}, headers={headers}, timeout=30)\n'
+        'answer.raise_for_status()\nprint(answer.json()["outputs"])\n'
+    )
+
+
+def _triton(gateway_url: str, endpoint: str, example: dict[str, Any], *, key: bool) -> str:
+    address = gateway_url.split("://", 1)[-1].rstrip("/")
+    headers = '{"Authorization": f"Bearer {os.environ[\'SERINUS_API_KEY\']}"}' if key else "{}"
+    lines = ["import os"] if key else []
+    lines += ["import numpy as np", "import tritonclient.http as triton", ""]
+    lines += [f"client = triton.InferenceServerClient({address!r})", "inputs = []"]
+    for one in example["inputs"]:
+        dtype = NUMPY.get(one["datatype"], "float32")
+        lines += [
+            f"array = np.array({_values(one['data'])}, dtype=np.{dtype}).reshape({one['shape']!r})",
+            f"inputs.append(triton.InferInput({one['name']!r}, list(array.shape), {one['datatype']!r}))",
+            "inputs[-1].set_data_from_numpy(array)",
+        ]
+    lines += [f"answer = client.infer({endpoint!r}, inputs, headers={headers})", "print(answer.get_response())"]
+    return "\n".join(lines) + "\n"

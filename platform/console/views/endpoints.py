@@ -1,0 +1,179 @@
+"""Endpoints: the list; one with its split, charts, replicas, try-it form and ready-to-paste calls."""
+
+from __future__ import annotations
+
+from decimal import Decimal, InvalidOperation
+from typing import Any
+
+from django.conf import settings
+from django.contrib import messages
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect, render
+from django.urls import reverse
+from django.views.decorators.http import require_GET, require_POST
+
+from accounts.permissions import actor_of
+from console.forms import whole_number
+from console.live import endpoint_data
+from console.pages import attempt, page, rights
+from console.reading import MAX_SHOWN, endpoint_named, endpoint_states, ready_counts, replicas_of
+from console.snippets import snippets
+from console.traffic import traffic_of
+from endpoints import actions
+from endpoints.models import Endpoint, Variant
+from fleet import actions as fleet
+from fleet.models import Deployment
+from inference.errors import InvalidInput
+
+
+@require_GET
+@page
+def endpoints(request: HttpRequest) -> HttpResponse:
+    actor = actor_of(request)
+    states = endpoint_states(actor)
+    parts = traffic_of([state.endpoint.name for state in states])
+    rows = [{"state": state, "traffic": parts[state.endpoint.name]} for state in states]
+    context = {"rows": rows, "cut": len(rows) == MAX_SHOWN, "may": rights(actor), "live": {"topic": "dashboard"}}
+    return render(request, "endpoints.html", context)
+
+
+@require_GET
+@page
+def endpoint(request: HttpRequest, name: str) -> HttpResponse:
+    actor = actor_of(request)
+    found = endpoint_named(actor, name)
+    variants = list(found.variants.select_related("version__model", "version__deployment"))
+    context = {"endpoint": found, "may": rights(actor, found), **_placed(variants)}
+    if request.GET.get("part") == "replicas":
+        return render(request, "part/endpoint_replicas.html", context)
+    signature = _signature(variants)
+    now = endpoint_data(found.pk)
+    numbers = [variant.version.number for variant in variants]
+    context |= {
+        "shares": [(f"v{variant.version.number}", variant.weight_bp) for variant in variants],
+        "now": now,
+        "live": {"topic": f"endpoint:{name}", "stamps": now["stamps"]},
+        "charts": {"topic": f"endpoint:{name}", "versions": numbers},
+        "split": {"topic": f"endpoint:{name}", "versions": numbers, "weights": [v.weight_bp for v in variants]},
+        "signature": signature,
+        "numbers": numbers,
+        "try_it": _try_it(found, signature),
+        "snippets": snippets(settings.GATEWAY_URL, name, signature, key=_needs_key(found)) if signature else [],
+    }
+    return render(request, "endpoint.html", context)
+
+
+def _needs_key(found: Endpoint) -> bool:
+    return found.access == Endpoint.Access.KEY and not settings.INSECURE
+
+
+def _placed(variants: list[Variant]) -> dict[str, Any]:
+    """Variants with their deployment, and every replica of them."""
+    versions = [variant.version_id for variant in variants]
+    ready = ready_counts(set(versions))
+    wishes = {wish.version_id: wish for wish in Deployment.objects.filter(version__in=versions)}
+    return {
+        "variants": [
+            {"row": variant, "ready": ready.get(variant.version_id, 0), "wish": wishes.get(variant.version_id)}
+            for variant in variants
+        ],
+        "replicas": replicas_of(versions),
+    }
+
+
+def _signature(variants: list[Variant]) -> dict[str, Any]:
+    """That of the version with the most traffic."""
+    held = sorted(variants, key=lambda variant: -variant.weight_bp)
+    return next((variant.version.signature for variant in held if variant.version.signature), {}) or {}
+
+
+def _try_it(found: Endpoint, signature: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "url": reverse("console:try", args=[found.name]),
+        "inputs": signature.get("inputs", []),
+        "labels": signature.get("labels", []),
+        "max_batch_size": signature.get("max_batch_size", 0),
+    }
+
+
+def _basis_points(request: HttpRequest) -> dict[int, int]:
+    """Version -> basis points, from fields `percent_<number>`. Raises InvalidInput."""
+    weights = {}
+    for field, text in request.POST.items():
+        if not field.startswith("percent_"):
+            continue
+        try:
+            share = Decimal(str(text).replace(",", ".") or "0") * 100
+            weights[whole_number(field.removeprefix("percent_"))] = int(share.to_integral_exact())
+        except (InvalidOperation, ValueError, OverflowError) as error:
+            raise InvalidInput(f"“{str(text)[:20]}” is no percentage") from error
+    return weights
+
+
+@require_POST
+@page
+def weights(request: HttpRequest, name: str) -> HttpResponse:
+    actor, found = actor_of(request), endpoint_named(actor_of(request), name)
+    revision = whole_number(request.POST.get("revision")) or None
+    return attempt(
+        request,
+        reverse("console:endpoint", args=[name]),
+        "The traffic is moved. Gateways follow within a second.",
+        lambda: actions.set_weights(endpoint=found, weights=_basis_points(request), revision=revision, actor=actor),
+    )
+
+
+@require_POST
+@page
+def undeploy(request: HttpRequest, name: str, number: int) -> HttpResponse:
+    actor, found = actor_of(request), endpoint_named(actor_of(request), name)
+    return attempt(
+        request,
+        reverse("console:endpoint", args=[name]),
+        f"Version {number} no longer answers here.",
+        lambda: actions.undeploy(endpoint=found, number=number, actor=actor),
+    )
+
+
+@require_POST
+@page
+def scale(request: HttpRequest, name: str, number: int) -> HttpResponse:
+    actor, found = actor_of(request), endpoint_named(actor_of(request), name)
+    back = reverse("console:endpoint", args=[name])
+    wish = Deployment.objects.select_related("version__model__team").filter(
+        version__variants__endpoint=found, version__number=number
+    )
+    deployment = wish.first()
+    if deployment is None:
+        messages.error(request, f"Version {number} is not deployed here.")
+        return redirect(back)
+    replicas = whole_number(request.POST.get("replicas"), 1)
+    held = deployment
+    said = f"Version {number} shall have {replicas} replica{'s' * (replicas != 1)}."
+    return attempt(request, back, said, lambda: fleet.scale(deployment=held, replicas=replicas, actor=actor))
+
+
+@require_POST
+@page
+def access(request: HttpRequest, name: str) -> HttpResponse:
+    actor, found = actor_of(request), endpoint_named(actor_of(request), name)
+    wanted = request.POST.get("access", "")
+    said = "Everybody may call it now." if wanted == Endpoint.Access.PUBLIC else "Every call needs an API key now."
+    return attempt(
+        request,
+        reverse("console:endpoint", args=[name]),
+        said,
+        lambda: actions.set_access(endpoint=found, access=wanted, actor=actor),
+    )
+
+
+@require_POST
+@page
+def delete(request: HttpRequest, name: str) -> HttpResponse:
+    actor, found = actor_of(request), endpoint_named(actor_of(request), name)
+    return attempt(
+        request,
+        reverse("console:endpoints"),
+        f"The endpoint “{name}” is deleted.",
+        lambda: actions.delete_endpoint(endpoint=found, actor=actor),
+    )
