@@ -119,9 +119,7 @@ def test_a_good_model_becomes_ready_with_its_signature_and_measurements(standby,
 def test_a_hugging_face_folder_with_a_pickle_is_converted_and_served_without_it(standby, tmp_path):
     artifacts.bert_classifier(tmp_path / "m")
     weights = tmp_path / "m" / "model.safetensors"
-    script = (
-        "import sys, torch, safetensors.torch as s; torch.save(s.load_file(sys.argv[1]), sys.argv[2])"
-    )  # in its own process: this one must not have torch compute before others fork
+    script = "import sys, torch, safetensors.torch as s; torch.save(s.load_file(sys.argv[1]), sys.argv[2])"  # in its own process: this one must not have torch compute before others fork
     subprocess.run([sys.executable, "-c", script, weights, weights.with_name("pytorch_model.bin")], check=True)
     weights.unlink()
     verdict = standby.validate(tmp_path / "m")[-1]
