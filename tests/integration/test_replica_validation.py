@@ -162,8 +162,15 @@ def test_approved_code_runs_behind_the_walls(standby, tmp_path):
 
 @pytest.mark.parametrize(
     "maker",
-    [hostile.torch_pickle, hostile.pt2_shape_expression, hostile.pt2_sample_inputs, hostile.pt2_pickled_weight]
-    + [hostile.stablehlo_callback, hostile.safetensors_huge_header, hostile.auto_map],
+    [
+        hostile.torch_pickle,
+        hostile.pt2_shape_expression,
+        hostile.pt2_sample_inputs,
+        hostile.pt2_pickled_weight,
+        hostile.stablehlo_callback,
+        hostile.safetensors_huge_header,
+        hostile.auto_map,
+    ],
 )
 def test_hostile_files_are_rejected_with_a_cause_and_a_way_out(standby, tmp_path, maker):
     marker = tmp_path / "MARKER"

@@ -21,8 +21,7 @@ def request(rows=2, **changes):
     text = b"".join(bytes([n, 0, 0, 0]) + b"a" * n for n in range(rows))
     data = {"x": np.arange(rows * 3, dtype="<f4").tobytes(), "text": text}
     headers = {"x": ["x", "FP32", [rows, 3]], "text": ["text", "BYTES", [rows]]}
-    for name, change in changes.items():
-        headers[name] = change
+    headers |= changes
     listed = [TensorHeader(*headers[name], size_bytes=len(data[name])) for name in headers]
     return Infer(1, 1000, listed), memoryview(b"".join(data.values()))
 
@@ -66,8 +65,8 @@ def test_too_many_rows_are_refused():
 
 
 def test_rows_must_agree():
+    x, text = request(2)[0].tensors[0], request(1)[0].tensors[1]
     with pytest.raises(InvalidInput, match="same batch size"):
-        x, text = request(2)[0].tensors[0], request(1)[0].tensors[1]
         read(SIGNATURE, "m", Infer(1, 0, [x, text]), memoryview(bytes(24) + bytes(4)))
 
 
