@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -95,7 +94,7 @@ class Replica:
         ours, theirs = socket.socketpair()
         fds = (theirs.fileno(), self.listener.fileno())
         message = msgspec.msgpack.encode(self.message).hex()
-        environment = {"PYTHONPATH": os.getcwd(), "OPENBLAS_NUM_THREADS": "1", "DATABASE_URL": "secret"}
+        environment = {"PYTHONPATH": str(Path.cwd()), "OPENBLAS_NUM_THREADS": "1", "DATABASE_URL": "secret"}
         command = [sys.executable, "-c", START, message, *map(str, fds)]
         with (self.root / "log").open("ab") as log:
             self.process = subprocess.Popen(command, pass_fds=fds, env=environment, stderr=log)
