@@ -70,7 +70,9 @@ def ms(value: float | None) -> str:
 def number(value: float | None) -> str:
     if value is None:
         return "–"
-    return f"{value / 1000:.1f}k" if value >= 10_000 else f"{value:g}" if value == int(value) else f"{value:.1f}"
+    if value >= 10_000:
+        return f"{value / 1000:.1f}k"
+    return f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
 
 
 @register.filter
