@@ -45,7 +45,9 @@ def judge(facts: Facts) -> Health:
 def _troubles(facts: Facts) -> list[str]:
     found = []
     if facts.dark:
-        found.append(f"{_names(facts.dark, 'endpoint')} {_have(facts.dark)} no ready replica for a version with traffic")
+        found.append(
+            f"{_names(facts.dark, 'endpoint')} {_have(facts.dark)} no ready replica for a version with traffic"
+        )
     if facts.error_share is not None and facts.error_share >= HIGH_ERROR_SHARE:
         found.append(f"{facts.error_share:.0%} of requests fail")
     if not facts.hosts:
@@ -60,7 +62,9 @@ def _warnings(facts: Facts) -> list[str]:
     if facts.lost_hosts:
         found.append(f"{_names(facts.lost_hosts, 'host')} {'does' if len(facts.lost_hosts) == 1 else 'do'} not answer")
     if facts.awaiting:
-        found.append(f"{facts.awaiting} version{'s' * (facts.awaiting > 1)} await{'s' * (facts.awaiting == 1)} approval")
+        found.append(
+            f"{facts.awaiting} version{'s' * (facts.awaiting > 1)} await{'s' * (facts.awaiting == 1)} approval"
+        )
     return found
 
 

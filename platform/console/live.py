@@ -151,7 +151,10 @@ def fleet_data(actor: Actor) -> Data:
             state.host.name,
             state.word,
             state.host.problem,
-            [(device.device.name, device.used_bytes >> 24, _replica_marks(device.replicas)) for device in state.devices],
+            [
+                (device.device.name, device.used_bytes >> 24, _replica_marks(device.replicas))
+                for device in state.devices
+            ],
         )
         for state in hosts
     ]

@@ -15,5 +15,7 @@ _reader = MarkdownIt("commonmark", {"html": False}).enable("table")
 
 def markdown(text: str) -> SafeString:
     """HTML of the text with nothing in it that could act: no images, scripts, styles or handlers."""
-    html = nh3.clean(_reader.render(text), tags=TAGS, attributes={"a": {"href"}}, url_schemes={"http", "https", "mailto"})
+    html = nh3.clean(
+        _reader.render(text), tags=TAGS, attributes={"a": {"href"}}, url_schemes={"http", "https", "mailto"}
+    )
     return mark_safe(html)  # noqa: S308  # cleaned by an allow-list just above

@@ -42,22 +42,22 @@ def _values(data: list[Any]) -> str:
 
 def _python(url: str, example: dict[str, Any], *, key: bool) -> str:
     inputs = "".join(
-        f"    {{\"name\": {one['name']!r}, \"datatype\": {one['datatype']!r}, \"shape\": {one['shape']!r}, "
+        f'    {{"name": {one["name"]!r}, "datatype": {one["datatype"]!r}, "shape": {one["shape"]!r}, '
         f'"data": {_values(one["data"])}}},\n'
         for one in example["inputs"]
     )
-    headers = "{\"Authorization\": f\"Bearer {os.environ['SERINUS_API_KEY']}\"}" if key else "{}"
+    headers = '{"Authorization": f"Bearer {os.environ[\'SERINUS_API_KEY\']}"}' if key else "{}"
     return (
         f"{'import os' + chr(10) if key else ''}import requests\n\n"
         f"inputs = [\n{inputs}]\n"
-        f"answer = requests.post({url!r}, json={{\"inputs\": inputs}}, headers={headers}, timeout=30)\n"
+        f'answer = requests.post({url!r}, json={{"inputs": inputs}}, headers={headers}, timeout=30)\n'
         'answer.raise_for_status()\nprint(answer.json()["outputs"])\n'
     )
 
 
 def _triton(gateway_url: str, endpoint: str, example: dict[str, Any], *, key: bool) -> str:
     address = gateway_url.split("://", 1)[-1].rstrip("/")
-    headers = "{\"Authorization\": f\"Bearer {os.environ['SERINUS_API_KEY']}\"}" if key else "{}"
+    headers = '{"Authorization": f"Bearer {os.environ[\'SERINUS_API_KEY\']}"}' if key else "{}"
     lines = ["import os"] if key else []
     lines += ["import numpy as np", "import tritonclient.http as triton", ""]
     lines += [f"client = triton.InferenceServerClient({address!r})", "inputs = []"]

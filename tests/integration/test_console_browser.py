@@ -158,7 +158,10 @@ def test_a_split_is_moved_and_the_question_says_the_effect(cast_and_url: Any) ->
         page.locator("dialog").get_by_role("button", name="Move traffic").click()
         page.wait_for_selector(".toast.success")
         assert visitor.troubles == []
-    assert dict(Variant.objects.filter(endpoint__name="digits").values_list("version__number", "weight_bp")) == {1: 5000, 2: 5000}
+    assert dict(Variant.objects.filter(endpoint__name="digits").values_list("version__number", "weight_bp")) == {
+        1: 5000,
+        2: 5000,
+    }
 
 
 def test_a_version_page_follows_its_validation_without_a_reload(cast_and_url: Any) -> None:
@@ -222,7 +225,9 @@ def test_an_upload_goes_on_after_a_reload(cast_and_url: Any, tmp_path: Path) -> 
             route.continue_()
 
         blocked = True
-        page.route("**/api/uploads/*", lambda route: handle(route) if route.request.method == "PATCH" else route.continue_())
+        page.route(
+            "**/api/uploads/*", lambda route: handle(route) if route.request.method == "PATCH" else route.continue_()
+        )
         page.on("dialog", lambda dialog: dialog.accept())
         choose(page, big)
         page.get_by_text("8.0 MB of 20.0 MB").first.wait_for()

@@ -118,7 +118,17 @@ def test_a_stranger_sees_no_name_of_another_team_on_shared_pages(console: Any) -
         assert "minilm" not in body, path
 
 
-@pytest.mark.parametrize(("path", "status"), [("/keys/", 403), ("/audit/", 403), ("/upload/", 403), ("/people/", 200), ("/models/digits/", 200), ("/endpoints/digits/", 200)])
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/keys/", 403),
+        ("/audit/", 403),
+        ("/upload/", 403),
+        ("/people/", 200),
+        ("/models/digits/", 200),
+        ("/endpoints/digits/", 200),
+    ],
+)
 def test_a_viewer_reads_and_is_told_what_is_refused(console: Any, path: str, status: int) -> None:
     response = client_of(console.teammate).get(path)
     assert response.status_code == status
@@ -128,7 +138,13 @@ def test_a_viewer_reads_and_is_told_what_is_refused(console: Any, path: str, sta
 
 def test_a_viewer_is_offered_nothing_that_changes_things(console: Any) -> None:
     client = client_of(console.teammate)
-    for path in ("/models/digits/", "/models/digits/versions/1/", "/models/digits/versions/5/", "/endpoints/digits/", "/fleet/"):
+    for path in (
+        "/models/digits/",
+        "/models/digits/versions/1/",
+        "/models/digits/versions/5/",
+        "/endpoints/digits/",
+        "/fleet/",
+    ):
         body = client.get(path).content.decode()
         assert body.count('method="post"') == 1, path  # the way out
 

@@ -56,7 +56,9 @@ def console_server() -> Iterator[str]:
     from config.asgi import application
 
     port = free_port()
-    server = Server(application, address="127.0.0.1", port=port, interface=Interfaces.ASGINL, log_access=False, websockets=True)
+    server = Server(
+        application, address="127.0.0.1", port=port, interface=Interfaces.ASGINL, log_access=False, websockets=True
+    )
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
     thread.start()
     try:

@@ -53,7 +53,9 @@ def _serve(control: socket.socket, listener: socket.socket, act: str) -> int:
     began = time.monotonic()
     while True:
         busy_s = time.monotonic() - began if act == "busy" else 0.0
-        control.sendall(encode(PhaseReport(ReplicaPhase.READY, memory_bytes=1 + len(held), queue_depth=2, busy_s=busy_s)))
+        control.sendall(
+            encode(PhaseReport(ReplicaPhase.READY, memory_bytes=1 + len(held), queue_depth=2, busy_s=busy_s))
+        )
         ready, _, _ = select.select([control, listener], [], [], 0.2)
         if listener in ready:
             peer, _ = listener.accept()

@@ -106,7 +106,9 @@ class Host:
         log = (self.data / "supervisor.log").read_text()[-3000:]
         raise AssertionError(f"not seen within {timeout_s} s: {seen}\n{log}")
 
-    def wait_ready(self, name: str = "a", generation: int = 1, timeout_s: float = 10.0, not_pid: int = 0) -> ReplicaSeen:
+    def wait_ready(
+        self, name: str = "a", generation: int = 1, timeout_s: float = 10.0, not_pid: int = 0
+    ) -> ReplicaSeen:
         def is_ready(seen: Seen) -> bool:
             one = find(seen, name, generation)
             return one is not None and one.phase is ReplicaPhase.READY and one.pid != not_pid

@@ -38,7 +38,10 @@ TEXT = IMAGE | {
 
 
 def checks(*, until: int = 6, last: str = "passed", message: str = "", remedy: str = "") -> list[dict[str, Any]]:
-    done = [{"name": name, "state": "passed", "message": "", "remedy": "", "ms": 12.5 * i + 3} for i, name in enumerate(CHECKS)]
+    done = [
+        {"name": name, "state": "passed", "message": "", "remedy": "", "ms": 12.5 * i + 3}
+        for i, name in enumerate(CHECKS)
+    ]
     found = done[:until]
     if last != "passed":
         found.append({"name": CHECKS[until], "state": last, "message": message, "remedy": remedy, "ms": 0.0})
@@ -72,15 +75,27 @@ def furnish(cast: Cast, *, traffic: bool = True) -> None:
     """Fills the console for team red; team blue has one model of its own."""
     digits = Model.objects.create(
         name="digits", team=cast.red, task="image-classification", created_by=cast.owner,
-        description="# Handwritten digits\n\nTells **ten digits** apart.\n\n- 8 × 8 pixels\n- trained in seconds\n\n" + HOSTILE,
+        description="# Handwritten digits\n\nTells **ten digits** apart.\n\n- 8 by 8 pixels\n- trained in seconds\n\n" + HOSTILE,
     )  # fmt: skip
     first, second = version(digits, cast), version(digits, cast, format="jax_export")
     cause, way_out = f"weights.bin is a pickle {HOSTILE}", "Convert it: serinus upload --convert"
     version(digits, cast, status="rejected", signature=None, reason=cause, remedy=way_out, tier="", format="torch_pickle",
             report=report(until=1, last="failed", message=cause, remedy=way_out))  # fmt: skip
     checking = version(digits, cast, status="validating", report=None, signature=None, format="", tier="", settings={})
-    ValidationRun.objects.create(version=checking, state="running", host="atlas", checks=checks(until=2, last="running"))
-    version(digits, cast, status="awaiting_approval", tier="code", format="torchscript", report=None, signature=None, creator="developer", created_by=cast.developer)
+    ValidationRun.objects.create(
+        version=checking, state="running", host="atlas", checks=checks(until=2, last="running")
+    )
+    version(
+        digits,
+        cast,
+        status="awaiting_approval",
+        tier="code",
+        format="torchscript",
+        report=None,
+        signature=None,
+        creator="developer",
+        created_by=cast.developer,
+    )
     Alias.objects.create(model=digits, name="champion", version=first)
     AliasChange.objects.create(model=digits, name="champion", to_version=first, actor="owner", reason="best so far")
     minilm = Model.objects.create(name="minilm", team=cast.red, task="feature-extraction", created_by=cast.owner)
@@ -91,8 +106,23 @@ def furnish(cast: Cast, *, traffic: bool = True) -> None:
     _house([first, second, words])
     _waiting(version(minilm, cast, signature=TEXT, format="hf_encoder", tier="data"))
     accounts.create_key(actor=SYSTEM, name="web-shop", team=cast.red, endpoints=["digits"])
-    accounts.create_key(actor=SYSTEM, name=HOSTILE[:100], team=cast.red, role="developer", expires_at=timezone.now() + timedelta(days=30))
-    record(cast.actor("owner"), "set_weights", "endpoint", "digits", team=cast.red, before={"weights": {"1": 10_000}}, after={"weights": {"1": 9000, "2": 1000}}, reason=HOSTILE[:400])
+    accounts.create_key(
+        actor=SYSTEM,
+        name=HOSTILE[:100],
+        team=cast.red,
+        role="developer",
+        expires_at=timezone.now() + timedelta(days=30),
+    )
+    record(
+        cast.actor("owner"),
+        "set_weights",
+        "endpoint",
+        "digits",
+        team=cast.red,
+        before={"weights": {"1": 10_000}},
+        after={"weights": {"1": 9000, "2": 1000}},
+        reason=HOSTILE[:400],
+    )
     if traffic:
         _traffic()
 
@@ -108,7 +138,15 @@ def _house(served: list[Version]) -> None:
     atlas = Host.objects.create(name="atlas", lease_until=lease, cpus=16, standby_ready=True)
     Host.objects.create(name="borea", lease_until=timezone.now() - timedelta(minutes=3), cpus=8)
     for name, kind, total, free in (("cpu", "cpu", 64 << 30, 30 << 30), ("cuda:0", "cuda", 80 << 30, 4 << 30)):
-        Device.objects.create(host=atlas, name=name, kind=kind, memory_total_bytes=total, memory_free_bytes=free, utilisation=0.42, description="A device")
+        Device.objects.create(
+            host=atlas,
+            name=name,
+            kind=kind,
+            memory_total_bytes=total,
+            memory_free_bytes=free,
+            utilisation=0.42,
+            description="A device",
+        )
     for place, held in enumerate(served):
         wish = Deployment.objects.create(version=held, replicas=2)
         for number in range(2):
@@ -136,9 +174,15 @@ def _traffic() -> None:
                 counts[bucket] = counts.get(bucket, 0) + requests // 12 + 1
             rows.append(
                 StoredSample(
-                    source="gateway-1", sequence=len(rows), at=now - timedelta(seconds=back), endpoint=endpoint, version=number,
-                    arm="primary" if number == 1 else "canary", requests=requests, errors=int(back % 97 == 0),
+                    source="gateway-1",
+                    sequence=len(rows),
+                    at=now - timedelta(seconds=back),
+                    endpoint=endpoint,
+                    version=number,
+                    arm="primary" if number == 1 else "canary",
+                    requests=requests,
+                    errors=int(back % 97 == 0),
                     latency_counts={str(bucket): count for bucket, count in counts.items()},
-                )  # fmt: skip
+                )
             )
     StoredSample.objects.bulk_create(rows)

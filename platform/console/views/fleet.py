@@ -60,7 +60,9 @@ def restart(request: HttpRequest, replica: uuid.UUID) -> HttpResponse:
     back = request.POST.get("back", "")
     return attempt(
         request,
-        reverse("console:endpoint", args=[back]) if back.replace("-", "").replace("_", "").isalnum() else reverse("console:fleet"),
+        reverse("console:endpoint", args=[back])
+        if back.replace("-", "").replace("_", "").isalnum()
+        else reverse("console:fleet"),
         "The replica restarts.",
         lambda: actions.restart_replica(replica=found, actor=actor),
     )

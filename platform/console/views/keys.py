@@ -45,7 +45,10 @@ def _context(request: HttpRequest, actor: Actor) -> dict[str, Any]:
         "rows": rows.order_by("-created_at")[:MAX_LISTED],
         "teams": teams,
         "managed": {team.pk for team in teams},
-        "roles": [(value, label, ", ".join(sorted(verb.replace("_", " ") for verb in MAY[value]))) for value, label in Role.choices],
+        "roles": [
+            (value, label, ", ".join(sorted(verb.replace("_", " ") for verb in MAY[value])))
+            for value, label in Role.choices
+        ],
         "endpoints": visible(actor, Endpoint.objects.select_related("team").order_by("name"))[:MAX_LISTED],
         "all": shown,
     }

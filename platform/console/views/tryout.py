@@ -35,7 +35,9 @@ def try_it(request: HttpRequest, name: str) -> HttpResponse:
         payload, version = wish["request"], wish.get("version")
         part = f"/versions/{int(version)}" if version else ""
     except (ValueError, KeyError, TypeError, AttributeError):
-        return JsonResponse(body("malformed", "The request is no JSON of the form {request, version}.", request_id), status=400)
+        return JsonResponse(
+            body("malformed", "The request is no JSON of the form {request, version}.", request_id), status=400
+        )
     token = make_token(token_secret(), user=actor.name, endpoint=name)
     url = f"{settings.GATEWAY_URL.rstrip('/')}/v2/models/{name}{part}/infer"
     return _called(url, payload, token, request_id)
@@ -66,7 +68,9 @@ def _shown(answer: httpx.Response, latency_ms: float, request_id: str) -> dict[s
         error = content.get("error", "") if isinstance(content, dict) else ""
         message = error if isinstance(error, str) else error.get("message", "")
         code = content.get("code", "") if isinstance(content, dict) else ""
-        return body(code or str(answer.status_code), message or f"The gateway answered {answer.status_code}.", request_id)
+        return body(
+            code or str(answer.status_code), message or f"The gateway answered {answer.status_code}.", request_id
+        )
     return {
         "response": content,
         "latency_ms": round(latency_ms, 2),

@@ -69,7 +69,10 @@ def _latency(measured: dict[str, Any]) -> list[dict[str, float]]:
     found = measured.get("latency_ms") or {}
     pairs = sorted((int(size), float(ms)) for size, ms in found.items() if str(size).isdigit() and int(size))
     top = max((ms for _, ms in pairs), default=0.0)
-    return [{"batch": size, "ms": ms, "per_item_ms": ms / size, "per_s": size / ms * 1000 if ms else 0, "top": top} for size, ms in pairs]
+    return [
+        {"batch": size, "ms": ms, "per_item_ms": ms / size, "per_s": size / ms * 1000 if ms else 0, "top": top}
+        for size, ms in pairs
+    ]
 
 
 @require_GET
@@ -95,7 +98,9 @@ def deploy(request: HttpRequest, name: str, number: int) -> HttpResponse:
     target = wish["endpoint"] or name
     return attempt(
         request,
-        reverse("console:endpoint", args=[target]) if Endpoint.objects.filter(name=target, model=found.model).exists() else back,
+        reverse("console:endpoint", args=[target])
+        if Endpoint.objects.filter(name=target, model=found.model).exists()
+        else back,
         f"Version {number} is on its way to “{target}”.",
         lambda: endpoints.deploy(
             version=found,
