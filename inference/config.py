@@ -34,7 +34,10 @@ def flag(env: Mapping[str, str], name: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class GatewayConfig:
-    """What `python -m inference gateway` reads from its environment."""
+    """What `python -m inference gateway` reads from its environment.
+
+    die_with_parent: end when the process that started this one ends, however it ends; `serinus up` sets it.
+    """
 
     host: str
     port: int
@@ -45,6 +48,7 @@ class GatewayConfig:
     max_body_bytes: int
     drain_s: int
     console_url: str
+    die_with_parent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,7 @@ def gateway_config(env: Mapping[str, str] = os.environ) -> GatewayConfig:
         max_body_bytes=integer(env, "SERINUS_MAX_BODY_BYTES", 64 << 20, 1 << 10, 1 << 30),
         drain_s=integer(env, "SERINUS_GATEWAY_DRAIN_S", 30, 0, 600),
         console_url=env.get("SERINUS_CONSOLE_URL") or "",
+        die_with_parent=_flag(env, "SERINUS_DIE_WITH_PARENT"),
     )
 
 

@@ -44,9 +44,9 @@ class OutputBody(msgspec.Struct):
 
 
 class InferBody(msgspec.Struct):
-    """The JSON of an infer request. `type` and `model_version` are the WebSocket's."""
+    """The JSON of an infer request. Fields that nobody knows are ignored, as Triton does."""
 
-    inputs: Annotated[list[InputBody], msgspec.Meta(max_length=MAX_TENSORS)]
+    inputs: Annotated[list[InputBody], msgspec.Meta(max_length=MAX_TENSORS)] = []
     id: str = ""
     parameters: Parameters | None = None
     outputs: Annotated[list[OutputBody], msgspec.Meta(max_length=MAX_TENSORS)] | None = None
@@ -81,8 +81,9 @@ def parse(data: bytes | memoryview) -> InferBody:
         raise Malformed(f"failed to parse the request JSON: {error}") from error
 
 
-def read(body: InferBody, rest: memoryview, model: str, signature: Signature) -> Call:
-    """A call from parsed JSON and the binary tensors after it (`rest`, empty without any).
+def read(body: InferBody, rest: memoryview, model: str, signature: Signature, *, binary: bool = False) -> Call:
+    """A call from parsed JSON and the binary tensors after it (`rest`, empty without any). `binary` says whether
+    outputs go back as bytes where the request does not say.
 
     Raises Malformed, InvalidInput or Unsupported.
     """
@@ -97,7 +98,7 @@ def read(body: InferBody, rest: memoryview, model: str, signature: Signature) ->
     if at != len(rest):
         raise Malformed(f"{len(rest) - at} bytes of binary data belong to no input")
     _check_inputs(call, model, signature)
-    _read_outputs(call, body, model, signature)
+    _read_outputs(call, body, model, signature, binary)
     if body.parameters:
         _read_parameters(call, body.parameters)
     return call
@@ -217,8 +218,8 @@ def _check_tensor(tensor: TensorHeader, spec: TensorSpec, model: str, signature:
     raise InvalidInput(f"unexpected shape for input '{spec.name}' for model '{model}'. Expected {wanted}, got {shape}")
 
 
-def _read_outputs(call: Call, body: InferBody, model: str, signature: Signature) -> None:
-    default = bool(body.parameters and body.parameters.get("binary_data_output"))
+def _read_outputs(call: Call, body: InferBody, model: str, signature: Signature, binary_default: bool) -> None:
+    default = bool(body.parameters.get("binary_data_output", binary_default)) if body.parameters else binary_default
     if not body.outputs:
         if default:
             call.binary = None
@@ -282,13 +283,20 @@ class InferAnswer(msgspec.Struct, omit_defaults=True):
     model_version: str
     outputs: list[OutputAnswer]
     id: str = ""
+    parameters: dict[str, str] | None = None
 
 
 _encode = msgspec.json.Encoder().encode
 
 
 def write(
-    call: Call, endpoint: str, version: str, tensors: list[TensorHeader], body: memoryview
+    call: Call,
+    endpoint: str,
+    version: str,
+    tensors: list[TensorHeader],
+    body: memoryview,
+    *,
+    parameters: dict[str, str] | None = None,
 ) -> tuple[bytes, list[memoryview]]:
     """An answer's JSON and the bytes of its binary outputs, in order. Raises InvalidInput, or NotReady when the
     replica's frame contradicts itself.
@@ -309,4 +317,4 @@ def write(
             values = codec.to_json(data, tensor.datatype, tensor.name)
             outputs.append(OutputAnswer(tensor.name, tensor.datatype, tensor.shape, None, values))
         at = end
-    return _encode(InferAnswer(endpoint, version, outputs, call.id)), parts
+    return _encode(InferAnswer(endpoint, version, outputs, call.id, parameters)), parts

@@ -12,6 +12,7 @@ import logging
 import random
 import re
 from collections.abc import Awaitable, Callable
+from typing import cast
 
 from inference.errors import ClientError, Malformed, NotReady, Overloaded, ReplicaLost, SerinusError, TooLarge, by_code
 from inference.gateway.calls import Call
@@ -37,10 +38,8 @@ def fault_error(fault: Fault) -> SerinusError:
     and the caller gets the class's own words.
     """
     cls = by_code(fault.code)
-    if issubclass(cls, ClientError):
-        message: str | None = _PATH.sub("...", fault.message)[:1000]
-    else:
-        message = fault.message[:1000] if cls in _SPOKEN else None
+    spoken = issubclass(cls, (ClientError, *_SPOKEN))
+    message = _PATH.sub("...", fault.message[:1000]) if spoken else None
     try:
         return cls(message, retry_after_s=fault.retry_after_s)
     except TypeError:  # Rejected takes other arguments; no replica has a reason to send it
@@ -60,8 +59,7 @@ class _Wire(asyncio.Protocol):
         self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's does not inherit from asyncio's
 
     def data_received(self, data: bytes) -> None:
         self.unanswered = 0

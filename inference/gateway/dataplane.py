@@ -54,7 +54,8 @@ class DataPlane:
         """The caller and the endpoint. Raises Unauthenticated, Forbidden or NotFound, in this order."""
         snapshot = self.table.now
         endpoint = snapshot.endpoints.get(name)
-        caller = admit_caller(snapshot.keys, credential, name, endpoint, insecure=self.insecure)
+        route = endpoint.route if endpoint is not None else None
+        caller = admit_caller(snapshot.keys, credential, name, route, insecure=self.insecure)
         if endpoint is None:
             raise NotFound(f"Request for unknown model: '{name}' is not found")
         return caller, endpoint

@@ -76,6 +76,11 @@ class Deadlines:
         if ticket.watcher is not None:
             ticket.watcher.cancel()
 
+    def fail_all(self, error: SerinusError) -> None:
+        """Ends every request with `error`."""
+        for ticket in self._tickets:
+            ticket.fail(error)
+
     def _tick(self) -> None:
         now = time.monotonic()
         for ticket in self._tickets:

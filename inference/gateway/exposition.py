@@ -1,0 +1,62 @@
+"""What /metrics says of this gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from inference import metrics
+from inference.gateway.dataplane import DataPlane
+from inference.gateway.telemetry import Sums, Telemetry
+from inference.protocol.samples import LATENCY_EDGES_MS
+
+LABELS = ["endpoint", "version", "arm"]
+
+
+def families(plane: DataPlane, streams: int) -> Iterator[Metric]:
+    """Every metric, at this moment."""
+    yield from _traffic(plane.telemetry)
+    yield _gauge(metrics.IN_FLIGHT, "Requests under way", len(plane.deadlines))
+    yield _gauge(metrics.STREAMS, "Open WebSocket connections", streams)
+    yield _gauge(metrics.GENERATION, "Generation of the routing table in force", plane.table.now.generation)
+    ready, all_of_them = plane.pool.counts()
+    yield _gauge(metrics.REPLICAS_READY, "Replicas that this gateway is connected to", ready)
+    yield _gauge(metrics.REPLICAS, "Replicas in the routing table", all_of_them)
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _traffic(telemetry: Telemetry) -> Iterator[Metric]:
+    requests = CounterMetricFamily(metrics.REQUESTS, "Requests that ended", labels=LABELS)
+    errors = CounterMetricFamily(
+        metrics.ERRORS, "Requests that ended in an error, by its code", labels=[*LABELS, "code"]
+    )
+    retries = CounterMetricFamily(metrics.RETRIES, "Requests sent to a replica a second time", labels=LABELS)
+    queue = CounterMetricFamily(metrics.QUEUE_SECONDS, "Time that requests waited at a replica", labels=LABELS)
+    compute = CounterMetricFamily(metrics.COMPUTE_SECONDS, "Time of the batches that requests ran in", labels=LABELS)
+    latency = HistogramMetricFamily(metrics.LATENCY, "Time from arrival to answer", labels=LABELS)
+    for (endpoint, version, arm), sums in telemetry.totals():
+        labels = [endpoint, str(version), arm]
+        requests.add_metric(labels, sums.requests)
+        retries.add_metric(labels, sums.retries)
+        queue.add_metric(labels, sums.queue_ns / 1e9)
+        compute.add_metric(labels, sums.compute_ns / 1e9)
+        latency.add_metric(labels, _buckets(sums), sums.latency_ms / 1e3)
+        for code, count in sums.error_counts.items():
+            errors.add_metric([*labels, code], count)
+    yield from (requests, errors, retries, queue, compute, latency)
+
+
+def _buckets(sums: Sums) -> list[tuple[str, float]]:
+    """Cumulative counts; every fourth edge of the finer histogram that telemetry keeps."""
+    found: list[tuple[str, float]] = []
+    seen = 0
+    for index, edge_ms in enumerate(LATENCY_EDGES_MS):
+        seen += sums.counts[index]
+        if index % 4 == 3:
+            found.append((f"{edge_ms / 1e3:g}", float(seen)))
+    found.append(("+Inf", float(sum(sums.counts))))
+    return found

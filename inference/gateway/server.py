@@ -1,0 +1,185 @@
+"""The gateway's process: `python -m inference gateway`.
+
+One process and one event loop, granian embedded in it: no master and worker of which one could outlive the other.
+SIGTERM and SIGINT drain: readiness turns, answers close their connections, WebSockets are told, what is under way
+finishes, and the process ends before `SERINUS_GATEWAY_DRAIN_S` is over.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+
+import uvloop
+from granian.constants import HTTPModes, Interfaces
+from granian.http import HTTP1Settings
+from granian.server.embed import Server
+
+from inference.config import BadSetting, GatewayConfig, gateway_config
+from inference.errors import Draining
+from inference.gateway import table as tables
+from inference.gateway.app import App
+from inference.gateway.connections import Pool
+from inference.gateway.dataplane import DataPlane
+from inference.gateway.rest import Rest
+from inference.gateway.table import Table
+from inference.gateway.telemetry import Telemetry
+from inference.gateway.websocket import Streams
+
+HEADER_MS = 10_000
+READ_BUFFER_BYTES = 64 << 10
+BACKLOG = 4096
+MAX_CONNECTIONS = 20_000
+SPARE_FILES = 128
+LINGER_S = 1.0
+KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
+USER_TIMEOUT_MS = 60_000
+_PR_SET_PDEATHSIG = 1
+_log = logging.getLogger("inference.gateway")
+
+
+def main(argv: list[str]) -> int:
+    """Runs until SIGTERM or SIGINT. Exit status 2: a setting or the port is at fault, said on stderr."""
+    if argv:
+        sys.stderr.write("gateway: takes no arguments, its settings are SERINUS_* variables of the environment\n")
+        return 2
+    try:
+        config = gateway_config()
+        parent = os.getppid()
+        if config.die_with_parent:
+            _die_with_parent(parent)
+        _check_port(config)
+    except BadSetting as error:
+        sys.stderr.write(f"gateway: {error}\n")
+        return 2
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    uvloop.run(serve(config))
+    return 0
+
+
+async def serve(config: GatewayConfig) -> None:
+    """Serves until a signal comes, then drains."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    pool, telemetry = Pool(), Telemetry()
+    table = Table(pool, config.data_dir / "gateway" / "routes.json")
+    plane = DataPlane(table, pool, telemetry, insecure=config.insecure)
+    streams = Streams(plane)
+    rest = Rest(plane, server_name=config.server_name, max_body_bytes=config.max_body_bytes)
+    table.load()
+    client, samples = tables.connect(config.redis_url), tables.connect(config.redis_url)
+    work = [
+        asyncio.ensure_future(run) for run in (pool.run(), table.run(client), telemetry.run(samples), streams.run())
+    ]
+    server = _server(App(plane, rest, streams), config)
+    serving = asyncio.ensure_future(server.serve())
+    serving.add_done_callback(lambda _: stop.set())
+    for task in work:
+        task.add_done_callback(lambda done: _failed(done, stop))
+    await asyncio.sleep(0)
+    _watch_peers(config.port)
+    _log.info("listening on http://%s:%s", config.host, config.port)
+    await stop.wait()
+    await _drain(plane, streams, server, serving, config.drain_s)
+    for task in work:
+        task.cancel()
+    await asyncio.gather(*work, return_exceptions=True)
+
+
+def _failed(task: asyncio.Future[None], stop: asyncio.Event) -> None:
+    if not task.cancelled() and task.exception() is not None:
+        _log.critical("a task of the gateway ended: it stops and is to be started anew", exc_info=task.exception())
+        stop.set()
+
+
+def _server(app: App, config: GatewayConfig) -> Server:
+    connections = max(16, min(MAX_CONNECTIONS, _raise_file_limit() - SPARE_FILES))
+    return Server(
+        app,
+        address=config.host,
+        port=config.port,
+        interface=Interfaces.ASGINL,
+        http=HTTPModes.http1,
+        http1_settings=HTTP1Settings(header_read_timeout=HEADER_MS, max_buffer_size=READ_BUFFER_BYTES),
+        backlog=BACKLOG,
+        backpressure=connections,
+        log_enabled=False,
+    )
+
+
+async def _drain(
+    plane: DataPlane, streams: Streams, server: Server, serving: asyncio.Future[None], drain_s: int
+) -> None:
+    """Ends without breaking an answer.
+
+    1. Readiness turns and every answer closes its connection, so that clients with kept connections leave politely;
+    2. WebSockets are told and finish; 3. the listener closes; 4. what is under way finishes, what does not is failed
+    shortly before time is up.
+    """
+    end = time.monotonic() + max(drain_s - 1.0, 0.1)
+    plane.draining = True
+    _log.info("draining: %s requests under way, %s streams", len(plane.deadlines), len(streams))
+    told = asyncio.ensure_future(streams.drain())
+    await asyncio.sleep(min(LINGER_S, drain_s / 4))
+    server.stop()  # type: ignore[no-untyped-call]
+    while (len(plane.deadlines) or not told.done()) and time.monotonic() < end:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+    plane.deadlines.fail_all(Draining())
+    with contextlib.suppress(asyncio.TimeoutError, asyncio.CancelledError):
+        await asyncio.wait_for(serving, max(end - time.monotonic(), 0.0) + 0.5)
+
+
+def _check_port(config: GatewayConfig) -> None:
+    # granian would share the port with another server (SO_REUSEPORT) instead of refusing it
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            raise BadSetting(
+                f"port {config.port} on {config.host} cannot be used ({os.strerror(error.errno or 0)}): "
+                f"stop what listens there or set SERINUS_HTTP_PORT to another port"
+            ) from error
+
+
+def _raise_file_limit() -> int:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    return soft if soft > 0 else MAX_CONNECTIONS
+
+
+def _watch_peers(port: int) -> None:
+    """Has the kernel close connections whose peer is gone; accepted sockets inherit it from the listener.
+
+    granian opens the listener itself and hands it to nobody, so it is looked up among this process's descriptors.
+    """
+    for name in os.listdir("/proc/self/fd") if sys.platform == "linux" else []:  # noqa: PTH208 (names are numbers)
+        with contextlib.suppress(OSError):
+            found = socket.socket(fileno=os.dup(int(name)))
+            with found:
+                if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and found.getsockname()[1] == port:
+                    found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                    for option, value in KEEPALIVE:
+                        found.setsockopt(socket.IPPROTO_TCP, option, value)
+                    found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+
+
+def _die_with_parent(parent: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)

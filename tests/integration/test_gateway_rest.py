@@ -1,0 +1,407 @@
+"""The REST door of a real gateway process, with fake replicas behind it."""
+
+import hashlib
+import socket
+import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import msgspec
+import pytest
+
+from inference.client import AsyncClient, Client
+from inference.errors import InvalidInput, NotFound, Unauthenticated
+from inference.protocol.messages import Fault
+from inference.protocol.routes import SAMPLES_STREAM, EndpointRoute, VariantRoute
+from inference.protocol.samples import Sample
+from tests.support.gateway_house import BIG, HALF, MLP, TEXT, House, request, until
+
+
+@pytest.fixture(scope="module")
+def house():
+    found = House()
+    for name, more in {"r1": {}, "r2": {"version": 2}, "slow": {"latency_s": 0.3}, "text": {}, "half": {}}.items():
+        found.replica(name, **more)
+    gateway = found.gateway(SERINUS_MAX_BODY_BYTES=str(1 << 20))
+
+    def endpoint(name, signature, *, public=False, timeout_ms=5000, queue_limit=64, replica=""):
+        variant = VariantRoute(1, "primary", 10_000, signature, [found.route(replica or name)])
+        return EndpointRoute(name, name, "salt", public, timeout_ms, queue_limit, [variant])
+
+    variants = [
+        VariantRoute(1, "primary", 5000, MLP, [found.route()]),
+        VariantRoute(2, "canary", 5000, MLP, [found.route("r2")]),
+        VariantRoute(3, "canary", 0, MLP, []),
+    ]
+    others = [
+        endpoint("slow", MLP, timeout_ms=600, queue_limit=2),
+        endpoint("text", TEXT, public=True),
+        endpoint("half", HALF),
+        endpoint("big", BIG, replica="r1"),
+        EndpointRoute("empty", "empty", "salt", False, 300, 5, [VariantRoute(1, "primary", 10_000, MLP, [])]),
+    ]
+    found.publish(found.table(variants, endpoints=others))
+    gateway.wait_live()
+    for name in ("mlp", "slow", "text", "half", "big"):
+        gateway.wait_ready(name)
+    yield found
+    found.close()
+
+
+@pytest.fixture
+def gateway(house):
+    yield house.gateways[0]
+    for replica in house.replicas.values():
+        replica.fault = None
+
+
+def error(response, status, text=""):
+    assert response.status_code == status, response.text
+    body = response.json()
+    assert list(body) == ["error"]
+    assert text in body["error"]
+    assert response.headers["x-request-id"]
+    return response
+
+
+def test_a_json_request_is_answered(gateway):
+    response = gateway.post(json=request(identity="42"), headers={"X-Session-Id": "a", "X-Request-Id": "mine-1"})
+    assert response.status_code == 200
+    assert response.headers["x-request-id"] == "mine-1"
+    body = response.json()
+    assert (body["id"], body["model_name"]) == ("42", "mlp")
+    assert body["outputs"] == [{"name": "y", "datatype": "FP32", "shape": [1, 4], "data": [0.0, 2.0, 4.0, 6.0]}]
+    assert response.headers["x-model-version"] == body["model_version"]
+    assert response.headers["x-rollout-arm"] == {"1": "primary", "2": "canary"}[body["model_version"]]
+
+
+def test_sessions_stick_and_spread(gateway):
+    seen = {}
+    with httpx.Client(headers={"Authorization": "Bearer ser_all.s2"}) as client:
+        for turn in range(200):
+            session = f"s{turn % 100}"
+            response = client.post(
+                f"{gateway.url}/v2/models/mlp/infer", json=request(), headers={"X-Session-Id": session}
+            )
+            version = response.headers["x-model-version"]
+            assert seen.setdefault(session, version) == version
+    assert 30 <= sum(version == "2" for version in seen.values()) <= 70
+
+
+def test_the_key_is_the_sticky_key_without_a_session(gateway):
+    assert len({gateway.post().headers["x-model-version"] for _ in range(10)}) == 1
+
+
+def test_a_version_is_pinned_by_its_number(gateway):
+    for number in ("1", "2"):
+        response = gateway.post(f"/v2/models/mlp/versions/{number}/infer")
+        assert response.headers["x-model-version"] == number
+    for number in ("3", "9"):
+        error(gateway.post(f"/v2/models/mlp/versions/{number}/infer"), 404, f"version {number}")
+
+
+def test_binary_in_and_out(gateway):
+    values = [float(i) for i in range(32)]
+    head = msgspec.json.encode(
+        {
+            "inputs": [{"name": "x", "shape": [2, 16], "datatype": "FP32", "parameters": {"binary_data_size": 128}}],
+            "parameters": {"binary_data_output": True},
+        }
+    )
+    response = gateway.post(
+        content=head + struct.pack("<32f", *values), headers={"Inference-Header-Content-Length": str(len(head))}
+    )
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"] == "application/octet-stream"
+    size = int(response.headers["inference-header-content-length"])
+    body = msgspec.json.decode(response.content[:size])
+    assert body["outputs"][0]["parameters"] == {"binary_data_size": 32}
+    assert struct.unpack("<8f", response.content[size:]) == (0, 2, 4, 6, 32, 34, 36, 38)
+
+
+def test_a_raw_body_is_the_only_input(gateway):
+    response = gateway.post(content=struct.pack("<16f", *range(16)), headers={"Inference-Header-Content-Length": "0"})
+    size = int(response.headers["inference-header-content-length"])
+    assert struct.unpack("<4f", response.content[size:]) == (0, 2, 4, 6)
+
+
+def test_texts_in_and_out_on_a_public_endpoint(gateway):
+    body = {"inputs": [{"name": "text", "shape": [2, 1], "datatype": "BYTES", "data": [["hé"], [""]]}]}
+    response = gateway.post("/v2/models/text/infer", key="", json=body)
+    assert response.json()["outputs"][0]["data"] == ["hé", ""]
+
+
+@pytest.mark.parametrize("split", ["999999", "-1", "x", "1", "1" * 30])
+def test_a_broken_binary_header_is_refused(gateway, split):
+    error(gateway.post(content=msgspec.json.encode(request()), headers={"Inference-Header-Content-Length": split}), 400)
+
+
+def test_the_official_client_works_unchanged(gateway):
+    np = pytest.importorskip("numpy")
+    http = pytest.importorskip("tritonclient.http")
+    client = http.InferenceServerClient(gateway.url.removeprefix("http://"), concurrency=2)
+    headers = {"Authorization": "Bearer ser_all.s2"}
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("mlp", headers=headers)
+    assert client.get_server_metadata(headers=headers)["name"] == "serinus"
+    assert client.get_model_metadata("mlp", headers=headers)["inputs"][0]["shape"] == [-1, 16]
+    given = http.InferInput("x", [2, 16], "FP32")
+    values = np.arange(32, dtype=np.float32).reshape(2, 16)
+    for binary in (True, False):
+        given.set_data_from_numpy(values, binary_data=binary)
+        for outputs in (None, [http.InferRequestedOutput("y", binary_data=binary)]):
+            answer = client.infer("mlp", [given], outputs=outputs, headers=dict(headers), request_id="q")
+            assert (answer.as_numpy("y") == 2 * values[:, :4]).all()
+    from tritonclient.utils import InferenceServerException
+
+    with pytest.raises(InferenceServerException, match="Request for unknown model: 'nope' is not found"):
+        client.infer("nope", [given], headers=headers)
+    client.close()
+
+
+def test_metadata_health_and_readiness(gateway):
+    assert gateway.get("/v2/health/live", key="").json() == {"live": True}
+    assert gateway.get("/v2/health/ready", key="").json() == {"ready": True}
+    assert gateway.get("/v2").json()["extensions"] == ["binary_tensor_data", "parameters"]
+    metadata = gateway.get("/v2/models/mlp").json()
+    assert metadata["versions"] == ["1", "2"]
+    assert metadata["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 16]}]
+    assert gateway.get("/v2/models/mlp/versions/2").json()["versions"] == ["2"]
+    assert gateway.get("/v2/models/mlp/versions/2/ready").status_code == 200
+    for path in ("/v2/models/mlp/versions/3/ready", "/v2/models/empty/ready"):
+        error(gateway.get(path), 400, "Model version not ready")
+    error(gateway.get("/v2/models/nope/ready"), 404)
+
+
+def test_paths_and_methods(gateway):
+    for path in ("/", "/v2/", "/v2/nope", "/v2/models", "/v2/models/mlp/versions/x", "/v2/models/a%2Fb", "/v2/models/%2e%2e%2fmlp",
+                 "/v2/models/%00", "/v2/models/" + "a" * 10_000, "/v2/models/mlp/infer/"):  # fmt: skip
+        assert error(gateway.get(path), 404).json() == {"error": "Not Found"}
+    for method, path in (("GET", "/v2/models/mlp/infer"), ("PUT", "/v2/models/mlp/infer"), ("POST", "/v2/models/mlp"),
+                         ("DELETE", "/v2"), ("OPTIONS", "/v2/models/mlp/infer"), ("POST", "/v2/health/live")):  # fmt: skip
+        response = error(httpx.request(method, gateway.url + path), 405)
+        assert response.json() == {"error": "Method Not Allowed"}
+        assert response.headers["allow"]
+    for path in ("/v2/models/mlp/config", "/v2/models/mlp/stats", "/v2/models/mlp/generate", "/v2/logging"):
+        error(gateway.get(path), 501)
+
+
+@pytest.mark.parametrize(
+    "path", ["/v2", "/metrics", "/v2/models/mlp", "/v2/models/nope", "/v2/models/mlp/ready", "/v2/logging"]
+)
+@pytest.mark.parametrize("key", ["", "ser_all.wrong", "ser_gone.s2", "nonsense"])
+def test_nothing_is_told_without_a_good_key(gateway, path, key):
+    response = error(gateway.get(path, key=key), 401)
+    assert response.json()["error"] == Unauthenticated().message
+    assert response.headers["www-authenticate"].startswith("Bearer")
+
+
+def test_keys_are_scoped(gateway):
+    assert gateway.post(key="ser_one.s1").status_code == 200
+    error(gateway.post("/v2/models/slow/infer", key="ser_one.s1"), 403)
+    error(gateway.post("/v2/models/nope/infer", key="ser_one.s1"), 403)
+    error(gateway.get("/metrics", key="ser_one.s1"), 403)
+    response = httpx.post(f"{gateway.url}/v2/models/mlp/infer", json=request(), headers={"X-API-Key": "ser_one.s1"})
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b"", "failed to parse"),
+        (b"{", "failed to parse"),
+        (b"\xff\xfe", "failed to parse"),
+        (b"[" * 100_000, "failed to parse"),
+        (b'{"z":' + b"[" * 100_000, "nested"),
+        (b'{"inputs":[]}', "expected 1 inputs but got 0"),
+        (msgspec.json.encode(request([1.0] * 65 * 16)), "batch-size must be <= 64"),
+        (b'{"inputs":[{"name":"x","shape":[1,16],"datatype":"FP32","data":[1]}]}', "holds 1 elements"),
+        (b'{"inputs":[{"name":"x","shape":[-1,16],"datatype":"FP32","data":[1]}]}', "invalid dimension"),
+    ],
+)
+def test_bad_bodies_are_refused_in_words(gateway, body, text):
+    error(gateway.post(content=body), 400, text)
+
+
+def test_half_floats_want_the_binary_form(gateway):
+    body = {"inputs": [{"name": "x", "shape": [1], "datatype": "FP16", "data": [1]}]}
+    error(gateway.post("/v2/models/half/infer", json=body), 400, "receiving FP16 data via JSON is not supported")
+    head = {"inputs": [{"name": "x", "shape": [1], "datatype": "FP16", "parameters": {"binary_data_size": 2}}]}
+    raw = msgspec.json.encode(head)
+    response = gateway.post(
+        "/v2/models/half/infer", content=raw + b"\0\0", headers={"Inference-Header-Content-Length": str(len(raw))}
+    )
+    error(response, 400, "sending FP16 data via JSON is not supported")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br"])
+def test_compressed_bodies_are_refused(gateway, encoding):
+    error(gateway.post(content=b"x", headers={"Content-Encoding": encoding}), 415)
+
+
+def raw(gateway, data, within_s=5.0):
+    """What the gateway answers to these bytes until it closes or falls silent."""
+    with socket.create_connection(("127.0.0.1", gateway.port)) as peer:
+        peer.settimeout(within_s)
+        found = b""
+        try:
+            for part in data:
+                peer.sendall(part)
+            while part := peer.recv(65536):
+                found += part
+        except OSError:
+            pass
+        return found
+
+
+HEAD = b"POST /v2/models/mlp/infer HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ser_all.s2\r\n"
+
+
+def test_a_body_that_says_it_is_too_large_is_refused_unread(gateway):
+    begin = time.monotonic()
+    found = raw(gateway, [HEAD + b"Content-Length: 1073741824\r\n\r\n"])
+    assert found.startswith(b"HTTP/1.1 413")
+    assert b"connection: close" in found
+    assert time.monotonic() - begin < 2
+
+
+def test_an_endless_chunked_body_is_cut_at_the_limit(gateway):
+    chunk = b"10000\r\n" + bytes(65536) + b"\r\n"
+    found = raw(gateway, [HEAD + b"Transfer-Encoding: chunked\r\n\r\n", *[chunk] * 64], 3)
+    assert not found or found.startswith(b"HTTP/1.1 413")
+    assert gateway.post().status_code == 200
+
+
+def test_a_body_of_too_many_chunks_is_refused(gateway):
+    found = raw(gateway, [HEAD + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n" * 65_540 + b"0\r\n\r\n"], 10)
+    assert b"HTTP/1.1 413" in found[:20]
+
+
+@pytest.mark.parametrize(("size", "status"), [(1 << 20, 400), ((1 << 20) + 1, 413)])
+def test_the_body_limit_is_exact(gateway, size, status):
+    error(gateway.post(content=b" " * size), status)
+
+
+def test_a_full_queue_is_an_immediate_503(gateway):
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: gateway.post("/v2/models/slow/infer"), range(8)))
+    refused = [response for response in found if response.status_code != 200]
+    assert len(found) - len(refused) >= 2
+    assert refused
+    for response in refused:
+        assert error(response, 503, "Exceeds maximum queue size").headers["retry-after"] == "1"
+        assert response.elapsed.total_seconds() < 0.25
+
+
+def test_deadlines_come_from_header_parameter_and_endpoint(gateway, house):
+    error(gateway.post("/v2/models/slow/infer", headers={"X-Request-Timeout-Ms": "50"}), 504, "Request timeout expired")
+    body = request() | {"parameters": {"timeout": 50_000}}
+    error(gateway.post("/v2/models/slow/infer", json=body), 504, "Request timeout expired")
+    error(gateway.post(headers={"X-Request-Timeout-Ms": "0"}), 400)
+    until(lambda: len(house.replicas["slow"].cancelled) >= 2)
+    seen = house.replicas["slow"].seen[-1]
+    assert 0 < seen.timeout_ms <= 50
+
+
+def test_an_endpoint_without_a_replica_answers_503_at_its_deadline(gateway):
+    error(gateway.post("/v2/models/empty/infer"), 504)
+    error(gateway.post("/v2/models/empty/versions/1/infer"), 404)
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "text"),
+    [
+        ("invalid_input", 400, "too long at ..."),
+        ("model_failed", 500, "The model raised an error."),
+        ("out_of_memory", 507, "out of memory"),
+        ("poison_input", 422, "too long"),
+        ("overloaded", 503, ""),
+        ("nonsense", 500, "The server failed."),
+    ],
+)
+def test_faults_of_a_replica_keep_its_insides_to_themselves(gateway, house, code, status, text):
+    fault = Fault(0, code, "too long at /home/someone/model.py")
+    house.replicas["r1"].fault = house.replicas["r2"].fault = fault
+    response = error(gateway.post(), status, text)
+    assert response.headers["x-error-code"] in {code, "internal"}
+    assert "/home" not in response.text
+
+
+def test_a_caller_who_leaves_is_cancelled(gateway, house):
+    slow = house.replicas["slow"]
+    before, slow.latency_s = len(slow.cancelled), 2.0
+    try:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(
+                f"{gateway.url}/v2/models/slow/infer",
+                json=request(),
+                headers={"Authorization": "Bearer ser_all.s2"},
+                timeout=0.1,
+            )
+        until(lambda: len(slow.cancelled) > before, 0.4)
+    finally:
+        slow.latency_s = 0.3
+
+
+def test_a_slow_header_is_cut_after_ten_seconds(gateway):
+    begin = time.monotonic()
+    raw(gateway, [b"POST /v2/models/mlp/infer HTTP/1.1\r\nHos"], 15)
+    assert 9 < time.monotonic() - begin < 12
+
+
+def test_the_port_is_taken(gateway, house):
+    other = house.gateway(SERINUS_HTTP_PORT=str(gateway.port))
+    assert other.process.wait(20) == 2
+    assert f"port {gateway.port}" in other.log.read_text()
+    assert "SERINUS_HTTP_PORT" in other.log.read_text()
+    house.gateways.remove(other)
+
+
+def test_our_own_client(gateway):
+    inputs = request()["inputs"]
+    with Client(gateway.url, "ser_all.s2") as client:
+        assert client.ready()
+        assert client.ready("mlp")
+        assert not client.ready("empty")
+        assert client.metadata("mlp")["platform"] == "fake"
+        found = client.infer("mlp", inputs, version=2, outputs=["y"])
+        assert (found["y"], found.model_version, found.arm) == ([0.0, 2.0, 4.0, 6.0], "2", "canary")
+        with pytest.raises(NotFound):
+            client.infer("nope", inputs)
+        with pytest.raises(InvalidInput):
+            client.infer("mlp", [])
+    assert not Client("http://127.0.0.1:9", "k").ready()
+
+
+async def test_our_own_client_for_asyncio(gateway):
+    async with AsyncClient(gateway.url, "ser_all.wrong") as client:
+        assert await client.ready()
+        with pytest.raises(Unauthenticated):
+            await client.infer("mlp", request()["inputs"])
+
+
+def test_numbers_reach_the_stream_and_metrics(gateway, house):
+    gateway.post("/v2/models/mlp/versions/2/infer")
+
+    def samples():
+        entries = house.valkey.client.xrange(SAMPLES_STREAM)
+        return [msgspec.msgpack.decode(fields[b"s"], type=Sample) for _, fields in entries]
+
+    until(lambda: any(sample.version == 2 and sample.requests for sample in samples()), 4)
+    found = samples()
+    assert len({(sample.source, sample.sequence) for sample in found}) == len(found)
+    one = next(sample for sample in found if sample.version == 2)
+    assert (one.endpoint, one.arm) == ("mlp", "canary")
+    assert sum(one.latency_counts.values()) == one.requests
+    text = gateway.get("/metrics").text
+    assert 'serinus_requests_total{arm="canary",endpoint="mlp",version="2"}' in text
+    assert "serinus_replicas_ready 5.0" in text
+
+
+def test_the_table_on_disk_is_private(gateway):
+    path = gateway.folder / "gateway" / "routes.json"
+    until(path.exists)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert hashlib.sha256(b"s2").hexdigest() in path.read_text()

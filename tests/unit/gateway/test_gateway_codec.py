@@ -1,0 +1,309 @@
+import random
+import struct
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference.errors import ClientError, InvalidInput, Malformed, Unsupported
+from inference.gateway import calls, codec
+from inference.protocol.messages import TensorHeader
+from inference.protocol.oip import Signature, TensorSpec
+
+EMPTY = memoryview(b"")
+SIGNATURE = Signature(
+    inputs=[TensorSpec("x", "FP32", [-1, 3])], outputs=[TensorSpec("y", "FP32", [-1, 2])], max_batch_size=4
+)
+PAIR = Signature(
+    inputs=[TensorSpec("a", "INT64", [2]), TensorSpec("b", "BYTES", [-1])], outputs=[TensorSpec("y", "FP16", [2])]
+)
+FORMATS = {
+    "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q", "INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q",
+    "FP32": "f", "FP64": "d",
+}  # fmt: skip
+
+
+def raw(value):
+    return msgspec.Raw(msgspec.json.encode(value))
+
+
+def read(body, rest=b"", signature=SIGNATURE, **more):
+    data = body if isinstance(body, bytes) else msgspec.json.encode(body)
+    return calls.read(calls.parse(data), memoryview(rest), "m", signature, **more)
+
+
+def x(data=None, shape=None, datatype="FP32", **more):
+    return {"name": "x", "shape": shape or [1, 3], "datatype": datatype, "data": data or [1, 2, 3], **more}
+
+
+@pytest.mark.parametrize("datatype", FORMATS)
+def test_numbers_become_the_bytes_that_struct_packs(datatype):
+    values = [0, 1, 2, 100]
+    packed = codec.from_json(raw(values), datatype, 4, "x")
+    assert packed == struct.pack(f"<4{FORMATS[datatype]}", *values)
+    assert codec.to_json(memoryview(packed), datatype, "y") == values
+
+
+@given(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=20))
+def test_int64_survives_both_ways(values):
+    packed = codec.from_json(raw(values), "INT64", len(values), "x")
+    assert codec.to_json(memoryview(packed), "INT64", "y") == values
+
+
+@given(st.lists(st.text(), max_size=10))
+def test_texts_survive_both_ways(values):
+    packed = codec.from_json(raw(values), "BYTES", len(values), "x")
+    codec.check_binary(packed, "BYTES", len(values), "x")
+    assert codec.to_json(memoryview(packed), "BYTES", "y") == values
+
+
+def test_booleans_are_one_byte_each():
+    assert codec.from_json(raw([True, False]), "BOOL", 2, "x") == b"\x01\x00"
+    assert codec.to_json(memoryview(b"\x01\x00"), "BOOL", "y") == [True, False]
+
+
+def test_nested_data_is_read_row_major():
+    nested = [[[1, 2], [3, 4]], [[5, 6], [7, 8]]]
+    assert codec.from_json(raw(nested), "INT8", 8, "x") == bytes(range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("datatype", "value"), [("UINT8", 256), ("INT8", -129), ("UINT64", -1), ("UINT64", 2**64), ("INT64", 2**63)]
+)
+def test_a_value_out_of_range_is_refused(datatype, value):
+    with pytest.raises(InvalidInput, match="out of range"):
+        codec.from_json(raw([value]), datatype, 1, "x")
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "BF16"])
+def test_half_floats_are_refused_in_json(datatype):
+    with pytest.raises(
+        InvalidInput, match=f"receiving {datatype} data via JSON is not supported. Please use the binary data format"
+    ):
+        codec.from_json(raw([1.0]), datatype, 1, "x")
+    with pytest.raises(
+        InvalidInput, match=f"sending {datatype} data via JSON is not supported. Please use the binary data format"
+    ):
+        codec.to_json(memoryview(b"\0\0"), datatype, "y")
+
+
+@pytest.mark.parametrize(
+    "data", [b"[null]", b"[NaN]", b"[1e999]", b'["1"]', b"[true]", b"{}", b"1", b"[[1],2]", b"[1", b""]
+)
+def test_what_is_no_array_of_numbers_is_malformed(data):
+    with pytest.raises(ClientError):
+        codec.from_json(msgspec.Raw(data), "FP32", 1, "x")
+
+
+def test_infinity_and_nan_are_null_in_json_output():
+    values = codec.to_json(memoryview(struct.pack("<3f", float("nan"), float("inf"), 1)), "FP32", "y")
+    assert msgspec.json.encode(values) == b"[null,null,1.0]"
+
+
+@pytest.mark.parametrize("depth", [17, 100, 101, 10_000])
+def test_deep_nesting_is_refused(depth):
+    body = b'{"inputs":[{"name":"x","shape":[1,3],"datatype":"FP32","data":' + b"[" * depth + b"]" * depth + b"}]}"
+    with pytest.raises(Malformed, match="nested"):
+        read(body)
+
+
+@pytest.mark.parametrize("shape", [[-1], [2**63], [2**40, 2**40], [1] * 17])
+def test_absurd_shapes_are_refused_before_anything_is_allocated(shape):
+    with pytest.raises(InvalidInput):
+        codec.element_count(shape, "x")
+
+
+def test_sixteen_dimensions_are_allowed():
+    assert codec.element_count([2] * 16, "x") == 65536
+
+
+@pytest.mark.parametrize("off", [-1, 1])
+def test_binary_data_must_be_exact(off):
+    with pytest.raises(InvalidInput, match="bytes of binary data"):
+        codec.check_binary(bytes(12 + off), "FP32", 3, "x")
+
+
+@pytest.mark.parametrize("data", [b"\1", b"\1\0\0\0", b"\xff\xff\xff\xffabc", b"\0\0\0\0" * 2])
+def test_broken_bytes_elements_are_refused(data):
+    with pytest.raises(InvalidInput):
+        codec.check_binary(data, "BYTES", 1, "x")
+
+
+def test_a_bool_is_zero_or_one():
+    codec.check_binary(b"\0\1\0", "BOOL", 3, "x")
+    with pytest.raises(InvalidInput, match="BOOL"):
+        codec.check_binary(b"\0\2\0", "BOOL", 3, "x")
+
+
+def test_a_call_holds_headers_bytes_and_parameters():
+    call = read({"id": "7", "inputs": [x()], "parameters": {"timeout": 5000, "priority": 1}})
+    assert (call.id, call.timeout_us, call.parameters) == ("7", 5000, {"priority": 1})
+    assert call.tensors == [TensorHeader("x", "FP32", [1, 3], 12)]
+    assert call.body == [struct.pack("<3f", 1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("inputs", "text"),
+    [
+        ([x() | {"name": "z"}], "unexpected inference input 'z' for model 'm'"),
+        ([x(), x()], "input 'x' already exists in request"),
+        ([], "expected 1 inputs but got 0 inputs for model 'm'"),
+        ([x([1, 2], [1, 2])], r"unexpected shape for input 'x' for model 'm'. Expected \[-1, 3\], got \[1, 2\]"),
+        ([x([1.0] * 15, [5, 3])], "inference request batch-size must be <= 4 for 'm'"),
+        ([x([1, 2, 3], datatype="INT32")], "data-type is 'INT32', but model 'm' expects 'FP32'"),
+        ([x([1, 2])], "holds 2 elements, its shape says 3"),
+        ([{"name": "x", "shape": [0, 3], "datatype": "FP32", "data": []}], "batch-size must be >= 1"),
+        ([{"name": "x", "shape": [1, 3], "datatype": "FP32"}], "neither 'data' nor"),
+        ([x() | {"datatype": "COMPLEX"}], "unknown datatype"),
+        ([x()] * 65, "length <= 64"),
+    ],
+)
+def test_a_request_that_does_not_fit_is_refused_in_words(inputs, text):
+    with pytest.raises(ClientError, match=text):
+        read({"inputs": inputs})
+
+
+def test_inputs_come_in_the_order_of_the_signature():
+    inputs = [
+        {"name": "b", "shape": [1], "datatype": "BYTES", "data": ["hi"]},
+        {"name": "a", "shape": [2], "datatype": "INT64", "data": [1, 2]},
+    ]
+    call = read({"inputs": inputs, "parameters": {"binary_data_output": True}}, signature=PAIR)
+    assert [tensor.name for tensor in call.tensors] == ["a", "b"]
+    assert call.binary is None
+    with pytest.raises(InvalidInput, match="sending FP16"):
+        read({"inputs": inputs}, signature=PAIR)
+
+
+def test_binary_inputs_are_cut_from_the_rest():
+    head = {"name": "x", "shape": [1, 3], "datatype": "FP32", "parameters": {"binary_data_size": 12}}
+    data = struct.pack("<3f", 1, 2, 3)
+    assert bytes(read({"inputs": [head]}, data).body[0]) == data
+    for wrong in (data[:-1], data + b"\0"):
+        with pytest.raises(ClientError):
+            read({"inputs": [head]}, wrong)
+    for size in (-1, "12", 1.5, True, 2**70):
+        with pytest.raises(ClientError):
+            read({"inputs": [head | {"parameters": {"binary_data_size": size}}]}, data)
+
+
+def test_shared_memory_and_classification_are_unsupported():
+    with pytest.raises(Unsupported):
+        read({"inputs": [x(parameters={"shared_memory_region": "r"})]})
+    with pytest.raises(Unsupported):
+        read({"inputs": [x()], "outputs": [{"name": "y", "parameters": {"classification": 2}}]})
+
+
+def test_wanted_outputs_are_checked():
+    call = read({"inputs": [x()], "outputs": [{"name": "y", "parameters": {"binary_data": True}}]})
+    assert (call.outputs, call.binary) == (["y"], frozenset({"y"}))
+    with pytest.raises(InvalidInput, match="unexpected inference output 'q'"):
+        read({"inputs": [x()], "outputs": [{"name": "q"}]})
+
+
+def test_a_raw_body_is_one_row():
+    call = calls.read_raw(memoryview(struct.pack("<3f", 1, 2, 3)), "m", SIGNATURE)
+    assert call.tensors[0].shape == [1, 3]
+    assert call.binary is None
+    with pytest.raises(InvalidInput):
+        calls.read_raw(memoryview(b"12345"), "m", SIGNATURE)
+    with pytest.raises(InvalidInput):
+        calls.read_raw(memoryview(b"12345"), "m", PAIR)
+    text = Signature(inputs=[TensorSpec("t", "BYTES", [-1, 1])], outputs=[], max_batch_size=8)
+    assert calls.read_raw(memoryview(b"hello"), "m", text).body == [b"\5\0\0\0hello"]
+
+
+def test_an_answer_carries_json_and_bytes():
+    call = read({"id": "9", "inputs": [x()]})
+    tensors = [TensorHeader("y", "FP32", [1, 2], 8)]
+    body = memoryview(struct.pack("<2f", 0.5, 2))
+    text, parts = calls.write(call, "m", "3", tensors, body)
+    assert msgspec.json.decode(text) == {
+        "model_name": "m",
+        "model_version": "3",
+        "id": "9",
+        "outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 2], "data": [0.5, 2.0]}],
+    }
+    assert parts == []
+    call.binary = None
+    text, parts = calls.write(call, "m", "3", tensors, body)
+    assert msgspec.json.decode(text)["outputs"][0]["parameters"] == {"binary_data_size": 8}
+    assert b"".join(parts) == bytes(body)
+
+
+@pytest.mark.parametrize("value", ["x", -1, 2**63, 1.5, True])
+def test_a_timeout_that_is_no_number_of_microseconds_is_refused(value):
+    with pytest.raises(InvalidInput, match="timeout"):
+        read({"inputs": [x()], "parameters": {"timeout": value}})
+
+
+def test_parameters_fit_64_bits():
+    with pytest.raises(InvalidInput, match="64 bits"):
+        read({"inputs": [x()], "parameters": {"seed": 2**63}})
+
+
+def mutate(rng, data):
+    data = bytearray(data)
+    for _ in range(rng.randint(1, 6)):
+        at = rng.randrange(len(data) + 1)
+        what = rng.randrange(5)
+        if what == 0 and at < len(data):
+            data[at] = rng.randrange(256)
+        elif what == 1:
+            data[at:at] = rng.choice(
+                [b"[", b"-", b"1e400", b"null", b'"', b"\0", b"9" * 25, b'{"a":1}', bytes([rng.randrange(256)])]
+            )
+        elif what == 2:
+            del data[at : at + rng.randint(1, 8)]
+        elif what == 3:
+            data[at:at] = data[max(0, at - 12) : at]
+        else:
+            data = data[:at]
+    return bytes(data)
+
+
+SEEDS = [
+    (msgspec.json.encode({"id": "1", "inputs": [x()], "parameters": {"timeout": 10}}), b"", SIGNATURE),
+    (
+        msgspec.json.encode(
+            {
+                "inputs": [{"name": "x", "shape": [2, 3], "datatype": "FP32", "parameters": {"binary_data_size": 24}}],
+                "outputs": [{"name": "y", "parameters": {"binary_data": True}}],
+            }
+        ),
+        bytes(24),
+        SIGNATURE,
+    ),
+    (
+        msgspec.json.encode(
+            {
+                "inputs": [
+                    {"name": "a", "shape": [2], "datatype": "INT64", "data": [[1], [2]]},
+                    {"name": "b", "shape": [2], "datatype": "BYTES", "parameters": {"binary_data_size": 11}},
+                ],
+                "parameters": {"binary_data_output": True},
+            }
+        ),
+        b"\3\0\0\0abc\0\0\0\0",
+        PAIR,
+    ),
+]
+
+
+def test_ten_thousand_mutations_raise_nothing_but_typed_errors():
+    rng = random.Random(20_20)
+    read_well = 0
+    for turn in range(10_000):
+        head, rest, signature = SEEDS[turn % len(SEEDS)]
+        whole = mutate(rng, head + rest)
+        split = len(head) if rng.random() < 0.7 else rng.randrange(len(whole) + 1)
+        view = memoryview(whole)
+        try:
+            calls.read(calls.parse(view[:split]), view[split:], "m", signature)
+            read_well += 1
+        except ClientError:
+            pass
+        except Exception as error:
+            pytest.fail(f"seed 2020, turn {turn}: {error!r} for {whole!r}")
+    assert 0 < read_well < 10_000
