@@ -51,14 +51,10 @@ def _serve(control: socket.socket, listener: socket.socket, act: str) -> int:
     listener.setblocking(False)
     held = bytearray(400 << 20) if act == "eat" else bytearray()
     while True:
-<<<<<<< HEAD
-        control.sendall(encode(PhaseReport(ReplicaPhase.READY, memory_bytes=1 + len(held), queue_depth=2)))
-=======
         busy_s = time.monotonic() - began if act == "busy" else 0.0
         control.sendall(
             encode(PhaseReport(ReplicaPhase.READY, memory_bytes=1 + len(held), queue_depth=2, busy_s=busy_s))
         )
->>>>>>> console
         ready, _, _ = select.select([control, listener], [], [], 0.2)
         if listener in ready:
             peer, _ = listener.accept()
