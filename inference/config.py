@@ -102,7 +102,7 @@ def gateway_config(env: Mapping[str, str] = os.environ) -> GatewayConfig:
         max_body_bytes=integer(env, "SERINUS_MAX_BODY_BYTES", 64 << 20, 1 << 10, 1 << 30),
         drain_s=integer(env, "SERINUS_GATEWAY_DRAIN_S", 30, 0, 600),
         console_url=env.get("SERINUS_CONSOLE_URL") or "",
-        die_with_parent=_flag(env, "SERINUS_DIE_WITH_PARENT"),
+        die_with_parent=flag(env, "SERINUS_DIE_WITH_PARENT"),
     )
 
 
@@ -115,7 +115,7 @@ def supervisor_config(env: Mapping[str, str] = os.environ) -> SupervisorConfig:
         socket=Path(env.get("SERINUS_SUPERVISOR_SOCKET") or run / "supervisor.sock"),
         drain_s=integer(env, "SERINUS_REPLICA_DRAIN_S", 20, 0, 600),
         fake_devices=env.get("SERINUS_FAKE_DEVICES", ""),
-        heartbeat_s=_int(env, "SERINUS_HEARTBEAT_S", 10, 1, 600),
-        load_timeout_s=_int(env, "SERINUS_LOAD_TIMEOUT_S", 300, 1, 86400),
-        validation_timeout_s=_int(env, "SERINUS_VALIDATION_TIMEOUT_S", 300, 1, 86400),
+        heartbeat_s=integer(env, "SERINUS_HEARTBEAT_S", 10, 1, 600),
+        load_timeout_s=integer(env, "SERINUS_LOAD_TIMEOUT_S", 300, 1, 86400),
+        validation_timeout_s=integer(env, "SERINUS_VALIDATION_TIMEOUT_S", 300, 1, 86400),
     )

@@ -17,45 +17,60 @@ from serinus.paths import UpConfig
 from serinus.uploads import send
 
 BUILD_TIMEOUT_S = 240
+MADE = ("digits", "minilm")
 
 
 class Demo:
     """Brings up `digits` (torch as version 1, JAX as version 2, 90/10) and `minilm`. Running it twice changes nothing."""
 
     def __init__(self, config: UpConfig, say: Callable[[str], None]) -> None:
+        self.config = config
         self.folder = config.data_dir / "demo"
-        self.gateway_url = config.gateway_url
         self.say = say
-        self.control = Control(url=config.console_url)
-        self.started_s = time.monotonic()
+        self._makers = {name: self._maker(name) for name in MADE if not (self.folder / name / "done").exists()}
 
-    def run(self) -> dict[str, Any]:
-        """Returns {"demo_s", "curl"}."""
+    def _maker(self, name: str) -> subprocess.Popen[str]:
+        """Starts making a demo model beside the start of the platform."""
+        target = self.folder / name
+        target.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "serinus.demo", name, str(target)]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def close(self) -> None:
+        """Ends makers that are still at work."""
+        for maker in self._makers.values():
+            if maker.poll() is None:
+                maker.kill()
+                maker.wait()
+
+    def run(self, started_s: float) -> dict[str, Any]:
+        """Returns {"demo_s", "curl"}; `started_s` is the monotonic time from which the seconds count."""
+        self.control = Control(url=self.config.console_url)
         known = {row["name"] for row in self.control.pages("/api/endpoints/")}
         if "digits" not in known:
             self._digits()
+        seconds = self._first_answer(started_s)
         if "minilm" not in known:
             self._minilm()
-        seconds = self._first_answer()
         return {"demo_s": round(seconds, 1), "curl": self.curl()}
 
-    def build(self, name: str) -> Path:
-        """The folder with the demo model, made when missing. Raises ControlError with the maker's last words."""
-        target = self.folder / name
-        if (target / "done").exists():
-            return target
-        target.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "serinus.demo", name, str(target)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=BUILD_TIMEOUT_S, check=False)
-        if done.returncode:
-            raise ControlError(f"the demo model '{name}' could not be made: {done.stderr.strip()[-400:]}")
-        (target / "done").touch()
-        return target
+    def built(self, name: str) -> Path:
+        """The folder with the demo model. Raises ControlError with the maker's last words."""
+        maker = self._makers.pop(name, None)
+        if maker is not None:
+            try:
+                _, errors = maker.communicate(timeout=BUILD_TIMEOUT_S)
+            except subprocess.TimeoutExpired as error:
+                maker.kill()
+                raise ControlError(f"the demo model '{name}' was not made within {BUILD_TIMEOUT_S} s") from error
+            if maker.returncode:
+                raise ControlError(f"the demo model '{name}' could not be made: {errors.strip()[-400:]}")
+            (self.folder / name / "done").touch()
+        return self.folder / name
 
-    def _version(self, model: str, name: str) -> int:
-        self.say(f"demo: {name}")
-        made = self.build(name)
-        (artifact,) = [path for path in made.iterdir() if path.name not in {"done", "sample_input.json"}]
+    def _version(self, model: str, name: str, part: str) -> int:
+        artifact = self.built(name) / part
+        self.say(f"demo: uploading {model} ({part})")
         version = send(self.control, model, artifact, settings={}, alias="", screen=None)
         return int(version["number"])
 
@@ -70,8 +85,8 @@ class Demo:
         self.control.call("POST", "/api/endpoints/", body)
 
     def _digits(self) -> None:
-        first = self._version("digits", "digits_torch")
-        second = self._version("digits", "digits_jax")
+        first = self._version("digits", "digits", "torch")
+        second = self._version("digits", "digits", "jax")
         for number in (first, second):
             self._deploy("digits", self._ready("digits", number))
         for number in (first, second):
@@ -81,33 +96,33 @@ class Demo:
 
     def _minilm(self) -> None:
         try:
-            number = self._version("minilm", "minilm")
+            number = self._version("minilm", "minilm", "minilm")
         except ControlError as error:
             self.say(f"demo: minilm is left out: {error}")
             return
         self._deploy("minilm", self._ready("minilm", number))
 
-    def _first_answer(self) -> float:
-        client = Client(self.gateway_url, self.control.key)
+    def _first_answer(self, started_s: float) -> float:
+        client = Client(self.config.gateway_url, self.control.key)
         while True:
             try:
                 client.infer("digits", self.sample()["inputs"])
             except Exception as error:
-                if time.monotonic() - self.started_s > 300:
+                if time.monotonic() - started_s > 300:
                     raise ControlError(f"the demo model does not answer: {error}") from error
                 time.sleep(0.1)
             else:
-                return time.monotonic() - self.started_s
+                return time.monotonic() - started_s
 
     def sample(self) -> dict[str, Any]:
         """An infer request with one handwritten digit."""
-        found: dict[str, Any] = json.loads((self.folder / "digits_torch" / "sample_input.json").read_text())
+        found: dict[str, Any] = json.loads((self.folder / "digits" / "sample_input.json").read_text())
         return found
 
     def curl(self) -> str:
         """A line that works when pasted."""
         body = json.dumps(self.sample(), separators=(",", ":"))
         return (
-            f"curl -s {self.gateway_url}/v2/models/digits/infer -H 'Authorization: Bearer {self.control.key}' "
+            f"curl -s {self.config.gateway_url}/v2/models/digits/infer -H 'Authorization: Bearer {self.control.key}' "
             f"-d '{body}'"
         )

@@ -41,13 +41,31 @@ def django_db_modify_db_settings(services: Any, django_db_modify_db_settings_par
     current_app.close()
 
 
+@pytest.fixture(scope="session")
+def django_db_setup(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
+    """Ends what connections other threads have left open: the test database could not be dropped under them."""
+    yield
+    from django.db import connection
+
+    with django_db_blocker.unblock(), connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        )
+
+
 @pytest.fixture(autouse=True)
-def _private_folders(tmp_path: Path, settings: Any) -> None:
+def _private_folders(tmp_path: Path) -> Iterator[None]:
     """No test touches the data folder of a real installation."""
-    settings.DATA_DIR = tmp_path / "data"
-    settings.ARTIFACTS_DIR = tmp_path / "artifacts"
-    settings.STATIC_ROOT = tmp_path
-    settings.WHITENOISE_AUTOREFRESH = True  # otherwise every test client reads every static file
+    from django.test import override_settings
+
+    with override_settings(
+        DATA_DIR=tmp_path / "data",
+        ARTIFACTS_DIR=tmp_path / "artifacts",
+        STATIC_ROOT=tmp_path,
+        WHITENOISE_AUTOREFRESH=True,  # otherwise every test client reads every static file
+    ):
+        yield
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def _is_model(path: Path) -> bool:
     return bool(marks.intersection(names)) or (bool(names) and all(name.endswith(".npy") for name in names))
 
 
-def unpack(path: Path, sink: Sink, limits: Limits = Limits()) -> list[str]:  # noqa: B008 (frozen)
+def unpack(path: Path, sink: Sink, limits: Limits = Limits()) -> list[str]:
     """Gives every regular file of the archive to `sink` as (path, chunks) and answers the paths, in order.
 
     `sink` must read each iterator to its end before it returns. Raises Rejected at the first rule that is broken;
@@ -88,7 +88,7 @@ def unpack(path: Path, sink: Sink, limits: Limits = Limits()) -> list[str]:  # n
         _refuse("the archive is damaged or cut short", "Pack the folder again and upload the new file.")
 
 
-def unpack_into(store: Store, path: Path, limits: Limits = Limits()) -> list[FileRef]:  # noqa: B008 (frozen)
+def unpack_into(store: Store, path: Path, limits: Limits = Limits()) -> list[FileRef]:
     """Streams every member into the store; answers the files, a single common top folder stripped.
 
     Raises Rejected, StorageFull. Blobs of an archive that fails half-way are garbage, collected later.
@@ -145,7 +145,7 @@ def _unpack_zip(path: Path, sink: Sink, meter: _Meter) -> list[str]:
         for info in members:
             meter.enter(info.file_size)
             with archive.open(info) as source:
-                sink(info.filename, _metered(iter(lambda: source.read(CHUNK_BYTES), b""), meter))  # noqa: B023
+                sink(info.filename, _metered(iter(lambda: source.read(CHUNK_BYTES), b""), meter))
     return [info.filename for info in members]
 
 

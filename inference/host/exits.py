@@ -15,6 +15,7 @@ MEANINGS = {
     signal.SIGSYS: "it tried a system call that the sandbox forbids",
     signal.SIGXCPU: "it used up its CPU time",
     signal.SIGXFSZ: "it wrote a larger file than it may",
+    signal.SIGALRM: "a forward pass did not come to an end",
     signal.SIGTERM: "it was asked to stop",
 }
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from inference.config import BadSetting, SupervisorConfig
 from inference.host.newborn import short
+from inference.host.processes import end_leftovers
 
 MAX_SOCKET_PATH_BYTES = 107
 BACKLOG = 1024
@@ -51,6 +52,7 @@ class Folders:
         """Only under the lock: what a killed supervisor left behind is removed."""
         for folder in (self.runtime, self.listeners, self.work, self.logs, self.home):
             private(folder)
+        end_leftovers([self.work, self.home])
         for left in self.work.iterdir():
             remove(left)
         for left in self.listeners.iterdir():

@@ -27,7 +27,6 @@ def bound_logs(folder: Path, *, max_bytes: int = MAX_LOG_BYTES, max_files: int =
         path.unlink(missing_ok=True)
 
 
-
 def _cut(path: Path, keep_bytes: int) -> None:
     with path.open("rb+") as file:
         file.seek(-keep_bytes, 2)

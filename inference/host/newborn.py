@@ -14,6 +14,7 @@ import importlib
 import os
 import signal
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from typing import NoReturn
@@ -105,3 +106,4 @@ def _settle(work_dir: str) -> None:
     os.umask(0o077)
     os.chdir(work_dir)
     os.environ["HOME"] = os.environ["TMPDIR"] = work_dir
+    tempfile.tempdir = None  # an import may have asked for it before the fork

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
@@ -41,7 +43,7 @@ def thread_count() -> int:
 
 
 def child_pids() -> list[int]:
-    """Direct children of this (single-threaded) process, adopted ones too."""
+    """Direct children of this process's main thread, adopted ones too."""
     text = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="ascii")
     return [int(pid) for pid in text.split()]
 
@@ -53,3 +55,32 @@ def resident_bytes(pid: int) -> int:
     except (OSError, IndexError):
         return 0
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def bury_orphans(known: Container[int]) -> None:
+    """Kill and reap the children that this process has got from dead ones; `known` are its own."""
+    for pid in child_pids():
+        if pid not in known:
+            with contextlib.suppress(ProcessLookupError, ChildProcessError):
+                os.kill(pid, signal.SIGKILL)
+                os.waitpid(pid, os.WNOHANG)
+
+
+def end_leftovers(homes: Sequence[Path]) -> list[int]:
+    """Kill processes of this user that were started with a HOME in `homes`; returns their pids.
+
+    For the folders of a supervisor that was killed together with its fork server: nobody was left to end what its
+    children had started.
+    """
+    marks = tuple(f"HOME={home}".encode() for home in homes)
+    ended: list[int] = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        pid = int(folder.name)
+        try:
+            values = (folder / "environ").read_bytes().split(b"\0")
+            if pid != os.getpid() and any(value.startswith(marks) for value in values):
+                os.kill(pid, signal.SIGKILL)
+                ended.append(pid)
+        except OSError:
+            continue
+    return ended

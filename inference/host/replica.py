@@ -22,6 +22,7 @@ from inference.host.child import Child
 from inference.host.decide import Held
 from inference.host.exits import Exit, size_words
 from inference.host.folders import Folders
+from inference.host.processes import resident_bytes
 from inference.host.restarts import RestartPolicy, after_crash
 from inference.host.standby import ForkServerProcess
 from inference.protocol.child import ChildPaths, FromChild, PhaseReport, StartReplica
@@ -32,7 +33,6 @@ log = structlog.get_logger()
 TERM_WAIT_S = 2.0
 RETRY_S = 1.0
 RISING = (ReplicaPhase.STARTING, ReplicaPhase.LOADING, ReplicaPhase.WARMING, ReplicaPhase.READY)
-DEFAULT_HANG_S = 30.0
 MAX_MESSAGE = 1000
 
 
@@ -66,15 +66,15 @@ class Replica:
         self._last_exit = ""
         self._last_words = ""
         self._ending: asyncio.Task[None] | None = None
+        self._cleaning: asyncio.Task[None] | None = None
         self._restarts = 0
         self._crashes: tuple[float, ...] = ()
         self._ready_at = 0.0
+        self._shared_bytes = 0
         self._began = self._heard = ground.clock()
         self._wake = asyncio.Event()
         self._asked_to_restart = False
         self._task: asyncio.Task[None] | None = None
-        hang = spec.settings.get("hang_timeout_s")
-        self._hang_s = float(hang) if isinstance(hang, int | float) else DEFAULT_HANG_S
 
     # What others see
 
@@ -147,9 +147,7 @@ class Replica:
                 return f"the process was ended because loading took longer than {config.load_timeout_s} s"
         elif now_s - self._heard > config.heartbeat_s:
             return f"the process was ended because it gave no sign of life for {config.heartbeat_s} s"
-        elif self._report.busy_s > self._hang_s:
-            return f"the process was ended because one forward pass took longer than {self._hang_s:g} s"
-        if limit and child.resident_bytes() > limit:
+        if limit and child.resident_bytes() > limit + self._shared_bytes:
             return f"the process was ended because it used more than {size_words(limit)} of memory"
         return ""
 
@@ -189,7 +187,8 @@ class Replica:
         finally:
             self._child = None
             self._report = PhaseReport(self.phase)
-            await asyncio.to_thread(places.remove, work)
+            # Not waited for: between the child's end and the next phase nobody may look.
+            self._cleaning = asyncio.create_task(asyncio.to_thread(places.remove, work))
 
     async def _fork(self, work: Path) -> Child | None:
         """Waits for standby, but no longer than this replica is wanted."""
@@ -201,6 +200,8 @@ class Replica:
             if not forking.done():
                 return None
             self._began = self._heard = self._ground.clock()
+            # What every child holds from the start, nearly all of it shared, is not the model's.
+            self._shared_bytes = resident_bytes(self._ground.server.pid)
             return forking.result()
         except NotReady as error:
             self._message = error.message
@@ -221,7 +222,7 @@ class Replica:
         self._heard = self._ground.clock()
         self._report = report
         if report.phase is ReplicaPhase.FAILED:
-            self._last_words = report.message[:MAX_MESSAGE]
+            self._last_words = report.message[:MAX_MESSAGE] or self._last_words
         else:
             self._message = report.message[:MAX_MESSAGE]
         if report.phase in RISING and self.phase in RISING:

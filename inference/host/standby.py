@@ -139,12 +139,12 @@ class ForkServerProcess:
         self._sock = ours
         try:
             with theirs:
-                self._process = self._exec(theirs)
+                self._process = self._spawn(theirs)
             await self._hear(ours)
         finally:
             self._end(ours)
 
-    def _exec(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
+    def _spawn(self, theirs: socket.socket) -> subprocess.Popen[bytes]:
         with (self._plan.logs / "forkserver.log").open("wb") as out:
             return subprocess.Popen(
                 self._plan.command(theirs.fileno()),

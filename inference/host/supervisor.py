@@ -23,6 +23,7 @@ from inference.host.door import Door
 from inference.host.environment import child_environment
 from inference.host.folders import AlreadyRunning, Folders
 from inference.host.logs import bound_logs
+from inference.host.processes import adopt_orphans, bury_orphans
 from inference.host.replica import Ground, Replica
 from inference.host.standby import ForkPlan, ForkServerProcess
 from inference.host.validations import Validations
@@ -143,7 +144,7 @@ class Supervisor:
                 self._replicas[action.id, action.generation].stop()
 
     async def _watch(self) -> None:
-        """Every half second: who hangs, who eats, which devices are free, which logs have grown."""
+        """Every half second: who hangs, who eats, who is an orphan, which devices are free, which logs have grown."""
         loop, count = asyncio.get_running_loop(), 0
         before = self._ground.clock()
         looking: asyncio.Task[None] | None = None
@@ -156,6 +157,7 @@ class Supervisor:
             for replica in list(self._replicas.values()):
                 replica.check(now, blind_s)
             self._validations.check(now, blind_s)
+            bury_orphans({self._server.pid})
             count += 1
             if count % DEVICES_EVERY == 0 and (looking is None or looking.done()):
                 looking = asyncio.create_task(self._look_at_devices())
@@ -208,6 +210,8 @@ async def _main(config: SupervisorConfig, args: argparse.Namespace) -> None:
 
 def main(argv: list[str]) -> int:
     args = _arguments(argv)
+    # The children of a killed fork server fall to this process, not to one that may never reap them.
+    adopt_orphans()
     try:
         asyncio.run(_main(supervisor_config(), args))
     except (BadSetting, AlreadyRunning) as error:

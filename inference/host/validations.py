@@ -19,6 +19,7 @@ from inference.host import adopt
 from inference.host import folders as places
 from inference.host.child import Child
 from inference.host.exits import Exit, size_words
+from inference.host.processes import resident_bytes
 from inference.host.replica import Ground
 from inference.protocol.child import CheckReport, ChildPaths, FromChild, StartValidation, ValidationReport
 from inference.protocol.supervision import CheckSeen, ValidationSeen, ValidationSpec
@@ -113,7 +114,7 @@ class Validations:
         """Take up what is new, drop what waits or is delivered and is named no more. A run under way is finished."""
         named = {spec.run: spec for spec in specs}
         for name, run in list(self._runs.items()):
-            if name not in named and name != self._current and (run.delivered or not run.is_final):
+            if name not in named and (run.delivered if run.is_final else name != self._current):
                 del self._runs[name]
         for name, spec in named.items():
             held = self._runs.get(name)
@@ -138,7 +139,7 @@ class Validations:
         if now_s > self._until:
             limit_s = self._ground.config.validation_timeout_s
             self._child.kill(f"the process was ended because validation took longer than {limit_s} s")
-        elif self._child.resident_bytes() > self._limit_bytes:
+        elif self._child.resident_bytes() > self._limit_bytes + resident_bytes(self._ground.server.pid):
             self._child.kill(
                 f"the process was ended because it used more than {size_words(self._limit_bytes)} of memory"
             )

@@ -28,9 +28,10 @@ def to_safetensors(source: Path, target: Path) -> None:
     """
     from safetensors.torch import save_file
 
-    save_file(
-        {name: _dense(name, tensor) for name, tensor in _state(source).items()}, target, metadata={"format": "pt"}
-    )
+    state = {name: _dense(name, tensor) for name, tensor in _state(source).items()}
+    if sum(tensor.nbytes for tensor in state.values()) > GROWTH_LIMIT * max(source.stat().st_size, 1 << 20):
+        raise _rejected("its tensors are far larger than the file")
+    save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, target, metadata={"format": "pt"})
 
 
 def _state(source: Path) -> dict[str, Any]:

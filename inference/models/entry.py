@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from inference.artifacts.inspect import inspect
 from inference.errors import Rejected
 from inference.protocol.oip import DATATYPES, Signature
 
@@ -25,6 +24,8 @@ def entry_file(folder: Path, *suffixes: str) -> Path:
 
     Raises Rejected when the artifact holds no model.
     """
+    from inference.artifacts.inspect import inspect
+
     usual = [path for path in folder.iterdir() if path.suffix in suffixes and path.is_file()]
     return usual[0] if len(usual) == 1 else folder / inspect(folder).entry
 

@@ -59,7 +59,10 @@ class Standby(msgspec.Struct, tag="standby", frozen=True):
 
 
 class PhaseReport(msgspec.Struct, tag="phase", frozen=True):
-    """Child -> supervisor, at every change of phase and once a second when ready (the heartbeat)."""
+    """Child -> supervisor, at every change of phase and once a second when ready (the heartbeat).
+
+    busy_s: seconds of computing since it started, all in all.
+    """
 
     phase: ReplicaPhase
     message: str = ""

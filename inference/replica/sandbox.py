@@ -35,7 +35,11 @@ CUDA_READ = ("/proc/driver/nvidia", "/sys/module/nvidia", "/sys/bus/pci", "/sys/
 CUDA_DEVICES = ("/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/dri/*")
 TPU_READ = ("/sys/bus/pci", "/sys/devices", "/sys/class", "/sys/kernel/iommu_groups")
 TPU_DEVICES = ("/dev/accel*", "/dev/vfio/*")
-KEPT_VARIABLES = ("LD_LIBRARY_PATH", "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS")
+KEPT_VARIABLES = (
+    "LD_LIBRARY_PATH", "OMP_WAIT_POLICY", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "CUDA_VISIBLE_DEVICES",
+    "JAX_PLATFORMS", "XLA_PYTHON_CLIENT_PREALLOCATE", "ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED",
+    "TF_CPP_MIN_LOG_LEVEL", "TRANSFORMERS_VERBOSITY", "PYTHONUNBUFFERED",
+)  # fmt: skip
 VIRTUAL_SLACK_BYTES = 4 << 30
 _NEWUSER, _NEWNET, _NEWIPC = 0x10000000, 0x40000000, 0x08000000
 _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _CAP_AMBIENT_CLEAR_ALL = 24, 38, 47, 4
@@ -65,15 +69,16 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What one child may have. `scratch` is its only writable folder; `readable` its artifact's files; `keep_fds`
-    what stays open beside stdin, stdout and stderr.
+    """What one child may have. `scratch`, its home, and `also_writable` are its only writable folders (None: it has no
+    home); `readable` its artifact's files; `keep_fds` what stays open beside stdin, stdout and stderr.
     """
 
-    scratch: Path
+    scratch: Path | None
     readable: tuple[Path, ...] = ()
     keep_fds: tuple[int, ...] = ()
     device: str = "cpu"
     limits: Limits = field(default_factory=Limits)
+    also_writable: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,7 @@ def enter(plan: Plan, env: Mapping[str, str] = os.environ) -> Walls:
         raise SandboxUnavailable("the sandbox must be entered before a second thread starts")
     _close_all_but(plan.keep_fds)
     scrub_environment(plan.scratch)
-    os.chdir(plan.scratch)
+    os.chdir(plan.scratch or "/")
     os.umask(0o077)
     if off:
         return Walls()
@@ -146,11 +151,11 @@ def rules(plan: Plan) -> list[Rule]:
     return [
         *(Rule(path, READ) for path in readable),
         *(Rule(Path(path), DEVICE) for path in devices),
-        Rule(plan.scratch, WRITE),
+        *(Rule(path, WRITE) for path in (plan.scratch, *plan.also_writable) if path),
     ]
 
 
-def scrub_environment(scratch: Path) -> None:
+def scrub_environment(home_folder: Path | None) -> None:
     """Replaces the environment by a minimal one, and wipes the old one's bytes: /proc/self/environ shows them else."""
     kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
     os.environ.clear()
@@ -160,7 +165,7 @@ def scrub_environment(scratch: Path) -> None:
     start, end = int(fields[47]), int(fields[48])
     if 0 < start < end:
         ctypes.memset(start, 0, end - start)
-    home = str(scratch)
+    home = str(home_folder or "/")
     os.environ.update(
         kept
         | {"HOME": home, "TMPDIR": home, "USER": "serinus", "LOGNAME": "serinus", "PATH": "/usr/bin:/bin"}
@@ -212,7 +217,9 @@ def _set_limits(limits: Limits, *, device: str) -> None:
     if limits.cpu_s:
         used = resource.getrusage(resource.RUSAGE_SELF)
         cpu_s = math.ceil(used.ru_utime + used.ru_stime + limits.cpu_s)
-        resource.setrlimit(resource.RLIMIT_CPU, _within(resource.RLIMIT_CPU, cpu_s))
+        # A second between the signal that says why and the one that cannot be caught.
+        hard = _within(resource.RLIMIT_CPU, cpu_s + 1)[1]
+        resource.setrlimit(resource.RLIMIT_CPU, (min(cpu_s, hard), hard))
     # CUDA reserves more address space than there is memory.
     if limits.memory_bytes and not device.startswith("cuda"):
         virtual, data = memory_in_use()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import uuid
 from collections.abc import Iterable, Sequence
@@ -106,7 +107,7 @@ def unused() -> Q:
 
 def runtime_settings(mapping: dict[str, object]) -> RuntimeSettings:
     """Raises ClientError naming the field that is not valid."""
-    if not is_storable(msgspec.json.encode(mapping).decode().replace("\\u0000", "\0")):
+    if not is_storable(json.dumps(mapping, ensure_ascii=False, default=str).replace("\\u0000", "\0")):
         raise ClientError("runtime: text must hold no NUL character")
     try:
         return settings_from(mapping)

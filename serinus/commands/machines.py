@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Annotated, Any
 
@@ -60,23 +62,24 @@ def up(
             err.print(f"  {text}")
 
     platform = Platform(config, say)
+    models = Demo(config, say) if demo else None
     try:
-        with steps or err:
+        with steps or nullcontext():
             shown = platform.start()
-            if demo:
-                shown = {**shown, **Demo(config, say).run()}
+            if models:
+                shown = {**shown, **models.run(platform.started_s)}
         _welcome(config, shown, platform, as_json=as_json)
         code = platform.wait()
     finally:
         err.print("stopping")
+        if models:
+            models.close()
         platform.stop()
     if code:
         raise StartError(f"the process supervisor ended by itself: see {config.log_dir}")
 
 
 def _welcome(config: UpConfig, shown: dict[str, Any], platform: Platform, *, as_json: bool) -> None:
-    import time
-
     seconds = time.monotonic() - platform.started_s
     value = {
         **shown,

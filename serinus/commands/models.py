@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -108,9 +109,10 @@ def predict(
     client = Client(control.gateway_url, control.key)
     inputs = _inputs(client.metadata(endpoint, version=version or None), text, data)
     answer = client.infer(endpoint, inputs, version=version or None)
-    outputs = answer["outputs"]
-    shown = [(o["name"], o["datatype"], "x".join(map(str, o["shape"])), _short(o["data"])) for o in outputs]
-    emit(answer, as_json=as_json, text=table(["output", "type", "shape", "data"], shown))
+    shown = [(o["name"], o["datatype"], "x".join(map(str, o["shape"])), _short(o["data"])) for o in answer.outputs]
+    emit(asdict(answer), as_json=as_json, text=table(["output", "type", "shape", "data"], shown))
+    if not as_json:
+        err.print(f"[dim]version {answer.model_version} in {answer.took_ms:.1f} ms[/]")
 
 
 def _short(values: list[Any]) -> str:

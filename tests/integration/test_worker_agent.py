@@ -22,6 +22,7 @@ from fleet import actions
 from fleet.models import Device, Host, Replica
 from registry.models import ValidationRun, Version, VersionStatus
 from tests.support import hosts
+from tests.support.database import Services
 from tests.support.fleet_cast import lapse, person, version
 from worker.agent import Agent, converge_once
 
@@ -117,8 +118,9 @@ def test_a_frozen_host_gives_its_replica_up_when_it_wakes(supervisor: hosts.Host
 
 
 def wish_validation(act: str) -> ValidationRun:
-    row = version(status=VersionStatus.VALIDATING, format="", tier="", signature=None, report=None)
-    Version.objects.filter(pk=row.pk).update(manifest={**row.manifest, "settings": {"act": act}})
+    files = [{"path": "echo.json", "size_bytes": 2, "sha256": "0" * 64}]
+    manifest = {"files": files, "settings": {"act": act}}
+    row = version(status=VersionStatus.VALIDATING, manifest=manifest, format="", tier="", signature=None, report=None)
     return ValidationRun.objects.create(version=row)
 
 
@@ -141,21 +143,22 @@ def test_a_wished_validation_runs_and_its_verdict_is_handed_in(supervisor: hosts
 # A real agent process.
 
 
-def database_url() -> str:
-    parts = urlsplit(os.environ["DATABASE_URL"])
+def database_of(services: Services) -> str:
+    """Where this test's rows are."""
+    parts = urlsplit(services.database_url)
     return urlunsplit(parts._replace(path="/" + str(django.DATABASES["default"]["NAME"])))
 
 
 @contextlib.contextmanager
-def agent_process(host: hosts.Host, redis_url: str) -> Iterator[subprocess.Popen[bytes]]:
+def agent_process(host: hosts.Host, services: Services) -> Iterator[subprocess.Popen[bytes]]:
     env = os.environ | {
         "PYTHONPATH": f"{ROOT}:{ROOT / 'platform'}",
         "SERINUS_ROLE": "agent",
         "SERINUS_HOST_NAME": "a",
         "SERINUS_RUNTIME_DIR": str(host.runtime),
         "SERINUS_DATA_DIR": str(host.data),
-        "DATABASE_URL": database_url(),
-        "REDIS_URL": redis_url,
+        "DATABASE_URL": database_of(services),
+        "REDIS_URL": "redis://127.0.0.1:1/0",  # nobody listens there
         "DJANGO_SETTINGS_MODULE": "config.settings",
     }
     command = [sys.executable, "-m", "celery", "-A", "config", "worker", "-P", "threads", "-c", "2", "-Q", "host.a"]
@@ -169,9 +172,10 @@ def agent_process(host: hosts.Host, redis_url: str) -> Iterator[subprocess.Popen
         process.wait(10)
 
 
-def test_an_agent_without_a_broker_converges_and_its_successor_adopts(supervisor: hosts.Host) -> None:
-    dead_broker = "redis://127.0.0.1:1/0"
-    with agent_process(supervisor, dead_broker) as first:
+def test_an_agent_without_a_broker_converges_and_its_successor_adopts(
+    supervisor: hosts.Host, services: Services
+) -> None:
+    with agent_process(supervisor, services) as first:
         until("host", lambda: Host.objects.filter(name="a", lease_until__isnull=False).exists(), 30)
         endpoints.deploy(version=version(settings={"act": "serve"}), actor=person("dev", Role.DEVELOPER))
         actions.reconcile()
@@ -179,7 +183,7 @@ def test_an_agent_without_a_broker_converges_and_its_successor_adopts(supervisor
         mapped = Path(f"/proc/{first.pid}/maps").read_text()
         assert not [lib for lib in ("libtorch", "jaxlib", "onnxruntime") if lib in mapped]
     os.kill(old.pid, 0)
-    with agent_process(supervisor, dead_broker) as second:
+    with agent_process(supervisor, services) as second:
         until("adopted", lambda: Host.objects.get().agent_pid == second.pid, 30)
         after = ready()
         assert (after.pid, after.restarts, after.generation) == (old.pid, 0, 1)

@@ -22,7 +22,7 @@ from inference.protocol.status import ReplicaPhase
 from inference.protocol.supervision import ReplicaSeen, ReplicaSpec, Seen, ValidationSeen, ValidationSpec
 
 ROOT = Path(__file__).parents[2]
-LIGHT = ("--entry", "child_entry", "--preload", "child_entry")
+LIGHT = ("--entry", "tests.support.child_entry", "--preload", "tests.support.child_entry")
 
 
 def spec(name: str = "a", generation: int = 1, **more: object) -> ReplicaSpec:
@@ -56,12 +56,12 @@ class Host:
         self.args = args
         self.env = {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")]),
+            "PYTHONPATH": str(ROOT),
             "SERINUS_DATA_DIR": str(folder),
             "SERINUS_RUNTIME_DIR": str(self.runtime),
-            "DATABASE_URL": "postgresql://secret@host/db",
-            "REDIS_URL": "redis://:secret@host",
-            "SERINUS_SECRET_KEY": "secret",
+            "DATABASE_URL": "postgresql://u:hunter2@host/db",
+            "REDIS_URL": "redis://:hunter2@host",
+            "SERINUS_SECRET_KEY": "hunter2",
             "SERINUS_REPLICA_DRAIN_S": "2",
             **env,
         }

@@ -184,10 +184,21 @@ class House:
             if remote.getProcessInfo(program)["statename"] not in {"RUNNING", "STARTING"}:
                 remote.startProcess(program, False)
 
+    def seen(self) -> list[Any]:
+        """Replicas as the host's supervisor itself sees them (protocol.supervision.ReplicaSeen), without any row."""
+        from inference.host.client import SupervisorClient
+
+        client = SupervisorClient(self.runtime_dir / "supervisor.sock")
+        try:
+            return list(client.look().replicas)
+        finally:
+            client.close()
+
     def replicas(self) -> list[dict[str, Any]]:
-        """Rows of the control API; `pid`, `phase`, `generation`, ... (`results` of one page)."""
-        found: list[dict[str, Any]] = self.ok("GET", "/api/replicas/?page_size=200")["results"]
-        return found
+        """Rows of the control API, each with the `pid` that the supervisor tells."""
+        rows: list[dict[str, Any]] = self.ok("GET", "/api/replicas/?page_size=200")["results"]
+        pids = {(seen.id, seen.generation): seen.pid for seen in self.seen()}
+        return [row | {"pid": pids.get((row["id"], row["generation"]), 0)} for row in rows]
 
     def ready_replicas(self, model: str) -> list[dict[str, Any]]:
         return [row for row in self.replicas() if row["model"] == model and row["phase"] == "ready"]

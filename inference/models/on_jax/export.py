@@ -15,6 +15,7 @@ import numpy as np
 from jax import export
 from safetensors import safe_open
 
+from inference.artifacts import stablehlo
 from inference.errors import Rejected
 from inference.models import batch
 from inference.models.entry import entry_file
@@ -121,6 +122,7 @@ def _deserialised(folder: Path, plan: Plan) -> Any:
     if plan.program.startswith("/") or ".." in Path(plan.program).parts:
         raise Rejected(f"{PLAN_FILE} names a program outside the artifact", check="load")
     path = folder / plan.program if plan.program else entry_file(folder, ".jaxexport", ".jax", ".stablehlo")
+    stablehlo.read(path)
     try:
         return export.deserialize(bytearray(path.read_bytes()))
     except Exception as error:

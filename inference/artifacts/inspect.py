@@ -1,0 +1,133 @@
+"""The parse stage: what is in this folder, may it be served, and how far is it trusted. Bounded; runs nothing.
+
+Files are known by their content. Names count only where the name is the convention: config.json of a Hugging Face
+folder, serinus_model.py of a Python package, echo.json.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn
+
+from inference.artifacts import echo, hf, onnx, pt2, pysource, sniff, stablehlo, torchscript
+from inference.artifacts.archive import is_litter
+from inference.artifacts.manifest import TIER_OF, Format, Tier
+from inference.artifacts.paths import check_paths, shown
+from inference.artifacts.sniff import Kind
+from inference.errors import Rejected
+from inference.protocol.oip import Signature
+
+MAX_FILES = 2000
+_SAFE = {"model.safetensors", "model.safetensors.index.json"}
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What the parse stage found.
+
+    entry: the main file's path inside the folder ("config.json" of a Hugging Face folder). task and labels: for
+    Hugging Face encoders. signature: when the file tells it without its framework, else None and the loader tells.
+    needs_conversion: weights must become safetensors (in the sandbox) before the version can be loaded.
+    """
+
+    format: Format
+    tier: Tier
+    entry: str
+    notes: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    task: str = ""
+    signature: Signature | None = None
+    needs_conversion: bool = False
+
+
+def inspect(folder: Path) -> Inspection:
+    """Detects the format of an artifact's folder and checks it by that format's rules. Raises only Rejected."""
+    paths = _files(folder)
+    if pysource.ENTRY in paths:
+        return _code(Format.PYTHON, pysource.ENTRY, pysource.check(folder))
+    if echo.ENTRY in paths:
+        echo.check(folder / echo.ENTRY)
+        return Inspection(Format.ECHO, TIER_OF[Format.ECHO], echo.ENTRY)
+    found: list[tuple[str, Kind]] = [
+        (path, kind) for path in paths if (kind := sniff.kind_of(folder / path)) is not Kind.COMPANION
+    ]
+    models = [(path, kind) for path, kind in found if kind in READERS]
+    if "config.json" in paths and (not models or _SAFE & set(paths)):
+        return _encoder(folder, [path for path, _ in models])
+    if len(models) > 1:
+        _several([path for path, _ in models])
+    if not models:
+        sniff.refuse(paths, found)
+    path, kind = models[0]
+    return READERS[kind](folder, path)
+
+
+def _files(folder: Path) -> list[str]:
+    paths: list[str] = []
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            continue
+        name = path.relative_to(folder).as_posix()
+        if not path.is_file():
+            raise Rejected(f"{shown(name)} is not a plain file", remedy="Upload plain files only.", check="paths")
+        if not is_litter(name):
+            paths.append(name)
+        if len(paths) > MAX_FILES:
+            raise Rejected(f"there are more than {MAX_FILES} files", remedy="Leave out what the model does not need.")
+    if not paths:
+        raise Rejected("nothing was uploaded", remedy="Upload a model file or a folder with one.")
+    return check_paths(paths)
+
+
+def _encoder(folder: Path, others: list[str]) -> Inspection:
+    encoder = hf.read(folder)
+    ignored = [f"{shown(path)} is ignored: the safetensors weights are served." for path in others[:8]]
+    return Inspection(
+        Format.HF_ENCODER,
+        TIER_OF[Format.HF_ENCODER],
+        "config.json",
+        notes=encoder.notes + ignored,
+        labels=encoder.labels,
+        task=encoder.task,
+        needs_conversion=encoder.needs_conversion,
+    )
+
+
+def _torch_export(folder: Path, path: str) -> Inspection:
+    program = pt2.lint(folder / path)
+    return Inspection(
+        Format.TORCH_EXPORT, TIER_OF[Format.TORCH_EXPORT], path, notes=program.notes, signature=program.signature
+    )
+
+
+def _jax_export(folder: Path, path: str) -> Inspection:
+    program = stablehlo.read(folder / path)
+    notes = program.notes + stablehlo.check_weights(folder)
+    return Inspection(Format.JAX_EXPORT, TIER_OF[Format.JAX_EXPORT], path, notes=notes)
+
+
+def _onnx(folder: Path, path: str) -> Inspection:
+    graph = onnx.read(folder / path)
+    return Inspection(Format.ONNX, TIER_OF[Format.ONNX], path, notes=graph.notes, signature=graph.signature)
+
+
+def _torchscript(_folder: Path, path: str) -> Inspection:
+    return _code(Format.TORCHSCRIPT, path, [torchscript.NOTE])
+
+
+def _code(kind: Format, entry: str, notes: list[str]) -> Inspection:
+    return Inspection(kind, TIER_OF[kind], entry, notes=notes)
+
+
+READERS = {
+    Kind.PT2: _torch_export,
+    Kind.JAX: _jax_export,
+    Kind.ONNX: _onnx,
+    Kind.TORCHSCRIPT: _torchscript,
+}
+
+
+def _several(paths: list[str]) -> NoReturn:
+    listed = ", ".join(shown(path) for path in paths[:4])
+    raise Rejected(f"there is more than one model here: {listed}", remedy="Upload one model per version.")

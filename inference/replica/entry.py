@@ -1,0 +1,190 @@
+"""What the fork server calls in a new child: a replica that serves one version, or a validation run.
+
+The order is the law: lay out, close the sandbox, verify, load, warm every bucket, and only then accept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from inference.artifacts.manifest import RuntimeSettings, settings_from
+from inference.batching.batcher import Batcher, Bounds
+from inference.batching.line import Arrays
+from inference.batching.window import Rules
+from inference.errors import OutOfMemory, Rejected, SerinusError
+from inference.models import LoadContext, load
+from inference.protocol.child import StartReplica, StartValidation
+from inference.protocol.messages import Hello
+from inference.protocol.status import ReplicaPhase
+from inference.replica import heartbeat
+from inference.replica.control import Control
+from inference.replica.ground import lay_out
+from inference.replica.lifecycle import EXIT_HUNG, EXIT_NOT_LOADED, Lifecycle
+from inference.replica.sandbox import Limits
+from inference.replica.server import Served, Server
+from inference.runtime import devices
+from inference.runtime.runner import Runner, is_out_of_memory
+from inference.runtime.warmup import WarmUp, warm_up
+
+log = logging.getLogger(__name__)
+WARM_REPEATS = 2
+TERM_DRAIN_S = 1.5
+FLUSH_S = 0.2
+ALARM_GRACE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that is warm, and how it is to be run."""
+
+    runner: Runner
+    settings: RuntimeSettings
+    warm: WarmUp
+
+
+def run_replica(message: StartReplica, control_fd: int, listener_fd: int) -> int:
+    """Serves until it is drained (0), cannot load (81) or hangs (86). The process is the sandbox's afterwards."""
+    _log_to_stderr()
+    control = Control(control_fd)
+    life = Lifecycle(control)
+    try:
+        loaded = _prepare(message, life, control, keep=(control_fd, listener_fd))
+    except BaseException as error:
+        # Native panics too: the supervisor is told why, then this ends.
+        log.exception("not loaded")
+        life.fail(words(error))
+        return EXIT_NOT_LOADED
+    return _run(_serve(message, loaded, life, control, socket.socket(fileno=listener_fd)))
+
+
+def run_validation(message: StartValidation, control_fd: int) -> int:
+    """Validates one version and reports the verdict (see validate.py)."""
+    from inference.replica.validation import run
+
+    _log_to_stderr()
+    return run(message, Control(control_fd), keep=(control_fd,))
+
+
+def words(error: BaseException) -> str:
+    """Why it could not be loaded, for a person."""
+    if isinstance(error, Rejected):
+        return f"{error.reason}: {error.remedy}" if error.remedy else error.reason
+    if isinstance(error, SerinusError):
+        return error.message
+    if is_out_of_memory(error):
+        return OutOfMemory().message
+    return f"loading failed with {type(error).__name__}"
+
+
+def _prepare(message: StartReplica, life: Lifecycle, control: Control, *, keep: tuple[int, int]) -> Loaded:
+    """1. Lays out. 2. Enters the sandbox. 3. Verifies. 4. Loads. 5. Warms."""
+    spec = message.spec
+    life.move(ReplicaPhase.LOADING)
+    ground = lay_out(message.paths, spec.files)
+    walls = ground.enter(device=spec.device, limits=_limits(message), keep=keep)
+    control.listen()
+    log.info("sandbox: %s", walls.describe())
+    ground.verify()
+    settings = settings_from(spec.settings)
+    device = devices.select(spec.device)
+    runner = Runner(load(spec.format, LoadContext(ground.artifact, settings, device, spec.threads)))
+    life.move(ReplicaPhase.WARMING)
+    return Loaded(runner, settings, warm_up(runner, repeats=WARM_REPEATS))
+
+
+def _limits(message: StartReplica) -> Limits:
+    size_bytes = sum(file.size_bytes for file in message.spec.files)
+    return Limits(memory_bytes=message.spec.memory_bytes, mapped_bytes=2 * size_bytes)
+
+
+async def _serve(message: StartReplica, loaded: Loaded, life: Lifecycle, control: Control, sock: socket.socket) -> int:
+    loop = asyncio.get_running_loop()
+    ended: asyncio.Future[int] = loop.create_future()
+
+    def end(status: int) -> None:
+        if not ended.done():
+            ended.set_result(status)
+
+    def hung() -> None:
+        life.fail(f"a forward pass took longer than {loaded.settings.hang_timeout_s:g} s")
+        # The lane cannot be stopped, so the process is, once its callers' errors are on their way.
+        loop.call_later(FLUSH_S, os._exit, EXIT_HUNG)
+
+    server = _server(message, loaded, hung)
+    await server.start(sock)
+    drain = _drainer(loop, server, life, end)
+    control.on_drain(partial(_in_loop, loop, drain))
+    loop.add_signal_handler(signal.SIGTERM, drain, TERM_DRAIN_S)
+    life.move(ReplicaPhase.READY)
+    beating = loop.create_task(heartbeat.beat(life, server.batcher))
+    status = await ended
+    beating.cancel()
+    server.batcher.stop()
+    server.close()
+    return status
+
+
+def _server(message: StartReplica, loaded: Loaded, hung: Callable[[], None]) -> Server:
+    spec, signature, settings = message.spec, loaded.runner.signature, loaded.settings
+    rules = Rules(signature.max_batch_size or 1, settings.window_ms / 1e3)
+    bounds = Bounds(rules, settings.queue_limit, settings.hang_timeout_s)
+    batcher = Batcher(_watched(loaded.runner, settings.hang_timeout_s + ALARM_GRACE_S), bounds, on_hang=hung)
+    for rows, ms in loaded.warm.latency_ms.items():
+        batcher.step.observe(rows, ms / 1e3)
+    hello = Hello(spec.id, spec.generation, spec.model, spec.version, settings.queue_limit)
+    return Server(Served(hello, signature), batcher)
+
+
+def _watched(runner: Runner, alarm_s: float) -> Callable[[list[Arrays]], list[Arrays | SerinusError]]:
+    # The event loop's own watchdog cannot run while native code holds the interpreter's lock; the kernel's can.
+    def run(requests: list[Arrays]) -> list[Arrays | SerinusError]:
+        signal.setitimer(signal.ITIMER_REAL, alarm_s)
+        try:
+            return runner.run_isolated(requests)
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+    return run
+
+
+def _drainer(
+    loop: asyncio.AbstractEventLoop, server: Server, life: Lifecycle, end: Callable[[int], None]
+) -> Callable[[float], None]:
+    draining: list[asyncio.Task[None]] = []
+
+    async def finish(timeout_s: float) -> None:
+        await server.drain(timeout_s)
+        end(0)
+
+    def drain(timeout_s: float) -> None:
+        if draining:
+            # Asked again, by a signal: the supervisor's patience is at its end.
+            loop.call_later(timeout_s, end, 0)
+        else:
+            life.move(ReplicaPhase.DRAINING)
+            draining.append(loop.create_task(finish(timeout_s)))
+
+    return drain
+
+
+def _in_loop(loop: asyncio.AbstractEventLoop, act: Callable[[float], None], value: float) -> None:
+    loop.call_soon_threadsafe(act, value)
+
+
+def _run(main: Coroutine[Any, Any, int]) -> int:
+    import uvloop
+
+    return int(uvloop.run(main))
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")

@@ -1,0 +1,221 @@
+"""Accepts on the listener it was given and speaks frames: requests in, answers and typed faults out.
+
+The law: every request that was read gets exactly one answer or fault, unless its caller cancelled or left. One
+connection's trouble (a peer that does not read, bytes that are no frames) never touches another's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from dataclasses import dataclass
+from functools import partial
+from math import inf
+from typing import cast
+
+import msgspec
+
+from inference.batching.batcher import Batcher
+from inference.batching.line import Outcome, Ticket
+from inference.errors import ClientError, Draining, InvalidInput, ModelFailed, SerinusError, ServerError
+from inference.protocol.frames import MAX_BODY_BYTES, Decoder, encode, encode_head
+from inference.protocol.messages import (
+    Answer,
+    Cancel,
+    Fault,
+    Goodbye,
+    Hello,
+    Infer,
+    Ping,
+    Pong,
+    TensorHeader,
+    ToReplica,
+)
+from inference.protocol.oip import Signature
+from inference.replica import checks
+from inference.runtime import tensors
+
+log = logging.getLogger(__name__)
+PAUSE_READING_BYTES = 8 << 20
+MAX_UNSENT_BYTES = 512 << 20
+FLUSH_STEP_S = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What is served here, and under which name."""
+
+    hello: Hello
+    signature: Signature
+
+    @property
+    def model(self) -> str:
+        return self.hello.model
+
+
+class Server:
+    """All connections of one replica."""
+
+    def __init__(self, served: Served, batcher: Batcher) -> None:
+        self.served = served
+        self.batcher = batcher
+        self.connections: set[Connection] = set()
+        self.is_draining = False
+        self._server: asyncio.Server | None = None
+
+    async def start(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        listener.setblocking(False)
+        connect = partial(Connection, self)
+        is_unix = listener.family == socket.AF_UNIX
+        made = (
+            loop.create_unix_server(connect, sock=listener) if is_unix else loop.create_server(connect, sock=listener)
+        )
+        self._server = await made
+
+    async def drain(self, timeout_s: float) -> bool:
+        """1. Says goodbye. 2. Refuses what still comes. 3. Answers what is under way. 4. Flushes. True: all was answered."""
+        until = time.monotonic() + timeout_s
+        self.is_draining = True
+        if self._server:
+            self._server.close()
+        self.batcher.close(Draining())
+        for connection in list(self.connections):
+            connection.send(Goodbye())
+        done = await self.batcher.drained(timeout_s)
+        await asyncio.sleep(0)  # the answers' callbacks
+        while any(connection.unsent for connection in self.connections) and time.monotonic() < until:  # noqa: ASYNC110
+            await asyncio.sleep(FLUSH_STEP_S)
+        return done
+
+    def close(self) -> None:
+        """Cuts all connections."""
+        for connection in list(self.connections):
+            connection.cut()
+
+
+class Connection(asyncio.Protocol):
+    """One gateway's connection; many requests are under way on it at once."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._transport: asyncio.Transport
+        self._decoder: Decoder[ToReplica] = Decoder(ToReplica)
+        self._tickets: dict[int, Ticket] = {}
+        self._is_open = False
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that wait for the peer to read."""
+        return self._transport.get_write_buffer_size() if self._is_open else 0
+
+    # What the event loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=PAUSE_READING_BYTES)
+        self._is_open = True
+        self._server.connections.add(self)
+        self.send(self._server.served.hello)
+        if self._server.is_draining:
+            self.send(Goodbye())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_open = False
+        self._server.connections.discard(self)
+        for ticket in list(self._tickets.values()):
+            self._server.batcher.cancel(ticket)
+        self._tickets.clear()
+
+    def pause_writing(self) -> None:
+        # Who does not read answers may not ask more.
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._transport.resume_reading()
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for message, body in self._decoder.feed(data):
+                self._handle(message, body)
+        except ClientError as error:
+            log.warning("a connection was cut: %s", error.message)
+            self.cut()
+
+    # What arrives
+
+    def _handle(self, message: ToReplica, body: memoryview) -> None:
+        if isinstance(message, Infer):
+            self._infer(message, body)
+        elif isinstance(message, Cancel):
+            ticket = self._tickets.pop(message.id, None)
+            if ticket:
+                self._server.batcher.cancel(ticket)
+        elif isinstance(message, Ping):
+            self.send(Pong(message.token))
+
+    def _infer(self, request: Infer, body: memoryview) -> None:
+        try:
+            if request.id in self._tickets:
+                raise InvalidInput("the id of a request that is under way was used again")
+            inputs, rows = checks.read(self._server.served.signature, self._server.served.model, request, body)
+            deadline = time.monotonic() + request.timeout_ms / 1e3 if request.timeout_ms > 0 else inf
+            ticket = self._server.batcher.submit(inputs, rows, deadline=deadline)
+        except BaseException as error:  # noqa: BLE001 (a boundary: whatever it is, its caller gets a typed fault)
+            self._fault(request.id, error)
+            return
+        self._tickets[request.id] = ticket
+        ticket.future.add_done_callback(partial(self._ended, request, ticket))
+
+    # What leaves
+
+    def _ended(self, request: Infer, ticket: Ticket, future: asyncio.Future[Outcome]) -> None:
+        if self._tickets.get(request.id) is not ticket:
+            if not future.cancelled():
+                future.exception()
+            return
+        del self._tickets[request.id]
+        if future.cancelled():
+            return
+        try:
+            self._answer(request, future.result())
+        except BaseException as error:  # noqa: BLE001 (a boundary)
+            self._fault(request.id, error)
+
+    def _answer(self, request: Infer, outcome: Outcome) -> None:
+        headers, parts, size = [], [], 0
+        for spec in self._server.served.signature.outputs:
+            if request.outputs and spec.name not in request.outputs:
+                continue
+            array = outcome.outputs[spec.name]
+            data = tensors.to_bytes(spec.datatype, array)
+            headers.append(TensorHeader(spec.name, spec.datatype, list(array.shape), len(data)))
+            parts.append(data)
+            size += len(data)
+        if size > MAX_BODY_BYTES:
+            raise ModelFailed(f"the answer has {size} bytes; {MAX_BODY_BYTES} are the limit")
+        answer = Answer(request.id, headers, outcome.batch_size, outcome.queue_ns, outcome.compute_ns)
+        self._write(encode_head(answer, size), *parts)
+
+    def _fault(self, request_id: int, error: BaseException) -> None:
+        if not isinstance(error, SerinusError):
+            log.error("a request failed with %s", type(error).__name__, exc_info=error)
+            error = ServerError()
+        self.send(Fault(request_id, error.code, error.message, error.retry_after_s))
+
+    def send(self, message: msgspec.Struct) -> None:
+        self._write(encode(message))
+
+    def cut(self) -> None:
+        if self._is_open:
+            self._transport.abort()
+
+    def _write(self, *parts: bytes | memoryview) -> None:
+        if not self._is_open:
+            return
+        self._transport.writelines(parts)
+        if self.unsent > MAX_UNSENT_BYTES:
+            log.warning("a connection was cut: its peer does not read")
+            self.cut()
