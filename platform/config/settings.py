@@ -35,7 +35,8 @@ def _database(url: str) -> dict[str, object]:
         "PORT": str(parts.port or query.get("port", "")),
         "CONN_MAX_AGE": 0,
         "CONN_HEALTH_CHECKS": True,
-        "OPTIONS": {"connect_timeout": 3, "pool": {"min_size": 0, "max_size": 8, "timeout": 5}},
+        # Without a short reconnect_timeout the pool backs off for up to a minute after the database is back.
+        "OPTIONS": {"connect_timeout": 3, "pool": {"min_size": 0, "max_size": 8, "timeout": 5, "reconnect_timeout": 1.5}},
     }
 
 

@@ -60,7 +60,7 @@ def deploy(
             defaults={"role": ROLE.CANARY if before else ROLE.PRIMARY},
         )
         _write_shares(endpoint, shares)
-        fleet.want(version=version, replicas=max(1, replicas), device=device)
+        fleet.want(version=version, replicas=replicas, device=device)
         after = {"weights": _named(weights_of(endpoint)), "replicas": replicas, "device": device}
         _changed(endpoint, actor, "deploy", before={"weights": _named(before)}, after=after)
     return endpoint

@@ -31,13 +31,13 @@ class VariantSerializer(serializers.ModelSerializer[Variant]):
 
     version = serializers.IntegerField(source="version.number")
     replicas = serializers.SerializerMethodField()
-    ready = serializers.SerializerMethodField()
+    ready_replicas = serializers.SerializerMethodField()
     device = serializers.SerializerMethodField()
     reason = serializers.SerializerMethodField()
 
     class Meta:
         model = Variant
-        fields = ("version", "weight_bp", "role", "replicas", "ready", "device", "reason")
+        fields = ("version", "weight_bp", "role", "replicas", "ready_replicas", "device", "reason")
 
     def _wish(self, variant: Variant) -> Deployment | None:
         return getattr(variant.version, "deployment", None)
@@ -46,7 +46,7 @@ class VariantSerializer(serializers.ModelSerializer[Variant]):
         wish = self._wish(variant)
         return wish.replicas if wish else 0
 
-    def get_ready(self, variant: Variant) -> int:
+    def get_ready_replicas(self, variant: Variant) -> int:
         wish = self._wish(variant)
         rows: list[Replica] = list(wish.replica_set.all()) if wish else []
         return sum(row.wanted == "run" and row.phase == "ready" for row in rows)
@@ -76,7 +76,7 @@ class DeploySerializer(serializers.Serializer[Any]):
     name = serializers.CharField(required=False, max_length=64)
     model = serializers.CharField(max_length=64)
     version = serializers.IntegerField(min_value=1, max_value=2**31 - 1)
-    replicas = serializers.IntegerField(min_value=1, max_value=MAX_REPLICAS, default=1)
+    replicas = serializers.IntegerField(min_value=0, max_value=MAX_REPLICAS, default=1)
     device = serializers.CharField(max_length=16, default="any")
     weight_bp = serializers.IntegerField(min_value=0, max_value=WEIGHT_TOTAL_BP, required=False)
     access = serializers.ChoiceField(choices=Endpoint.Access.choices, default=Endpoint.Access.KEY)
@@ -99,6 +99,11 @@ class WeightsSerializer(serializers.Serializer[Any]):
 
 class AccessSerializer(serializers.Serializer[Any]):
     access = serializers.ChoiceField(choices=Endpoint.Access.choices)
+    revision = serializers.IntegerField(required=False, min_value=1)
+
+
+class UndeploySerializer(serializers.Serializer[Any]):
+    version = serializers.IntegerField(min_value=1, max_value=2**31 - 1)
     revision = serializers.IntegerField(required=False, min_value=1)
 
 
@@ -160,11 +165,14 @@ class EndpointViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets
         actions.set_access(endpoint=self.get_object(), actor=actor_of(request), **asked.validated_data)
         return self._answer(name)
 
-    @extend_schema(responses=EndpointSerializer)
-    @action(detail=True, methods=["delete"], url_path="versions/(?P<number>[0-9]{1,9})")
-    def undeploy(self, request: Request, name: str, number: str) -> Response:
+    @extend_schema(request=UndeploySerializer, responses=EndpointSerializer)
+    @action(detail=True, methods=["post"])
+    def undeploy(self, request: Request, name: str) -> Response:
         """Takes a version away; it must have no traffic, unless it is the only one."""
-        actions.undeploy(endpoint=self.get_object(), number=int(number), actor=actor_of(request))
+        asked = UndeploySerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        wish = dict(asked.validated_data)
+        actions.undeploy(endpoint=self.get_object(), number=wish.pop("version"), actor=actor_of(request), **wish)
         return self._answer(name)
 
     @extend_schema(

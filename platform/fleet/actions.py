@@ -27,6 +27,7 @@ __all__ = [
     "record_seen",
     "restart_replica",
     "scale",
+    "scale_version",
     "set_draining",
     "want",
 ]
@@ -65,10 +66,15 @@ def want(*, version: Version, replicas: int, device: str | None = None) -> Deplo
 
 def scale(*, deployment: Deployment, replicas: int, actor: Actor, device: str | None = None) -> Deployment:
     """Changes how many replicas a version has, and on which device new ones go."""
-    version = deployment.version
+    return scale_version(version=deployment.version, replicas=replicas, actor=actor, device=device)
+
+
+def scale_version(*, version: Version, replicas: int, actor: Actor, device: str | None = None) -> Deployment:
+    """As `scale`, for a version that may have no replicas yet."""
     require(actor, Verb.DEPLOY, version)
-    before = {"replicas": deployment.replicas, "device": deployment.device}
     with transaction.atomic():
+        held = Deployment.objects.select_for_update().filter(version=version).first()
+        before = {"replicas": held.replicas, "device": held.device} if held else None
         changed = want(version=version, replicas=replicas, device=device)
         after = {"replicas": changed.replicas, "device": changed.device}
         audit.record(actor, "scale", "version", str(version), team=version.model.team, before=before, after=after)

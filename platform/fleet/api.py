@@ -7,7 +7,7 @@ from typing import Any
 from django.db.models import BooleanField, Count, ExpressionWrapper, Q, QuerySet
 from django.db.models.functions import Now
 from drf_spectacular.utils import extend_schema
-from rest_framework import mixins, serializers, viewsets
+from rest_framework import mixins, serializers, status, viewsets
 from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -17,6 +17,7 @@ from accounts.permissions import Verb, actor_of, require, visible
 from fleet import actions
 from fleet.models import Deployment, Device, Host, Replica
 from inference.errors import NotFound
+from registry.models import Version
 
 TEAM = "deployment__version__model__team"
 
@@ -35,7 +36,7 @@ class HostSerializer(serializers.ModelSerializer[Host]):
     class Meta:
         model = Host
         fields = (
-            "name", "alive", "draining", "problem", "standby_ready", "allow_code", "cpus", "replicas", "devices",
+            "name", "alive", "draining", "problem", "agent_pid", "supervisor_pid", "standby_ready", "allow_code", "cpus", "replicas", "devices",
             "lease_until", "created_at",
         )  # fmt: skip
 
@@ -48,7 +49,7 @@ class ReplicaSerializer(serializers.ModelSerializer[Replica]):
     class Meta:
         model = Replica
         fields = (
-            "id", "model", "version", "host", "device", "generation", "wanted", "phase", "restarts", "message",
+            "id", "model", "version", "host", "device", "generation", "wanted", "phase", "pid", "restarts", "message",
             "memory_bytes", "queue_depth", "ready_at", "created_at",
         )  # fmt: skip
 
@@ -68,6 +69,13 @@ class ScaleSerializer(serializers.Serializer[Any]):
 
     replicas = serializers.IntegerField(min_value=0, max_value=actions.MAX_REPLICAS)
     device = serializers.CharField(max_length=16, required=False)
+
+
+class WishSerializer(ScaleSerializer):
+    """A version, and how many replicas it shall have."""
+
+    model = serializers.CharField(max_length=64)
+    version = serializers.IntegerField(min_value=1, max_value=2**31 - 1)
 
 
 class ByName(KeysetPagination):
@@ -138,6 +146,20 @@ class DeploymentViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewse
         ready = Count("replica_set", filter=Q(replica_set__phase="ready", replica_set__wanted="run"))
         rows = Deployment.objects.annotate(ready_count=ready).select_related("version__model__team")
         return visible(actor_of(self.request), rows, "version__model__team")
+
+    @extend_schema(request=WishSerializer, responses={201: DeploymentSerializer})
+    def create(self, request: Request) -> Response:
+        """Wishes replicas for a version, or changes their number."""
+        asked = WishSerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        wish = dict(asked.validated_data)
+        actor, name, number = actor_of(request), wish.pop("model"), wish.pop("version")
+        rows = Version.objects.select_related("model__team").filter(model__name=name, number=number)
+        version = visible(actor, rows, "model__team").first()
+        if version is None:
+            raise NotFound(f"there is no version {number} of this model")
+        made = actions.scale_version(version=version, actor=actor, **wish)
+        return Response(DeploymentSerializer(self.get_queryset().get(pk=made.pk)).data, status.HTTP_201_CREATED)
 
     @extend_schema(request=ScaleSerializer, responses=DeploymentSerializer)
     @action(detail=True, methods=["put"])

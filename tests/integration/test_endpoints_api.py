@@ -52,7 +52,7 @@ def test_deploy_split_and_remove(dev: APIClient) -> None:
     assert (body["name"], body["model"], body["team"], body["access"]) == ("front", "digits", "canaries", "key")
     assert body["variants"] == [
         {
-            "version": 1, "weight_bp": 10_000, "role": "primary", "replicas": 2, "ready": 0, "device": "cpu",
+            "version": 1, "weight_bp": 10_000, "role": "primary", "replicas": 2, "ready_replicas": 0, "device": "cpu",
             "reason": "",
         }
     ]  # fmt: skip
@@ -62,9 +62,10 @@ def test_deploy_split_and_remove(dev: APIClient) -> None:
     assert [v["weight_bp"] for v in answer.json()["variants"]] == [9000, 1000]
     again = dev.put("/api/endpoints/front/weights/", split, format="json")
     assert (again.status_code, again.json()["error"]["code"]) == (409, "conflict")
-    assert dev.delete("/api/endpoints/front/versions/2/").status_code == 409
+    assert dev.post("/api/endpoints/front/undeploy/", {"version": 2}, format="json").status_code == 409
     dev.put("/api/endpoints/front/weights/", {"weights": {"1": 10_000}}, format="json")
-    assert len(dev.delete("/api/endpoints/front/versions/2/").json()["variants"]) == 1
+    gone = dev.post("/api/endpoints/front/undeploy/", {"version": 2}, format="json")
+    assert len(gone.json()["variants"]) == 1
     assert dev.delete("/api/endpoints/front/").status_code == 204
     assert dev.get("/api/endpoints/front/").status_code == 404
 
@@ -90,7 +91,7 @@ def test_access(dev: APIClient) -> None:
         ("put", "/api/endpoints/front/access/", {"access": "public"}),
         ("post", "/api/endpoints/front/deploy/", {"version": 1}),
         ("get", "/api/endpoints/front/metrics/", None),
-        ("delete", "/api/endpoints/front/versions/1/", None),
+        ("post", "/api/endpoints/front/undeploy/", {"version": 1}),
         ("delete", "/api/endpoints/front/", None),
     ],
 )
@@ -124,7 +125,7 @@ def test_a_stranger_can_deploy_no_version_of_others(dev: APIClient) -> None:
     "body",
     [
         {}, {"model": "digits"}, {"model": "digits", "version": "x"}, {"model": "digits", "version": 0},
-        {"model": "digits", "version": 1, "replicas": 0}, {"model": "digits", "version": 1, "replicas": 1000},
+        {"model": "digits", "version": 1, "replicas": -1}, {"model": "digits", "version": 1, "replicas": 1000},
         {"model": "digits", "version": 1, "device": "gpu"}, {"model": "digits", "version": 1, "access": "all"},
         {"model": "digits", "version": 1, "name": "../x"}, {"model": "digits", "version": 10**30},
         {"model": ["digits"], "version": 1}, {"model": "digits", "version": 1, "weight_bp": 10_001},
@@ -189,6 +190,12 @@ def test_replicas_restart_and_deployments_scale(dev: APIClient) -> None:
     wish = row.deployment_id
     answer = dev.put(f"/api/deployments/{wish}/scale/", {"replicas": 3}, format="json")
     assert (answer.json()["replicas"], answer.json()["ready"]) == (3, 0)
+    again = {"model": "digits", "version": 1, "replicas": 2}
+    assert dev.post("/api/deployments/", again, format="json").json()["id"] == wish
+    assert dev.post("/api/deployments/", again | {"version": 9}, format="json").status_code == 404
+    stranger = client(Role.ADMIN, Team.objects.create(name="crows"))
+    assert stranger.post("/api/deployments/", again, format="json").status_code == 404
+    assert client(Role.VIEWER).post("/api/deployments/", again, format="json").status_code == 403
     assert dev.put(f"/api/deployments/{wish}/scale/", {"replicas": -1}, format="json").status_code == 400
 
 

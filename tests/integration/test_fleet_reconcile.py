@@ -9,6 +9,7 @@ from django.db import connection, connections
 from django.db.models.functions import Now
 
 from accounts.models import AuditEntry, Role
+from endpoints import actions as endpoints
 from fleet import actions, reconciling
 from fleet.models import Deployment, Host, Reconciliation, Replica
 from inference.errors import Conflict, Forbidden, InvalidInput
@@ -17,7 +18,8 @@ from inference.protocol.supervision import ReplicaSeen, Seen
 from tests.support.fleet_cast import Rules, devices, lapse, person, team, version
 from worker.agent import BUSY_S, IDLE_S, converge_once
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = pytest.mark.django_db
+committed = pytest.mark.django_db(transaction=True)
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +85,20 @@ def test_a_smaller_wish_stops_replicas_and_forgets_them(long_up: None) -> None:
     assert a.held == {}
 
 
+def test_a_version_behind_an_endpoint_is_scaled_to_nothing_and_back(long_up: None) -> None:
+    a = Rules("a")
+    converge_once("a", a)
+    row = version()
+    endpoints.deploy(version=row, actor=person("dev", Role.DEVELOPER), device="cpu")
+    settle(a)
+    for replicas in (0, 2):
+        actions.scale(deployment=Deployment.objects.get(), replicas=replicas, actor=person(f"p{replicas}"))
+        settle(a)
+        assert len(a.held) == replicas
+    assert Deployment.objects.get().device == "cpu"
+
+
+@committed
 def test_a_wake_up_goes_to_the_queue_of_the_host_that_it_concerns(long_up: None, sent: list) -> None:
     beat("a")
     actions.want(version=version(), replicas=1)
@@ -213,6 +229,7 @@ def test_a_database_that_just_started_gives_leases_a_grace_period(
     assert Replica.objects.get().generation == 1
 
 
+@committed
 def test_only_one_reconciler_runs_at_a_time(long_up: None) -> None:
     beat("a")
     actions.want(version=version(), replicas=1)
@@ -232,6 +249,7 @@ def test_only_one_reconciler_runs_at_a_time(long_up: None) -> None:
     assert actions.reconcile() == 1
 
 
+@committed
 def test_a_crashed_replica_keeps_its_route_while_it_restarts(long_up: None, sent: list) -> None:
     a = Rules("a")
     converge_once("a", a)
@@ -249,6 +267,7 @@ def test_a_crashed_replica_keeps_its_route_while_it_restarts(long_up: None, sent
     assert Replica.objects.get().phase == "ready"
 
 
+@committed
 def test_a_settled_host_is_left_in_peace(long_up: None, sent: list, django_assert_max_num_queries) -> None:
     a = Rules("a")
     converge_once("a", a)

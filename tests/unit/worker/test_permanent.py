@@ -69,8 +69,15 @@ def test_a_wake_up_comes_before_the_time() -> None:
 
 
 def test_fifty_wake_ups_during_a_pass_make_one_more() -> None:
-    go = threading.Event()
-    passes, thread = running(lambda count: go.wait(5) and 3600 if count == 0 else 3600)
+    begun, go = threading.Event(), threading.Event()
+
+    def first_is_long(count: int) -> float:
+        begun.set()
+        go.wait(5)
+        return 3600
+
+    passes, thread = running(first_is_long)
+    assert begun.wait(5)
     for _ in range(50):
         thread.wake()
     go.set()
