@@ -54,23 +54,6 @@ def test_initializers_are_no_inputs_and_fixed_shapes_no_batch(path):
     assert signature.max_batch_size == 0
 
 
-def test_torch_s_own_exporter_passes(path):
-    import torch
-
-    program = torch.onnx.export(
-        torch.nn.Linear(4, 2),
-        (torch.zeros(2, 4),),
-        dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim("n")},),
-        verbose=False,
-    )
-    program.save(str(path))
-    assert reader.read(path).signature.inputs[0].shape == [-1, 4]
-
-
-test_torch_s_own_exporter_passes = pytest.mark.filterwarnings("ignore")(test_torch_s_own_exporter_passes)
-
-
 def branch(node):
     return helper.make_graph([node], "inner", [], [helper.make_tensor_value_info("o", FLOAT, [1])])
 
@@ -89,7 +72,7 @@ def evil():
     ],
 )
 def test_foreign_operators_are_refused_wherever_they_hide(path, nodes):
-    with pytest.raises(Rejected, match="evil.ops|not allowed") as caught:
+    with pytest.raises(Rejected, match=r"evil\.ops|not allowed") as caught:
         reader.read(save(path, model(nodes)))
     assert caught.value.remedy
 
@@ -134,7 +117,7 @@ def test_a_truncated_model_is_refused(path, part):
 
 def test_deep_nesting_is_refused_quickly(path):
     inner = helper.make_node("Relu", ["x"], ["o"])
-    for _ in range(40):
+    for _ in range(20):
         inner = helper.make_node(
             "If", ["x"], ["o"], then_branch=branch(inner), else_branch=branch(helper.make_node("Relu", ["x"], ["o"]))
         )
