@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 import zipfile
-from pathlib import Path
 
 import pytest
 
@@ -98,13 +97,19 @@ def test_the_echo_model_is_data(tmp_path):
         (zipped(["m/archive_format", "m/data/aotinductor/model/x.so"]), "AOTInductor"),
         (zipped(["a"])[:-10], "cut short"),
         (bytes(range(256)) * 4, "no format that Serinus knows"),
-        (goodfiles.safetensors(Path("/dev/shm/serinus-test.safetensors")).read_bytes(), "no config.json"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_served_is_told_with_the_way_out(tmp_path, data, says):
     with pytest.raises(Rejected, match=says) as caught:
         inspect(alone(tmp_path / "in", data))
     assert len(caught.value.remedy) > 20
+
+
+def test_weights_alone_are_no_model(tmp_path):
+    goodfiles.safetensors(tmp_path / "upload")
+    with pytest.raises(Rejected, match=r"no config\.json") as caught:
+        inspect(tmp_path)
+    assert "folder" in caught.value.remedy
 
 
 @pytest.mark.parametrize("name", hostile.PICKLES)

@@ -1,4 +1,6 @@
+import os
 import time
+import tracemalloc
 
 import onnx
 import pytest
@@ -127,7 +129,33 @@ def test_deep_nesting_is_refused_quickly(path):
     assert time.monotonic() - start < 5
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_large_model_is_not_read_into_memory(path):
+    size = 1 << 30
+    weight = TensorProto(name="W", data_type=FLOAT, dims=[size // 4]).SerializeToString()
+    weight = weight + b"\x4a" + varint(size)
+    graph = model().graph
+    graph.ClearField("initializer")
+    head = graph.SerializeToString() + b"\x2a" + varint(len(weight) + size) + weight
+    start = b"\x08\x0a" + b"\x42\x02\x10\x11" + b"\x3a" + varint(len(head) + size) + head
+    path.write_bytes(start)
+    os.truncate(path, len(start) + size)
+    tracemalloc.start()
+    assert reader.looks_like(path)
+    assert [spec.name for spec in reader.read(path).signature.inputs] == ["x"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 << 20
+
+
+def varint(value):
+    data = bytearray()
+    while value > 127:
+        data.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*data, value])
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     edits=st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=5), noise=st.none() | st.binary(max_size=60)
 )
