@@ -35,6 +35,10 @@ def test_a_slow_program_still_runs_alone():
     assert choose_max_batch(BATCHED, {1: 5000.0, 2: 9000.0}) == 1
 
 
+def test_a_hiccup_while_measuring_does_not_switch_batching_off():
+    assert choose_max_batch(BATCHED, {1: 1.2, 2: 6.8, 4: 1.9, 8: 9.7, 16: 1.8, 32: 2.4}) == 32
+
+
 def test_what_is_not_batched_stays_so():
     assert choose_max_batch(Signature(inputs=[], outputs=[]), {1: 1.0}) == 0
 
@@ -43,7 +47,7 @@ def test_what_is_not_batched_stays_so():
 def test_the_choice_was_measured_and_is_quick_enough_or_the_smallest(latency_ms):
     chosen = choose_max_batch(BATCHED, latency_ms)
     assert chosen in latency_ms
-    assert chosen == min(latency_ms) or latency_ms[chosen] <= MAX_PASS_MS
+    assert chosen == min(latency_ms) or min(ms for n, ms in latency_ms.items() if n >= chosen) <= MAX_PASS_MS
 
 
 @pytest.fixture
