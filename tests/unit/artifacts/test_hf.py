@@ -94,6 +94,14 @@ def test_a_configuration_that_is_not_served_is_refused(tmp_path, config, says):
     assert caught.value.remedy
 
 
+def test_a_configuration_cannot_hide_behind_its_size(tmp_path):
+    goodfiles.encoder(tmp_path)
+    padded = {"auto_map": {}, "padding": "x" * (1 << 20)}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(padded))
+    with pytest.raises(Rejected, match="larger than"):
+        hf.read(tmp_path)
+
+
 def test_labels_that_do_not_count_are_refused(tmp_path):
     goodfiles.encoder(tmp_path, labels=["a", "b"], config={"id2label": {"1": "a", "2": "b"}})
     with pytest.raises(Rejected, match="count from 0"):
