@@ -111,6 +111,7 @@ def test_a_good_model_becomes_ready_with_its_signature_and_measurements(standby,
     assert all(ms >= 0 for ms in verdict.measurements.latency_ms.values())
     assert "1" in verdict.measurements.latency_ms
     assert verdict.measurements.load_ms > 0
+    assert "sandboxed: Landlock" in checks(verdict)["load"].message
     assert (verdict.run, verdict.lease, verdict.tier) == ("run", 4, "checked")
     assert [one.state for one in seen[:-1]] == ["running"] * (len(seen) - 1)
     assert {check.state for one in seen[:-1] for check in one.checks} >= {"running", "passed"}
