@@ -95,6 +95,7 @@ def world(cast: Cast) -> World:
         "model": "digits",
         "number": 1,
         "alias": "champion",
+        "key": key,
     }
     return World(cast, {**common, "name": "digits", "pk": "", "host": host.name} | {
         "deployment": deployment.pk, "replica": replica.pk})  # fmt: skip

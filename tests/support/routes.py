@@ -102,7 +102,7 @@ ROUTES: dict[str, Route] = {
     "/api/replicas/": Route(GET),
     "/api/replicas/<pk>/": Route(GET, scoped=True),
     "/api/replicas/<pk>/restart/": Route({"POST": Call(Verb.OPERATE, {})}, scoped=True),
-    "/api/deployments/": Route(GET),
+    "/api/deployments/": Route({**GET, "POST": Call(Verb.DEPLOY, {"model": "digits", "version": 1, "replicas": 2})}),
     "/api/deployments/<pk>/": Route(GET, scoped=True),
     "/api/deployments/<pk>/scale/": Route({"PUT": Call(Verb.DEPLOY, {"replicas": 1})}, scoped=True),
     # endpoints
@@ -111,7 +111,7 @@ ROUTES: dict[str, Route] = {
     "/api/endpoints/<name>/access/": Route({"PUT": Call(Verb.DEPLOY, {"access": "public"})}, scoped=True),
     "/api/endpoints/<name>/deploy/": Route({"POST": Call(Verb.DEPLOY, {"version": 1})}, scoped=True),
     "/api/endpoints/<name>/metrics/": Route(GET, scoped=True),
-    "/api/endpoints/<name>/versions/<number>/": Route({"DELETE": Call(Verb.DEPLOY)}, scoped=True),
+    "/api/endpoints/<name>/undeploy/": Route({"POST": Call(Verb.DEPLOY, {"version": 1})}, scoped=True),
     "/api/endpoints/<name>/weights/": Route({"PUT": Call(Verb.DEPLOY, {"weights": {"1": 10_000}})}, scoped=True),
     # console
     "/login/": Route({"GET": Call(), "POST": Call(), "PUT": Call()}, public=True, page=True),
@@ -149,7 +149,7 @@ ROUTES: dict[str, Route] = {
     ),
     "/people/teams/new/": Route({"POST": Call(body={"name": "green"}, superuser=True)}, page=True),
     "/people/why/": Route(GET, page=True),
-    "/people/u/<username>/": Route(GET, scoped=True, page=True),
+    "/people/u/<username>/": Route(GET, page=True),  # admins of any team find whom to take in
     "/people/u/<username>/role/": _post(Verb.MANAGE_PEOPLE, {"team": "red", "role": "operator"}),
     "/people/u/<username>/password/": _post(Verb.MANAGE_PEOPLE, {"password": "correct horse battery"}),
     "/people/u/<username>/deactivate/": _post(Verb.MANAGE_PEOPLE),
