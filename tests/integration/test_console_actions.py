@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import httpx
@@ -271,11 +272,9 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> FakeGateway:
 def test_try_it_goes_through_the_gateway_with_a_short_lived_token(console: Any, gateway: FakeGateway) -> None:
     tensors = [{"name": "pixels", "datatype": "FP32", "shape": [1, 1], "data": [1]}]
     outputs = [{"name": "scores", "datatype": "FP32", "shape": [1, 1], "data": [0.5]}]
-    gateway.answer = httpx.Response(
-        200,
-        json={"model_name": "digits", "model_version": "2", "outputs": outputs},
-        headers={"X-Rollout-Arm": "canary"},
-    )
+    told = {"model_name": "digits", "model_version": "2", "outputs": outputs}
+    content = iter([json.dumps(told).encode()])  # a stream, as from a socket
+    gateway.answer = httpx.Response(200, content=content, headers={"X-Rollout-Arm": "canary"})
     client = client_of(console.teammate)
     response = client.post(
         "/endpoints/digits/try/", {"request": {"inputs": tensors}, "version": 2}, content_type="application/json"

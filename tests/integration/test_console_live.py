@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
-from channels.testing import WebsocketCommunicator
+from asgiref.testing import ApplicationCommunicator
 from django.test import Client
 
 from accounts.models import Membership, User
 from console import consumers, hub
-from console.consumers import MAX_TOPICS, SESSION_ENDED
+from console.consumers import SESSION_ENDED
 from console.live import feed_of
 from inference.errors import Forbidden, NotFound
 from registry.models import ValidationRun
@@ -21,6 +22,30 @@ from tests.support.showroom import checks, furnish
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
+class Socket(ApplicationCommunicator):
+    """A browser's end of a WebSocket."""
+
+    async def connect(self) -> bool:
+        await self.send_input({"type": "websocket.connect"})
+        return bool((await self.receive_output(10))["type"] == "websocket.accept")
+
+    async def say(self, text: str) -> None:
+        await self.send_input({"type": "websocket.receive", "text": text})
+
+    async def hear(self) -> Any:
+        output = await self.receive_output(10)
+        assert output["type"] == "websocket.send", output
+        return json.loads(output["text"])
+
+    async def ask(self, topic: str) -> Any:
+        await self.say(json.dumps({"type": "subscribe", "topic": topic}))
+        return await self.hear()
+
+    async def disconnect(self) -> None:
+        await self.send_input({"type": "websocket.disconnect", "code": 1000})
+        await self.wait(10)
+
+
 @pytest.fixture
 def console(transactional_db: None) -> Any:
     cast = make_cast()
@@ -28,7 +53,7 @@ def console(transactional_db: None) -> Any:
     return cast
 
 
-def socket_of(person: User | None, origin: str = "http://localhost") -> WebsocketCommunicator:
+def socket_of(person: User | None, origin: str = "http://localhost") -> Socket:
     """A connection through the whole of config.asgi, with the person's real session cookie."""
     from config.asgi import application
 
@@ -38,28 +63,23 @@ def socket_of(person: User | None, origin: str = "http://localhost") -> Websocke
         client.force_login(person, backend="accounts.login.LimitedBackend")
         cookie = "; ".join(f"{name}={held.value}" for name, held in client.cookies.items())
         headers.append((b"cookie", cookie.encode()))
-    return WebsocketCommunicator(application, "/ws/console/", headers=headers)
+    scope = {"type": "websocket", "path": "/ws/console/", "query_string": b"", "headers": headers, "subprotocols": []}
+    return Socket(application, scope)
 
 
-async def joined(person: User) -> WebsocketCommunicator:
+async def joined(person: User) -> Socket:
     socket = await sync_to_async(socket_of)(person)
-    connected, _ = await socket.connect(timeout=10)
-    assert connected
+    assert await socket.connect()
     return socket
-
-
-async def ask(socket: WebsocketCommunicator, topic: str, kind: str = "subscribe") -> Any:
-    await socket.send_json_to({"type": kind, "topic": topic})
-    return await socket.receive_json_from(timeout=10)
 
 
 async def test_a_snapshot_comes_first_and_then_what_changed(console: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "POLL_S", 0.1)
     socket = await joined(console.teammate)
-    first = await ask(socket, "version:digits:4")
+    first = await socket.ask("version:digits:4")
     assert (first["type"], first["seq"], first["data"]["status"]) == ("snapshot", 1, "validating")
     await sync_to_async(ValidationRun.objects.update)(checks=checks(until=3, last="failed", message="no"))
-    second = await socket.receive_json_from(timeout=10)
+    second = await socket.hear()
     assert (second["type"], second["seq"]) == ("delta", 2)
     assert set(second["data"]) == {"stamps"}
     await socket.disconnect()
@@ -68,7 +88,7 @@ async def test_a_snapshot_comes_first_and_then_what_changed(console: Any, monkey
 @pytest.mark.parametrize("topic", ["dashboard", "fleet", "endpoint:digits", "version:digits:1"])
 async def test_every_topic_gives_a_snapshot(console: Any, topic: str) -> None:
     socket = await joined(console.owner)
-    answer = await ask(socket, topic)
+    answer = await socket.ask(topic)
     assert answer["type"] == "snapshot", answer
     assert answer["data"]["stamps"]
     await socket.disconnect()
@@ -76,7 +96,7 @@ async def test_every_topic_gives_a_snapshot(console: Any, topic: str) -> None:
 
 async def test_the_endpoint_topic_has_the_traffic_of_five_minutes(console: Any) -> None:
     socket = await joined(console.owner)
-    data = (await ask(socket, "endpoint:digits"))["data"]
+    data = (await socket.ask("endpoint:digits"))["data"]
     assert len(data["points"]) > 250
     version, rate, p50, p99 = data["points"][10]["rows"][0]
     assert version == 1
@@ -101,38 +121,38 @@ async def test_the_endpoint_topic_has_the_traffic_of_five_minutes(console: Any) 
 )
 async def test_what_one_may_not_see_is_not_there(console: Any, topic: str) -> None:
     socket = await joined(console.stranger)
-    answer = await ask(socket, topic)
+    answer = await socket.ask(topic)
     assert (answer["type"], answer["code"]) == ("error", "not_found")
     await socket.disconnect()
 
 
 async def test_nobody_without_a_session_is_let_in(console: Any) -> None:
     socket = socket_of(None)
-    await socket.connect(timeout=10)
-    output = await socket.receive_output(timeout=10)
-    assert output == {"type": "websocket.close", "code": SESSION_ENDED} or output["code"] == SESSION_ENDED
+    await socket.connect()
+    output = await socket.receive_output(10)
+    assert (output["type"], output["code"]) == ("websocket.close", SESSION_ENDED)
 
 
 async def test_a_foreign_page_is_not_let_in(console: Any) -> None:
     socket = await sync_to_async(socket_of)(console.owner, "http://evil.example")
-    connected, _ = await socket.connect(timeout=10)
-    assert not connected
+    assert not await socket.connect()
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "[]", "1", '{"type": "subscribe"}', "x" * 5000])
 async def test_unreadable_messages_are_answered(console: Any, text: str) -> None:
     socket = await joined(console.owner)
-    await socket.send_to(text_data=text)
-    assert (await socket.receive_json_from(timeout=10))["type"] == "error"
-    assert (await ask(socket, "dashboard"))["type"] == "snapshot"
+    await socket.say(text)
+    assert (await socket.hear())["type"] == "error"
+    assert (await socket.ask("dashboard"))["type"] == "snapshot"
     await socket.disconnect()
 
 
-async def test_topics_are_bounded(console: Any) -> None:
+async def test_topics_are_bounded(console: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumers, "MAX_TOPICS", 2)
+    monkeypatch.setattr(hub, "POLL_S", 60)
     socket = await joined(console.owner)
-    for number in range(MAX_TOPICS):
-        socket_topic = f"version:digits:{number % 5 + 1}" if number < 5 else "fleet"
-        await ask(socket, socket_topic)
+    kinds = [(await socket.ask(f"version:digits:{number}"))["type"] for number in (1, 2, 2, 3)]
+    assert kinds == ["snapshot", "snapshot", "snapshot", "error"]
     await socket.disconnect()
 
 
@@ -141,9 +161,9 @@ async def test_a_role_that_is_taken_away_ends_what_it_let_one_see(
 ) -> None:
     monkeypatch.setattr(consumers, "RECHECK_S", 0.1)
     socket = await joined(console.teammate)
-    await ask(socket, "version:digits:1")
+    await socket.ask("version:digits:1")
     await sync_to_async(Membership.objects.filter(user=console.teammate).delete)()
-    answer = await socket.receive_json_from(timeout=10)
+    answer = await socket.hear()
     assert (answer["type"], answer["code"]) == ("error", "forbidden")
     await socket.disconnect()
 
@@ -151,9 +171,9 @@ async def test_a_role_that_is_taken_away_ends_what_it_let_one_see(
 async def test_a_deactivated_person_is_let_go(console: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(consumers, "RECHECK_S", 0.1)
     socket = await joined(console.teammate)
-    await ask(socket, "dashboard")
+    await socket.ask("dashboard")
     await sync_to_async(User.objects.filter(pk=console.teammate.pk).update)(is_active=False)
-    output = await socket.receive_output(timeout=10)
+    output = await socket.receive_output(10)
     assert (output["type"], output["code"]) == ("websocket.close", SESSION_ENDED)
 
 
