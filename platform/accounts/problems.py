@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from django.core.exceptions import PermissionDenied
+from django.core.exceptions import PermissionDenied, RequestDataTooBig
 from django.db import DataError, InterfaceError, OperationalError
 from django.http import Http404
 from rest_framework import exceptions
@@ -48,6 +48,8 @@ def handle(error: Exception, context: dict[str, Any]) -> Response | None:
     """DRF's exception handler: typed errors keep their message, unknown ones become one fixed sentence."""
     request_id = getattr(context["request"], "request_id", "")
     set_rollback()
+    if isinstance(error, RequestDataTooBig):
+        error = errors.TooLarge()
     if isinstance(error, errors.SerinusError):
         remedy = getattr(error, "remedy", "")
         return Response(body(error.code, error.message, request_id, remedy=remedy), STATUS.get(error.code, 500))

@@ -27,7 +27,7 @@ def page(view: View[P]) -> View[P]:
     """A view for people who are logged in. What one may not see does not exist; what one may not do is refused."""
 
     @wraps(view)
-    def wrapped(request: HttpRequest, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
+    def wrapped(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
         if not actor_of(request).known:
             return _to_login(request)
         try:

@@ -52,7 +52,7 @@ def endpoint_named(actor: Actor, name: str) -> Endpoint:
     return found
 
 
-def alive_hosts() -> QuerySet[Host]:
+def alive_hosts() -> QuerySet[Any]:
     """Every host with `.alive`, by the database's clock."""
     alive = Case(When(lease_until__gt=Now(), then=Value(True)), default=Value(False), output_field=BooleanField())
     return Host.objects.annotate(alive=alive).order_by("name")
@@ -170,7 +170,7 @@ def host_states() -> list[HostState]:
         devices = [DeviceState(device, replicas.pop((host.name, device.name), [])) for device in host.devices.all()]
         stray = [key for key in replicas if key[0] == host.name]
         devices += [DeviceState(Device(host=host, name=key[1]), replicas.pop(key)) for key in stray]
-        found.append(HostState(host, host.alive, devices))  # type: ignore[attr-defined]  # annotated
+        found.append(HostState(host, host.alive, devices))
     return found
 
 

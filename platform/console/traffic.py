@@ -51,7 +51,7 @@ def traffic_of(endpoints: list[str]) -> dict[str, Traffic]:
     found = {name: Traffic() for name in endpoints}
     if not endpoints:
         return found
-    values = [endpoints, WINDOW_S + LATE_S, LATE_S]
+    values: tuple[list[str], int, int] = (endpoints, WINDOW_S + LATE_S, LATE_S)
     with connection.cursor() as cursor:
         cursor.execute(_SUMS, values)
         for name, requests, errors in cursor.fetchall():

@@ -50,8 +50,12 @@ def _serve(control: socket.socket, listener: socket.socket, act: str) -> int:
     decoder: Decoder[Drain] = Decoder(Drain)
     listener.setblocking(False)
     held = bytearray(400 << 20) if act == "eat" else bytearray()
+    began = time.monotonic()
     while True:
-        control.sendall(encode(PhaseReport(ReplicaPhase.READY, memory_bytes=1 + len(held), queue_depth=2)))
+        busy_s = time.monotonic() - began if act == "busy" else 0.0
+        control.sendall(
+            encode(PhaseReport(ReplicaPhase.READY, memory_bytes=1 + len(held), queue_depth=2, busy_s=busy_s))
+        )
         ready, _, _ = select.select([control, listener], [], [], 0.2)
         if listener in ready:
             peer, _ = listener.accept()
@@ -72,17 +76,17 @@ def _serve(control: socket.socket, listener: socket.socket, act: str) -> int:
 
 def _tell_what_i_see(work: Path) -> None:
     fds: dict[str, str] = {}
-    for link in Path("/proc/self/fd").iterdir():
+    for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the listing itself was one of them
-            fds[link.name] = str(link.readlink())
+            fds[name] = os.readlink(f"/proc/self/fd/{name}")
     seen = {
         "environ": dict(os.environ),
         "fds": fds,
-        "cwd": str(Path.cwd()),
+        "cwd": os.getcwd(),
         "oom": int(Path("/proc/self/oom_score_adj").read_text()),
         "sid": os.getsid(0),
         "pid": os.getpid(),
-        "threads": len(list(Path("/proc/self/task").iterdir())),
+        "threads": len(os.listdir("/proc/self/task")),
     }
     work.joinpath("..", "..", "witness.json").resolve().write_text(json.dumps(seen))
     sys.stdout.write("child speaking\n")

@@ -120,7 +120,7 @@ class FakePeer(asyncio.Protocol):
             return
         first = message.tensors[0]
         if first.datatype == "FP32":
-            rows = first.shape[0] if first.shape else 1
+            rows = first.shape[0] if len(first.shape) > 1 else 1
             width = first.size_bytes // 4 // max(rows, 1)
             values = body[: first.size_bytes].cast("f").tolist()
             picked = [2 * v for row in range(rows) for v in values[row * width : row * width + replica.outputs]]

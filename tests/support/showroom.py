@@ -75,7 +75,7 @@ def furnish(cast: Cast, *, traffic: bool = True) -> None:
     """Fills the console for team red; team blue has one model of its own."""
     digits = Model.objects.create(
         name="digits", team=cast.red, task="image-classification", created_by=cast.owner,
-        description="# Handwritten digits\n\nTells **ten digits** apart.\n\n- 8 × 8 pixels\n- trained in seconds\n\n" + HOSTILE,
+        description="# Handwritten digits\n\nTells **ten digits** apart.\n\n- 8 by 8 pixels\n- trained in seconds\n\n" + HOSTILE,
     )  # fmt: skip
     first, second = version(digits, cast), version(digits, cast, format="jax_export")
     cause, way_out = f"weights.bin is a pickle {HOSTILE}", "Convert it: serinus upload --convert"
@@ -183,6 +183,6 @@ def _traffic() -> None:
                     requests=requests,
                     errors=int(back % 97 == 0),
                     latency_counts={str(bucket): count for bucket, count in counts.items()},
-                )  # fmt: skip
+                )
             )
     StoredSample.objects.bulk_create(rows)

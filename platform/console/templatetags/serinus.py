@@ -24,6 +24,7 @@ TONES = {
 }  # fmt: skip
 WORDS = {"awaiting_approval": "Awaiting approval", "backoff": "Restarting after a crash"}
 MARKS = {"passed": "check", "failed": "cross", "running": "spin", "skipped": "dash"}
+NOTHING = "\N{EN DASH}"
 WARN_SHARE, BAD_SHARE = 0.8, 0.93
 
 
@@ -60,7 +61,7 @@ def as_bytes(value: float | None) -> str:
 @register.filter
 def ms(value: float | None) -> str:
     if value is None:
-        return "–"
+        return NOTHING
     if value >= 10_000:
         return f"{value / 1000:.1f} s"
     return f"{value:.0f} ms" if value >= 100 else f"{value:.1f} ms" if value >= 10 else f"{value:.2f} ms"
@@ -69,13 +70,15 @@ def ms(value: float | None) -> str:
 @register.filter
 def number(value: float | None) -> str:
     if value is None:
-        return "–"
-    return f"{value / 1000:.1f}k" if value >= 10_000 else f"{value:g}" if value == int(value) else f"{value:.1f}"
+        return NOTHING
+    if value >= 10_000:
+        return f"{value / 1000:.1f}k"
+    return f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
 
 
 @register.filter
 def percent(share: float | None) -> str:
-    return "–" if share is None else f"{share * 100:.1f} %"
+    return NOTHING if share is None else f"{share * 100:.1f} %"
 
 
 @register.filter

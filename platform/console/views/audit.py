@@ -52,6 +52,10 @@ def _diff(entry: AuditEntry) -> list[tuple[str, str, str]]:
 def _text(value: object) -> str:
     if value is None or value == "":
         return ""
+    if isinstance(value, list):
+        return ", ".join(map(str, value))[:200]
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, dict):
         return ", ".join(f"{key}: {held}" for key, held in value.items())[:200]
     return str(value)[:200]

@@ -3,77 +3,71 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
-import httpx
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.http import require_POST
 
 from accounts.permissions import Verb, actor_of, require
-from accounts.problems import body
+from accounts.problems import STATUS, body
 from console.pages import page
 from console.playground import make_token
 from console.reading import endpoint_named
 from endpoints.publish import token_secret
+from inference.client import Client, Prediction
+from inference.errors import Malformed, SerinusError
 
-TIMEOUT_S = 35.0
-MAX_ANSWER_BYTES = 8 << 20
+TIMEOUT_S = 30.0
+MAX_REQUEST_TENSORS = 64
 
 
 @require_POST
 @page
 def try_it(request: HttpRequest, name: str) -> HttpResponse:
-    """{"request": OIP infer request, "version": number | null} -> {"response", "latency_ms", "version", "arm"}."""
+    """{"request": infer request, "version": number | null} -> {"response", "latency_ms", "version", "arm"}, or
+    {"error": {"code", "message", "remedy"?}} as everywhere.
+    """
     actor = actor_of(request)
     found = endpoint_named(actor, name)
     require(actor, Verb.VIEW, found)
-    request_id = getattr(request, "request_id", "")
     try:
-        wish = json.loads(request.body)
-        payload, version = wish["request"], wish.get("version")
-        part = f"/versions/{int(version)}" if version else ""
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return JsonResponse(
-            body("malformed", "The request is no JSON of the form {request, version}.", request_id), status=400
-        )
-    token = make_token(token_secret(), user=actor.name, endpoint=name)
-    url = f"{settings.GATEWAY_URL.rstrip('/')}/v2/models/{name}{part}/infer"
-    return _called(url, payload, token, request_id)
+        wish, version = _read(request.body)
+        token = make_token(token_secret(), user=actor.name, endpoint=found.name)
+        with Client(settings.GATEWAY_URL, token, timeout_s=TIMEOUT_S) as client:
+            answer = client.infer(found.name, wish["inputs"], version=version, parameters=wish.get("parameters"))
+    except SerinusError as error:
+        return _refused(request, error)
+    return JsonResponse(_shown(found.name, answer))
 
 
-def _called(url: str, payload: Any, token: str, request_id: str) -> HttpResponse:
-    began = time.perf_counter()
+def _read(data: bytes) -> tuple[dict[str, Any], int | None]:
+    """The infer request and the pinned version. Raises Malformed."""
     try:
-        answer = httpx.post(url, json=payload, headers={"Authorization": f"Bearer {token}"}, timeout=TIMEOUT_S)
-    except httpx.TimeoutException:
-        return JsonResponse(body("deadline_exceeded", "The gateway did not answer in time.", request_id), status=200)
-    except httpx.HTTPError:
-        said = "The gateway does not answer."
-        remedy = "It may be starting: try again in a moment, or look at “serinus doctor”."
-        return JsonResponse(body("unavailable", said, request_id, remedy=remedy), status=200)
-    latency_ms = (time.perf_counter() - began) * 1000
-    if len(answer.content) > MAX_ANSWER_BYTES:
-        return JsonResponse(body("too_large", "The answer is too large to be shown here.", request_id), status=200)
-    return JsonResponse(_shown(answer, latency_ms, request_id))
+        sent = json.loads(data)
+        wish, version = sent["request"], sent.get("version")
+        tensors = wish["inputs"]
+        fine = isinstance(tensors, list) and len(tensors) <= MAX_REQUEST_TENSORS
+        if not fine or not all(isinstance(tensor, dict) for tensor in tensors):
+            raise Malformed("“inputs” must be a list of tensors: {name, datatype, shape, data}")
+        return wish, int(version) if version else None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise Malformed("The request must be JSON with “inputs”.") from error
 
 
-def _shown(answer: httpx.Response, latency_ms: float, request_id: str) -> dict[str, Any]:
-    try:
-        content = answer.json()
-    except ValueError:
-        return body("internal", f"The gateway answered {answer.status_code} without JSON.", request_id)
-    if answer.is_error or "outputs" not in content:
-        error = content.get("error", "") if isinstance(content, dict) else ""
-        message = error if isinstance(error, str) else error.get("message", "")
-        code = content.get("code", "") if isinstance(content, dict) else ""
-        return body(
-            code or str(answer.status_code), message or f"The gateway answered {answer.status_code}.", request_id
-        )
+def _refused(request: HttpRequest, error: SerinusError) -> JsonResponse:
+    remedy = "No replica is ready yet: see the replicas below the split." if error.code == "not_ready" else ""
+    told = body(error.code, error.message, getattr(request, "request_id", ""), remedy=remedy)
+    # The page shows every answer; only what the page itself sent wrongly is an error of this request.
+    return JsonResponse(told, status=STATUS["malformed"] if error.code == "malformed" else 200)
+
+
+def _shown(name: str, answer: Prediction) -> dict[str, Any]:
+    response = {"model_name": name, "model_version": answer.model_version, "outputs": answer.outputs}
     return {
-        "response": content,
-        "latency_ms": round(latency_ms, 2),
-        "version": answer.headers.get("x-model-version") or content.get("model_version"),
-        "arm": answer.headers.get("x-rollout-arm", ""),
+        "response": response,
+        "latency_ms": round(answer.took_ms, 2),
+        "version": answer.model_version,
+        "arm": answer.arm,
+        "request_id": answer.request_id,
     }

@@ -2,7 +2,8 @@
 // beside it too, for those who cannot see it. Colours come from the legend's swatches, which take them from the tokens.
 import { el } from "./dom.js";
 
-const PAD = { left: 44, right: 10, top: 10, bottom: 22 };
+const PAD = { left: 40, right: 10, top: 10, bottom: 22 };
+const tick = (value) => (value >= 10_000 ? `${value / 1000}k` : String(Number(value.toPrecision(3))));
 
 function niceStep(top, lines) {
   const raw = top / lines || 1;
@@ -51,7 +52,7 @@ export class LineChart {
     this.swatches = new Map();
     this.values = new Map();
     this.legend.replaceChildren(...this.series.map((one) => {
-      const swatch = el("i", { class: `swatch s${one.tone}` });
+      const swatch = el("i", { class: `swatch s${one.tone}${one.dash ? " dash" : ""}` });
       const value = el("b", {}, "–");
       this.swatches.set(one.key, swatch);
       this.values.set(one.key, value);
@@ -103,11 +104,11 @@ export class LineChart {
       pen.globalAlpha = value ? 0.12 : 0.35;
       pen.beginPath(); pen.moveTo(PAD.left, y); pen.lineTo(width - PAD.right, y); pen.stroke();
       pen.globalAlpha = 0.85;
-      pen.fillText(this.format(value), PAD.left - 6, y);
+      pen.fillText(tick(value), PAD.left - 6, y);
     }
     pen.textAlign = "center";
     pen.textBaseline = "alphabetic";
-    const minutes = this.window_s / 5;
+    const minutes = this.window_s / (width < 420 ? 2 : 5);
     for (let back = 0; back <= this.window_s; back += minutes) {
       const text = back === 0 ? "now" : `−${Math.round(back / 60 * 10) / 10} min`;
       const x = scale.x(scale.end - back);

@@ -1,0 +1,288 @@
+"""Chromium walks every page of a furnished console: no console errors, no accessibility violations, live updates."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.browser import chromium, console_server, executable
+from tests.support.cast import make_cast
+from tests.support.showroom import furnish, version
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.django_db(transaction=True),
+    pytest.mark.skipif(executable() is None, reason="there is no Chromium on this machine"),
+    pytest.mark.timeout(240),
+    # WhiteNoise serves files by sync iterators; harmless for small files (whitenoise issue 531).
+    pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume"),
+]
+PAGES = {
+    "overview": "/",
+    "models": "/models/",
+    "model": "/models/digits/",
+    "version": "/models/digits/versions/1/",
+    "rejected": "/models/digits/versions/3/",
+    "validating": "/models/digits/versions/4/",
+    "approval": "/models/digits/versions/5/",
+    "upload": "/upload/",
+    "endpoints": "/endpoints/",
+    "endpoint": "/endpoints/digits/",
+    "fleet": "/fleet/",
+    "keys": "/keys/",
+    "people": "/people/",
+    "person": "/people/u/teammate/",
+    "audit": "/audit/",
+    "missing": "/models/nothing-here/",
+}
+EXPECTED = re.compile(r"status of 404")
+
+
+@pytest.fixture
+def cast_and_url(settings: Any, monkeypatch: Any) -> Iterator[Any]:
+    monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")  # playwright's loop runs in the test's own thread
+    cast = make_cast()
+    furnish(cast)
+    for person in (cast.root, cast.owner):
+        person.set_password("a long password of mine")
+        person.save()
+    with console_server() as url:
+        yield cast, url
+
+
+class Visitor:
+    """A page that remembers what went wrong on it."""
+
+    def __init__(self, browser: Any, url: str, **context: Any) -> None:
+        self.context = browser.new_context(base_url=url, **context)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(10_000)
+        self.troubles: list[str] = []
+        self.page.on("console", lambda said: said.type in {"error", "warning"} and self.note(said.text))
+        self.page.on("pageerror", lambda error: self.note(str(error)))
+
+    def note(self, text: str) -> None:
+        if not EXPECTED.search(text):
+            self.troubles.append(f"{self.page.url}: {text}")
+
+    def log_in(self, name: str = "root") -> Visitor:
+        self.page.goto("/login/")
+        self.page.fill("#id_username", name)
+        self.page.fill("#id_password", "a long password of mine")
+        self.page.click("button[type=submit]")
+        self.page.wait_for_selector("h1:has-text('Overview')")
+        return self
+
+
+def folder(tmp_path: Path) -> Path:
+    found = Path(os.environ.get("SERINUS_SCREENSHOTS", tmp_path / "screenshots"))
+    found.mkdir(parents=True, exist_ok=True)
+    return found
+
+
+def walk(visitor: Visitor, shots: Path, suffix: str) -> None:
+    for name, path in PAGES.items():
+        visitor.page.goto(path)
+        visitor.page.wait_for_load_state("load")
+        visitor.page.wait_for_timeout(1300 if name == "endpoint" else 250)
+        visitor.page.screenshot(path=shots / f"{name}-{suffix}.png", full_page=True)
+        wide = visitor.page.locator("html").evaluate("(e) => e.scrollWidth - e.clientWidth")
+        assert wide <= 0, f"{name} is {wide} px wider than the window ({suffix})"
+
+
+def test_every_page_in_light_dark_and_narrow(cast_and_url: Any, tmp_path: Path) -> None:
+    _, url = cast_and_url
+    shots = folder(tmp_path)
+    with chromium() as browser:
+        visitors = []
+        for suffix, options in {
+            "light": {"viewport": {"width": 1360, "height": 860}, "color_scheme": "light"},
+            "dark": {"viewport": {"width": 1360, "height": 860}, "color_scheme": "dark"},
+            "narrow": {"viewport": {"width": 360, "height": 740}, "color_scheme": "light"},
+        }.items():
+            visitor = Visitor(browser, url, **options)
+            visitors.append(visitor)
+            visitor.page.goto("/login/")
+            visitor.page.screenshot(path=shots / f"login-{suffix}.png")
+            walk(visitor.log_in(), shots, suffix)
+        assert [trouble for visitor in visitors for trouble in visitor.troubles] == []
+
+
+def test_axe_finds_nothing(cast_and_url: Any) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    _, url = cast_and_url
+    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
+    found: list[str] = []
+    with chromium() as browser:
+        for scheme in ("light", "dark"):
+            visitor = Visitor(browser, url, bypass_csp=True, color_scheme=scheme)
+            visitor.page.goto("/login/")
+            found += violations(Axe().run(visitor.page, options=rules), f"login {scheme}")
+            visitor.log_in()
+            for name, path in PAGES.items():
+                visitor.page.goto(path)
+                visitor.page.wait_for_timeout(200)
+                found += violations(Axe().run(visitor.page, options=rules), f"{name} {scheme}")
+    assert found == []
+
+
+def violations(results: Any, where: str) -> list[str]:
+    return [
+        f"{where}: {one['id']} {node['html'][:160]} {node['any'][0]['message'][:160] if node['any'] else ''}"
+        for one in results.response["violations"]
+        for node in one["nodes"][:3]
+    ]
+
+
+def test_a_split_is_moved_and_the_question_says_the_effect(cast_and_url: Any) -> None:
+    from endpoints.models import Variant
+
+    _, url = cast_and_url
+    with chromium() as browser:
+        visitor = Visitor(browser, url).log_in()
+        page = visitor.page
+        page.goto("/endpoints/digits/")
+        page.wait_for_selector("form.split[data-awake]")
+        page.locator("[data-connection][data-state=open]").wait_for()
+        page.get_by_label("Share of version 2 in percent").fill("50")
+        assert page.get_by_label("Share of version 1 in percent").input_value() == "50"
+        page.get_by_role("button", name="Move traffic").click()
+        question = page.locator("dialog").inner_text()
+        assert "version 2: 10 % → 50 %" in question
+        page.locator("dialog").get_by_role("button", name="Move traffic").click()
+        page.wait_for_selector(".toast.success")
+        assert visitor.troubles == []
+    assert dict(Variant.objects.filter(endpoint__name="digits").values_list("version__number", "weight_bp")) == {
+        1: 5000,
+        2: 5000,
+    }
+
+
+def test_a_version_page_follows_its_validation_without_a_reload(cast_and_url: Any) -> None:
+    from registry.models import ValidationRun, Version
+    from tests.support.showroom import checks
+
+    _, url = cast_and_url
+    with chromium() as browser:
+        visitor = Visitor(browser, url).log_in()
+        page = visitor.page
+        page.goto("/models/digits/versions/4/")
+        page.locator(".checks .running").wait_for()
+        page.evaluate_handle("() => { document.body.dataset.same = 'yes'; }")
+        page.wait_for_timeout(1500)
+        ValidationRun.objects.filter(version__number=4, version__model__name="digits").update(
+            checks=checks(until=4, last="failed", message="it did not load", remedy="export it again")
+        )
+        page.get_by_text("it did not load").wait_for()
+        Version.objects.filter(number=4, model__name="digits").update(status="rejected", reason="it did not load")
+        page.locator(".badge.bad").wait_for()
+        assert page.locator("body").get_attribute("data-same") == "yes"
+        assert visitor.troubles == []
+
+
+def test_files_are_uploaded_by_the_page_and_become_a_version(cast_and_url: Any, tmp_path: Path) -> None:
+    from registry.models import Version
+
+    _, url = cast_and_url
+    big = tmp_path / "weights.bin"
+    big.write_bytes(os.urandom(9 << 20))
+    with chromium() as browser:
+        visitor = Visitor(browser, url).log_in()
+        page = visitor.page
+        page.goto("/upload/")
+        page.wait_for_selector("[data-island=uploader][data-awake]")
+        page.fill("#model", "fresh")
+        page.set_input_files("[data-input-files]", [str(big)])
+        page.get_by_text("1 file, 0 B of 9.0 MB").wait_for()
+        page.get_by_role("button", name="Upload").click()
+        page.wait_for_url("**/models/fresh/versions/1/")
+        page.get_by_text("weights.bin").first.wait_for()
+        assert visitor.troubles == []
+    held = Version.objects.get(model__name="fresh")
+    assert held.manifest["files"][0]["size_bytes"] == 9 << 20
+
+
+def test_an_upload_goes_on_after_a_reload(cast_and_url: Any, tmp_path: Path) -> None:
+    """The second chunk is held up, the page reloaded, the same file chosen: only the rest is sent."""
+    _, url = cast_and_url
+    big = tmp_path / "weights.bin"
+    big.write_bytes(os.urandom(20 << 20))
+    sent: list[str] = []
+    with chromium() as browser:
+        visitor = Visitor(browser, url).log_in()
+        page = visitor.page
+
+        def handle(route: Any) -> None:
+            sent.append(route.request.headers["upload-offset"])
+            if blocked and route.request.headers["upload-offset"] != "0":
+                return  # never answered
+            route.continue_()
+
+        blocked = True
+        page.route(
+            "**/api/uploads/*", lambda route: handle(route) if route.request.method == "PATCH" else route.continue_()
+        )
+        page.on("dialog", lambda dialog: dialog.accept())
+        choose(page, big)
+        page.get_by_text("8.0 MB of 20.0 MB").first.wait_for()
+        blocked = False
+        page.reload()
+        sent.clear()
+        choose(page, big)
+        page.wait_for_url("**/models/fresh/versions/1/")
+    assert sent[0] == str(8 << 20)
+
+
+def choose(page: Any, file: Path) -> None:
+    page.goto("/upload/")
+    page.wait_for_selector("[data-island=uploader][data-awake]")
+    page.fill("#model", "fresh")
+    page.set_input_files("[data-input-files]", [str(file)])
+    page.get_by_role("button", name="Upload").click()
+
+
+def test_a_key_is_made_and_shown_once(cast_and_url: Any) -> None:
+    _, url = cast_and_url
+    with chromium() as browser:
+        page = Visitor(browser, url).log_in().page
+        page.goto("/keys/")
+        page.fill("#name", "robot")
+        page.get_by_role("button", name="Create key").click()
+        token = page.locator("#token").inner_text()
+        assert re.fullmatch(r"ser_[0-9a-z]{12}\.\S+", token)
+        page.goto("/keys/")
+        assert token not in page.content()
+
+
+def test_hostile_text_does_not_run(cast_and_url: Any) -> None:
+    _, url = cast_and_url
+    with chromium() as browser:
+        page = Visitor(browser, url).log_in().page
+        for path in ("/models/digits/", "/models/digits/versions/3/", "/fleet/", "/audit/", "/keys/"):
+            page.goto(path)
+            page.wait_for_timeout(150)
+            assert page.title() != "owned"
+            assert page.locator("img").count() == 0
+
+
+def test_the_theme_is_kept(cast_and_url: Any) -> None:
+    _, url = cast_and_url
+    with chromium() as browser:
+        page = Visitor(browser, url, color_scheme="light").log_in().page
+        page.get_by_role("button", name="Theme").click()
+        assert page.locator("html").get_attribute("data-theme") == "dark"
+        page.goto("/models/")
+        assert page.locator("html").get_attribute("data-theme") == "dark"
+
+
+def test_a_showroom_version_counts_on(cast: Any) -> None:
+    from registry.models import Model
+
+    model = Model.objects.create(name="m", team=cast.red)
+    assert [version(model, cast, digest=f"{n:064x}").number for n in range(2)] == [1, 2]

@@ -1,0 +1,225 @@
+"""Every route, every method, every kind of caller: generated from the URL conf and tests.support.routes."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from django.test import Client
+
+from accounts.models import AuditEntry
+from accounts.permissions import MAY, Role
+from endpoints import actions as endpoints
+from fleet.models import Deployment, Host, Replica
+from tests.support.cast import Cast
+from tests.support.contents import ready_version
+from tests.support.routes import PREFIXES, ROUTES, Call, Route, expected, fill, walk
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
+REFUSED = {401, 403, 404, 405}
+ALL = sorted({route for route, _ in walk()})
+API = sorted(route for route in ROUTES if route.startswith("/api/"))
+CALLS = [(route, method) for route in API for method in ROUTES[route].methods]
+# What must never stand in an answer: paths, SQL, tracebacks, sockets, process ids.
+LEAKS = re.compile(
+    r"/(tmp|root|home|usr|var|work|proc)/|Traceback|File \"|psycopg|SELECT .* FROM|\.py\b|\.sock\b|0x[0-9a-f]{8}|\bpid\b",
+    re.IGNORECASE,
+)
+
+
+@dataclass
+class World:
+    """Team red owns one of everything."""
+
+    cast: Cast
+    values: dict[str, Any]
+
+    def call(self, route: str, method: str, headers: dict[str, str], body: dict[str, Any] | None = None) -> Any:
+        client = Client(raise_request_exception=False)
+        data = json.dumps({} if body is None else body)
+        path = fill(route, self.values)
+        return client.generic(method, path, data, content_type="application/json", headers=headers)
+
+
+@pytest.fixture
+def world(cast: Cast) -> World:
+    owner = cast.actor("owner")
+    version = ready_version(owner, cast.red, alias="champion")
+    endpoints.deploy(version=version, actor=owner)
+    host = Host.objects.create(name="host-a")
+    deployment = Deployment.objects.get()
+    replica = Replica.objects.create(deployment=deployment, host=host)
+    key = cast.key("developer")[4:16]
+    common = {
+        "key_id": key,
+        "team": "red",
+        "username": "developer",
+        "model": "digits",
+        "number": 1,
+        "alias": "champion",
+    }
+    return World(cast, {**common, "name": "digits", "pk": "", "host": host.name} | {
+        "deployment": deployment.pk, "replica": replica.pk})  # fmt: skip
+
+
+def at(world: World, route: str) -> World:
+    """The same world with `pk` and `name` of the kind of thing that this route is about."""
+    values = dict(world.values)
+    if route.startswith("/api/hosts/"):
+        values["name"] = values["host"]
+    values["pk"] = values["replica"] if route.startswith("/api/replicas/") else values["deployment"]
+    return World(world.cast, values)
+
+
+def check_hygiene(response: Any) -> None:
+    """An error says what, never where."""
+    if response.status_code >= 400 and not response.streaming:
+        assert not LEAKS.search(response.content.decode()), response.content[:500]
+
+
+def test_every_route_has_an_entry_and_every_entry_a_route() -> None:
+    missing = [route for route in ALL if expected(route) is None]
+    assert missing == [], "add these to tests/support/routes.py"
+    gone = [route for route in ROUTES if route not in ALL]
+    assert gone == []
+
+
+def test_nobody_unknown_gets_in(world: World) -> None:
+    before = AuditEntry.objects.count()
+    for route in (route for route in ALL if not route.startswith("/admin/")):
+        entry = expected(route)
+        assert entry is not None
+        for method in METHODS:
+            response = at(world, route).call(route, method, {}, _body(entry, method))
+            check_hygiene(response)
+            if entry.public:
+                assert response.status_code in {200, 405}, f"{method} {route}"
+            elif response.status_code == 302:
+                assert entry.page, f"{method} {route}"
+                assert "/login/" in response["Location"], f"{method} {route}"
+            else:
+                assert response.status_code in REFUSED, f"{method} {route}"
+    assert AuditEntry.objects.count() == before
+
+
+def _body(entry: Route, method: str) -> dict[str, Any] | None:
+    call = entry.methods.get(method)
+    return call.body if call else None
+
+
+def test_only_the_methods_of_the_table_exist(world: World) -> None:
+    headers = world.cast.bearer("root")
+    for route in API:
+        entry = ROUTES[route]
+        extra = {"OPTIONS"} | ({"HEAD"} if "GET" in entry.methods else set())
+        for method in sorted(set(METHODS) - set(entry.methods) - extra):
+            response = at(world, route).call(route, method, headers)
+            assert response.status_code == 405, f"{method} {route}: {response.status_code}"
+            check_hygiene(response)
+
+
+def _of_each_role(cast: Cast) -> list[tuple[str, dict[str, str]]]:
+    return [(role, cast.bearer("teammate", role=role)) for role in Role.values]
+
+
+def _may(call: Call, role: str) -> bool:
+    return not call.superuser and (call.needs is None or call.needs in MAY[role])
+
+
+REFUSABLE = [(route, method) for route, method in CALLS if not _may(ROUTES[route].methods[method], Role.VIEWER)]
+
+
+@pytest.mark.parametrize(("route", "method"), REFUSABLE)
+def test_a_key_without_the_right_is_refused(world: World, route: str, method: str) -> None:
+    call = ROUTES[route].methods[method]
+    here = at(world, route)
+    for role, headers in _of_each_role(world.cast):
+        if _may(call, role):
+            continue
+        before = AuditEntry.objects.count()
+        response = here.call(route, method, headers, call.body)
+        assert response.status_code in {403, 404}, f"{role}: {method} {route}: {response.status_code}"
+        assert AuditEntry.objects.count() == before
+        check_hygiene(response)
+
+
+@pytest.mark.parametrize(("route", "method"), CALLS)
+def test_the_right_opens_the_door_and_every_change_is_audited(world: World, route: str, method: str) -> None:
+    call = ROUTES[route].methods[method]
+    before = AuditEntry.objects.count()
+    response = at(world, route).call(route, method, world.cast.bearer("root"), call.body)
+    assert response.status_code not in {401, 403, 405}
+    assert response.status_code < 500
+    check_hygiene(response)
+    # The cast's own key is the first of the new entries.
+    changed = AuditEntry.objects.count() - before - 1
+    if method in {"POST", "PUT", "PATCH", "DELETE"} and response.status_code < 300 and route not in UNCHANGED:
+        assert changed >= 1, f"{method} {route} left no audit entry"
+    if method == "GET":
+        assert changed == 0
+
+
+# Answers that change nothing: a question asked by POST, and wishes that are already so.
+UNCHANGED = {"/api/blobs/check/", "/api/models/<model>/aliases/<alias>/", "/api/endpoints/<name>/weights/",
+             "/api/deployments/<pk>/scale/", "/api/hosts/<name>/undrain/"}  # fmt: skip
+
+
+def test_what_others_own_does_not_exist(world: World) -> None:
+    headers = world.cast.bearer("stranger")
+    before = AuditEntry.objects.count()
+    for route in (route for route in API if ROUTES[route].scoped):
+        for method, call in ROUTES[route].methods.items():
+            response = at(world, route).call(route, method, headers, call.body)
+            assert response.status_code in {403, 404}, f"{method} {route}: {response.status_code}"
+    assert AuditEntry.objects.count() == before
+
+
+def test_lists_show_nothing_of_other_teams(world: World) -> None:
+    headers = world.cast.bearer("stranger")
+    for route in (r for r in API if "GET" in ROUTES[r].methods and "<" not in r):
+        shown = at(world, route).call(route, "GET", headers).content.decode()
+        for secret in ("digits", "developer", '"red"', world.values["key_id"]):
+            described = route in {"/api/schema/", "/api/docs/"}  # they name roles and shapes, never rows
+            assert described or secret not in shown, f"{route} shows {secret}"
+
+
+def test_the_admin_is_for_superusers(world: World) -> None:
+    paths = [route for route, _ in walk() if route.startswith("/admin/") and "<" not in route]
+    assert len(paths) > 5
+    owner = Client()
+    owner.force_login(world.cast.owner)
+    for path in paths:
+        for client in (Client(), owner):
+            response = client.get(path)
+            if path in {"/admin/login/", "/admin/logout/", "/admin/jsi18n/"}:
+                continue
+            assert response.status_code in {301, 302, 403, 404, 405}, path
+            assert response.get("Location", "/login").find("login") >= 0 or response.status_code != 302
+
+
+def test_the_audit_trail_is_read_only_in_the_admin(world: World) -> None:
+    client = Client()
+    client.force_login(world.cast.root)
+    entry = AuditEntry.objects.first()
+    assert entry is not None
+    assert client.get("/admin/accounts/auditentry/").status_code == 200
+    for path in ("add/", f"{entry.pk}/delete/"):
+        assert client.post(f"/admin/accounts/auditentry/{path}", {"post": "yes"}).status_code == 403
+    assert client.post(f"/admin/accounts/auditentry/{entry.pk}/change/", {"actor": "x"}).status_code == 403
+
+
+def test_prefixes_are_few() -> None:
+    """A prefix entry is a hole in the table: each one has a test of its own."""
+    assert set(PREFIXES) == {"/admin/"}
+
+
+def test_a_session_changes_nothing_without_its_csrf_token(world: World) -> None:
+    client = Client(enforce_csrf_checks=True)
+    client.force_login(world.cast.owner)
+    before = AuditEntry.objects.count()
+    response = client.post("/api/keys/", {"name": "k"}, content_type="application/json")
+    assert response.status_code == 403
+    assert AuditEntry.objects.count() == before

@@ -1,0 +1,141 @@
+"""What is expected of every route of the console process. A route without an entry here fails the suite.
+
+Add a line when you add a route: who may call which method with which rights, and a body that is valid, so that a
+refusal is a refusal of the caller and not of the body.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from django.contrib.admindocs.views import simplify_regex
+from django.urls import URLPattern, URLResolver, get_resolver
+
+from accounts.permissions import Verb
+
+ANY = None  # whoever is known may
+
+
+@dataclass(frozen=True)
+class Call:
+    """One method of a route. needs: the right in the thing's team (ANY: none); superuser: only they may.
+
+    ok: what a caller with the right may get; 4xx other than 401/403 may follow from the state of things.
+    """
+
+    needs: Verb | None = ANY
+    body: dict[str, Any] | None = None
+    superuser: bool = False
+
+
+@dataclass(frozen=True)
+class Route:
+    """methods: those that there are (HEAD and OPTIONS follow). scoped: what it names belongs to team `red`.
+
+    public: no login needed. page: anonymous callers are sent to the login page instead of getting a 401.
+    """
+
+    methods: dict[str, Call] = field(default_factory=dict)
+    scoped: bool = False
+    public: bool = False
+    page: bool = False
+
+
+GET = {"GET": Call()}
+REASON = {"reason": "because"}
+PREFIXES = {"/admin/": Route(page=True)}  # all below it is the superusers', checked as a whole
+ROUTES: dict[str, Route] = {
+    "/livez": Route(GET, public=True),
+    "/readyz": Route(GET, public=True),
+    "/api/schema/": Route(GET),
+    "/api/docs/": Route(GET),
+    # accounts
+    "/api/me/": Route(GET),
+    "/api/explain/": Route(GET),
+    "/api/keys/": Route({**GET, "POST": Call(Verb.MANAGE_KEYS, {"name": "k", "team": "red"})}),
+    "/api/keys/<key_id>/": Route({**GET, "DELETE": Call(Verb.MANAGE_KEYS)}, scoped=True),
+    "/api/keys/<key_id>/revoke/": Route({"POST": Call(Verb.MANAGE_KEYS, REASON)}, scoped=True),
+    "/api/teams/": Route({**GET, "POST": Call(body={"name": "green"}, superuser=True)}),
+    "/api/teams/<team>/": Route(GET, scoped=True),
+    "/api/teams/<team>/members/<username>/": Route(
+        {"PUT": Call(Verb.MANAGE_PEOPLE, {"role": "viewer"}), "DELETE": Call(Verb.MANAGE_PEOPLE)}, scoped=True
+    ),
+    "/api/users/": Route(
+        {**GET, "POST": Call(Verb.MANAGE_PEOPLE, {"username": "new", "password": "correct horse battery"})}
+    ),
+    "/api/users/<username>/": Route(GET, scoped=True),
+    "/api/users/<username>/password/": Route(
+        {"POST": Call(Verb.MANAGE_PEOPLE, {"password": "correct horse battery"})}, scoped=True
+    ),
+    "/api/users/<username>/deactivate/": Route({"POST": Call(Verb.MANAGE_PEOPLE, REASON)}, scoped=True),
+    "/api/audit/": Route({"GET": Call(Verb.VIEW_AUDIT)}),
+    # registry
+    "/api/models/": Route({**GET, "POST": Call(Verb.UPLOAD, {"name": "new", "team": "red"})}),
+    "/api/models/<model>/": Route({**GET, "PATCH": Call(Verb.UPLOAD, {"task": "t"})}, scoped=True),
+    "/api/models/<model>/versions/": Route(
+        {**GET, "POST": Call(Verb.UPLOAD, {"files": [{"path": "f", "sha256": "0" * 64}]})}, scoped=True
+    ),
+    "/api/models/<model>/versions/<number>/": Route(GET, scoped=True),
+    "/api/models/<model>/versions/<number>/report/": Route(GET, scoped=True),
+    "/api/models/<model>/versions/<number>/approve/": Route({"POST": Call(Verb.APPROVE, REASON)}, scoped=True),
+    "/api/models/<model>/versions/<number>/reject/": Route({"POST": Call(Verb.APPROVE, REASON)}, scoped=True),
+    "/api/models/<model>/versions/<number>/archive/": Route({"POST": Call(Verb.DEPLOY, REASON)}, scoped=True),
+    "/api/models/<model>/aliases/": Route(GET, scoped=True),
+    "/api/models/<model>/aliases/<alias>/": Route(
+        {**GET, "PUT": Call(Verb.DEPLOY, {"version": 1}), "DELETE": Call(Verb.DEPLOY)}, scoped=True
+    ),
+    "/api/models/<model>/aliases/<alias>/history/": Route(GET, scoped=True),
+    "/api/blobs/check/": Route({"POST": Call(Verb.UPLOAD, {"sha256": []})}),
+    # fleet
+    "/api/hosts/": Route(GET),
+    "/api/hosts/<name>/": Route(GET),
+    "/api/hosts/<name>/drain/": Route({"POST": Call(body={}, superuser=True)}),
+    "/api/hosts/<name>/undrain/": Route({"POST": Call(body={}, superuser=True)}),
+    "/api/replicas/": Route(GET),
+    "/api/replicas/<pk>/": Route(GET, scoped=True),
+    "/api/replicas/<pk>/restart/": Route({"POST": Call(Verb.OPERATE, {})}, scoped=True),
+    "/api/deployments/": Route(GET),
+    "/api/deployments/<pk>/": Route(GET, scoped=True),
+    "/api/deployments/<pk>/scale/": Route({"PUT": Call(Verb.DEPLOY, {"replicas": 1})}, scoped=True),
+    # endpoints
+    "/api/endpoints/": Route({**GET, "POST": Call(Verb.DEPLOY, {"model": "digits", "version": 1, "name": "other"})}),
+    "/api/endpoints/<name>/": Route({**GET, "DELETE": Call(Verb.DEPLOY)}, scoped=True),
+    "/api/endpoints/<name>/access/": Route({"PUT": Call(Verb.DEPLOY, {"access": "public"})}, scoped=True),
+    "/api/endpoints/<name>/deploy/": Route({"POST": Call(Verb.DEPLOY, {"version": 1})}, scoped=True),
+    "/api/endpoints/<name>/metrics/": Route(GET, scoped=True),
+    "/api/endpoints/<name>/versions/<number>/": Route({"DELETE": Call(Verb.DEPLOY)}, scoped=True),
+    "/api/endpoints/<name>/weights/": Route({"PUT": Call(Verb.DEPLOY, {"weights": {"1": 10_000}})}, scoped=True),
+}
+
+
+def walk(patterns: list[Any] | None = None, before: str = "") -> Iterator[tuple[str, URLPattern]]:
+    """(simplified route, pattern) of every URL, as "/api/models/<model>/"."""
+    for entry in get_resolver().url_patterns if patterns is None else patterns:
+        route = before + str(entry.pattern)
+        if isinstance(entry, URLResolver):
+            yield from walk(entry.url_patterns, route)
+        else:
+            yield simplified(route), entry
+
+
+def simplified(route: str) -> str:
+    """simplify_regex, for routes that mix include prefixes and regular expressions."""
+    found: str = simplify_regex(route)
+    found = re.sub(r"<\w+:(\w+)>", r"<\1>", found)
+    return "/" + found.lstrip("/").replace("/?", "/").replace("\\Z", "")
+
+
+def expected(route: str) -> Route | None:
+    for prefix, entry in PREFIXES.items():
+        if route.startswith(prefix):
+            return entry
+    return ROUTES.get(route)
+
+
+def fill(route: str, values: dict[str, Any]) -> str:
+    """The route's path with `values` in its places."""
+    path = re.sub(r"<(\w+)>", lambda found: str(values[found.group(1)]), route)
+    return path[:-1] if path == "/api/explain/" else path
