@@ -35,7 +35,7 @@ def delta(old: Data, new: Data) -> Data:
 class Poll:
     """Reads one feed once a second while somebody listens."""
 
-    def __init__(self, feed: Feed, ended: Callable[[], None]) -> None:
+    def __init__(self, feed: Feed, ended: Callable[[Poll], None]) -> None:
         self.feed, self.ended = feed, ended
         self.listeners: set[Listener] = set()
         self.sequence = 0
@@ -54,7 +54,7 @@ class Poll:
 
     def stop(self) -> None:
         self.task.cancel()
-        self.ended()
+        self.ended(self)
 
     async def _run(self) -> None:
         read: Any = database_sync_to_async(self.feed.read, thread_sensitive=False)
@@ -63,7 +63,7 @@ class Poll:
                 self._take(await read())
             except SerinusError as error:
                 self._tell({"type": "error", "code": error.code, "message": error.message})
-                self.ended()
+                self.ended(self)
                 return
             except DatabaseError:
                 log.warning("the database does not answer: live updates of %s wait", self.feed.key)
@@ -98,13 +98,15 @@ class Hub:
         """Listens from now on, a snapshot first; returns the call that ends it."""
         poll = self.polls.get(feed.key)
         if poll is None:
-            poll = self.polls[feed.key] = Poll(feed, lambda: self._forget(feed.key))
+            poll = self.polls[feed.key] = Poll(feed, self._forget)
         poll.join(listener)
         joined = poll
         return lambda: joined.leave(listener)
 
-    def _forget(self, key: str) -> None:
-        self.polls.pop(key, None)
+    def _forget(self, poll: Poll) -> None:
+        # A poll that ended long ago may be left late; another may stand under its key by then.
+        if self.polls.get(poll.feed.key) is poll:
+            del self.polls[poll.feed.key]
 
 
 _hubs: WeakKeyDictionary[asyncio.AbstractEventLoop, Hub] = WeakKeyDictionary()

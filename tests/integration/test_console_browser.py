@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.browser import chromium, console_server, executable
 from tests.support.cast import make_cast
-from tests.support.showroom import furnish, version
+from tests.support.showroom import furnish
 
 pytestmark = [
     pytest.mark.browser,
@@ -279,10 +279,3 @@ def test_the_theme_is_kept(cast_and_url: Any) -> None:
         assert page.locator("html").get_attribute("data-theme") == "dark"
         page.goto("/models/")
         assert page.locator("html").get_attribute("data-theme") == "dark"
-
-
-def test_a_showroom_version_counts_on(cast: Any) -> None:
-    from registry.models import Model
-
-    model = Model.objects.create(name="m", team=cast.red)
-    assert [version(model, cast, digest=f"{n:064x}").number for n in range(2)] == [1, 2]

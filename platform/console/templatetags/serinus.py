@@ -22,7 +22,7 @@ TONES = {
     "pending": "info busy", "awaiting_approval": "warn", "draining": "warn", "backoff": "warn", "expired": "warn",
     "rejected": "bad", "failed": "bad", "lost": "bad", "revoked": "bad", "deactivated": "bad",
 }  # fmt: skip
-WORDS = {"awaiting_approval": "Awaiting approval", "backoff": "Restarting after a crash"}
+WORDS = {"awaiting_approval": "Awaiting approval", "backoff": "Restarting"}
 MARKS = {"passed": "check", "failed": "cross", "running": "spin", "skipped": "dash"}
 NOTHING = "\N{EN DASH}"
 WARN_SHARE, BAD_SHARE = 0.8, 0.93

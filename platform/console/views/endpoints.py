@@ -24,6 +24,7 @@ from endpoints.models import Endpoint, Variant
 from fleet import actions as fleet
 from fleet.models import Deployment
 from inference.errors import InvalidInput
+from inference.protocol.routes import WEIGHT_TOTAL_BP
 
 
 @require_GET
@@ -103,10 +104,13 @@ def _basis_points(request: HttpRequest) -> dict[int, int]:
         if not field.startswith("percent_"):
             continue
         try:
-            share = Decimal(str(text).replace(",", ".") or "0") * 100
-            weights[whole_number(field.removeprefix("percent_"))] = int(share.to_integral_exact())
-        except (InvalidOperation, ValueError, OverflowError) as error:
-            raise InvalidInput(f"“{str(text)[:20]}” is no percentage") from error
+            share = Decimal(str(text)[:20].replace(",", ".") or "0") * 100
+            fine = 0 <= share <= WEIGHT_TOTAL_BP and share == share.to_integral_value()
+        except InvalidOperation:
+            fine, share = False, Decimal(0)
+        if not fine:
+            raise InvalidInput(f"“{str(text)[:20]}” is no percentage from 0 to 100 with at most two decimals")
+        weights[whole_number(field.removeprefix("percent_"))] = int(share)
     return weights
 
 

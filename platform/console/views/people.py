@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib.auth import update_session_auth_hash
+from django.db import transaction
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.urls import reverse
@@ -116,7 +117,9 @@ def create_person(request: HttpRequest) -> HttpResponse:
         return complain(request, form, back)
     wish = form.cleaned_data
 
+    @transaction.atomic
     def make() -> None:
+        """The person with the role, or nothing."""
         user = actions.create_user(
             actor=actor, username=wish["username"], password=wish["password"], email=wish["email"]
         )

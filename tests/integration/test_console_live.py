@@ -1,0 +1,191 @@
+"""The console's WebSocket: who may follow what, snapshot then delta, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from asgiref.sync import sync_to_async
+from asgiref.testing import ApplicationCommunicator
+from django.test import Client
+
+from accounts.models import Membership, User
+from console import consumers, hub
+from console.consumers import SESSION_ENDED
+from console.live import feed_of
+from inference.errors import Forbidden, NotFound
+from registry.models import ValidationRun
+from tests.support.cast import make_cast
+from tests.support.showroom import checks, furnish
+
+pytestmark = pytest.mark.django_db(transaction=True)
+
+
+class Socket(ApplicationCommunicator):
+    """A browser's end of a WebSocket."""
+
+    async def connect(self) -> bool:
+        await self.send_input({"type": "websocket.connect"})
+        return bool((await self.receive_output(10))["type"] == "websocket.accept")
+
+    async def say(self, text: str) -> None:
+        await self.send_input({"type": "websocket.receive", "text": text})
+
+    async def hear(self) -> Any:
+        output = await self.receive_output(10)
+        assert output["type"] == "websocket.send", output
+        return json.loads(output["text"])
+
+    async def ask(self, topic: str) -> Any:
+        await self.say(json.dumps({"type": "subscribe", "topic": topic}))
+        return await self.hear()
+
+    async def disconnect(self) -> None:
+        await self.send_input({"type": "websocket.disconnect", "code": 1000})
+        await self.wait(10)
+
+
+@pytest.fixture
+def console(transactional_db: None) -> Any:
+    cast = make_cast()
+    furnish(cast)
+    return cast
+
+
+def socket_of(person: User | None, origin: str = "http://localhost") -> Socket:
+    """A connection through the whole of config.asgi, with the person's real session cookie."""
+    from config.asgi import application
+
+    headers = [(b"origin", origin.encode()), (b"host", b"localhost")]
+    if person is not None:
+        client = Client()
+        client.force_login(person, backend="accounts.login.LimitedBackend")
+        cookie = "; ".join(f"{name}={held.value}" for name, held in client.cookies.items())
+        headers.append((b"cookie", cookie.encode()))
+    scope = {"type": "websocket", "path": "/ws/console/", "query_string": b"", "headers": headers, "subprotocols": []}
+    return Socket(application, scope)
+
+
+async def joined(person: User) -> Socket:
+    socket = await sync_to_async(socket_of)(person)
+    assert await socket.connect()
+    return socket
+
+
+async def test_a_snapshot_comes_first_and_then_what_changed(console: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "POLL_S", 0.1)
+    socket = await joined(console.teammate)
+    first = await socket.ask("version:digits:4")
+    assert (first["type"], first["seq"], first["data"]["status"]) == ("snapshot", 1, "validating")
+    await sync_to_async(ValidationRun.objects.update)(checks=checks(until=3, last="failed", message="no"))
+    second = await socket.hear()
+    assert (second["type"], second["seq"]) == ("delta", 2)
+    assert set(second["data"]) == {"stamps"}
+    await socket.disconnect()
+
+
+@pytest.mark.parametrize("topic", ["dashboard", "fleet", "endpoint:digits", "version:digits:1"])
+async def test_every_topic_gives_a_snapshot(console: Any, topic: str) -> None:
+    socket = await joined(console.owner)
+    answer = await socket.ask(topic)
+    assert answer["type"] == "snapshot", answer
+    assert answer["data"]["stamps"]
+    await socket.disconnect()
+
+
+async def test_the_endpoint_topic_has_the_traffic_of_five_minutes(console: Any) -> None:
+    socket = await joined(console.owner)
+    data = (await socket.ask("endpoint:digits"))["data"]
+    assert len(data["points"]) > 250
+    version, rate, p50, p99 = data["points"][10]["rows"][0]
+    assert version == 1
+    assert rate > 100
+    assert 0 < p50 <= p99
+    assert data["rps"] > 100
+    await socket.disconnect()
+
+
+@pytest.mark.parametrize(
+    "topic",
+    [
+        "endpoint:digits",
+        "version:digits:1",
+        "version:digits:x",
+        "version:digits:",
+        "endpoint:",
+        "nonsense",
+        "",
+        "version:digits:²",
+    ],
+)
+async def test_what_one_may_not_see_is_not_there(console: Any, topic: str) -> None:
+    socket = await joined(console.stranger)
+    answer = await socket.ask(topic)
+    assert (answer["type"], answer["code"]) == ("error", "not_found")
+    await socket.disconnect()
+
+
+async def test_nobody_without_a_session_is_let_in(console: Any) -> None:
+    socket = socket_of(None)
+    await socket.connect()
+    output = await socket.receive_output(10)
+    assert (output["type"], output["code"]) == ("websocket.close", SESSION_ENDED)
+
+
+async def test_a_foreign_page_is_not_let_in(console: Any) -> None:
+    socket = await sync_to_async(socket_of)(console.owner, "http://evil.example")
+    assert not await socket.connect()
+
+
+@pytest.mark.parametrize("text", ["", "nonsense", "[]", "1", '{"type": "subscribe"}', "x" * 5000])
+async def test_unreadable_messages_are_answered(console: Any, text: str) -> None:
+    socket = await joined(console.owner)
+    await socket.say(text)
+    assert (await socket.hear())["type"] == "error"
+    assert (await socket.ask("dashboard"))["type"] == "snapshot"
+    await socket.disconnect()
+
+
+async def test_topics_are_bounded(console: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumers, "MAX_TOPICS", 2)
+    monkeypatch.setattr(hub, "POLL_S", 60)
+    socket = await joined(console.owner)
+    kinds = [(await socket.ask(f"version:digits:{number}"))["type"] for number in (1, 2, 2, 3)]
+    assert kinds == ["snapshot", "snapshot", "snapshot", "error"]
+    await socket.disconnect()
+
+
+async def test_a_role_that_is_taken_away_ends_what_it_let_one_see(
+    console: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consumers, "RECHECK_S", 0.1)
+    socket = await joined(console.teammate)
+    await socket.ask("version:digits:1")
+    await sync_to_async(Membership.objects.filter(user=console.teammate).delete)()
+    answer = await socket.hear()
+    assert (answer["type"], answer["code"]) == ("error", "forbidden")
+    await socket.disconnect()
+
+
+async def test_a_deactivated_person_is_let_go(console: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumers, "RECHECK_S", 0.1)
+    socket = await joined(console.teammate)
+    await socket.ask("dashboard")
+    await sync_to_async(User.objects.filter(pk=console.teammate.pk).update)(is_active=False)
+    output = await socket.receive_output(10)
+    assert (output["type"], output["code"]) == ("websocket.close", SESSION_ENDED)
+
+
+def test_people_with_the_same_teams_share_a_poll_and_others_do_not(console: Any) -> None:
+    keys = {name: feed_of(console.actor(name), "dashboard").key for name in ("owner", "teammate", "stranger", "root")}
+    assert keys["owner"] == keys["teammate"]
+    assert len({keys["owner"], keys["stranger"], keys["root"]}) == 3
+
+
+def test_a_person_without_a_role_follows_nothing(console: Any) -> None:
+    Membership.objects.filter(user=console.teammate).delete()
+    with pytest.raises(Forbidden):
+        feed_of(console.actor("teammate"), "dashboard")
+    with pytest.raises(NotFound):
+        feed_of(console.actor("stranger"), "endpoint:digits")
