@@ -29,7 +29,7 @@ _PRIMS = {
     for name in ("broadcast_in_dim", "collapse_view", "convert_element_type", "iota", "split_dim", "squeeze", "var")
 }
 # Of the private operators only those that torch.export and its decompositions write for models.
-_PRIVATE = frozenset(
+PRIVATE = frozenset(
     [
         "_adaptive_avg_pool2d",
         "_adaptive_avg_pool3d",
@@ -124,5 +124,5 @@ def is_allowed(target: str) -> bool:
     if name in _SYM_STORAGE:
         return True
     if name.startswith("_"):
-        return name in _PRIVATE
+        return name in PRIVATE
     return not _DENIED.fullmatch(name)

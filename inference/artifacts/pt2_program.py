@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
+from msgspec import UNSET
 
 from inference.artifacts import pt2_expressions as expressions
 from inference.artifacts import pt2_schema as schema
@@ -26,7 +27,11 @@ REMEDY = "Export it again with torch.export.save(torch.export.export(model.eval(
 TENSORS = (
     "Wrap the model so that forward takes tensors and returns a tensor, a tuple or a dict of tensors; export again."
 )
+STATELESS = "Call model.eval() before the export, and keep no state in the model."
 PLAIN = "Export a model of plain tensors only."
+_IN_PLACE = re.compile(r"torch\.ops\.aten\.[a-z0-9_]*[a-z0-9]_\..*")
+_BATCH_NORM = re.compile(r"torch\.ops\.aten\.(cudnn_)?batch_norm\.")
+_DROPOUT = re.compile(r"torch\.ops\.aten\.[a-z_]*dropout\.")
 _SYMBOL = re.compile(r"[a-z]{1,4}\d{1,6}")
 T = TypeVar("T", bound=msgspec.Struct)
 _OUTPUTS = {
@@ -53,6 +58,7 @@ def check(document: schema.ExportedProgram) -> Signature:
             _refuse("the program has a size without sensible bounds", REMEDY)
     _walk(document.graph_module.graph)
     _walk(document.graph_module.signature)
+    _check_state(document.graph_module)
     return _signature(document)
 
 
@@ -71,10 +77,14 @@ def check_parameters(
 
 def notes(document: schema.ExportedProgram) -> list[str]:
     """What a person should know of a program that is served."""
-    signature = _signature(document)
-    if not signature.max_batch_size:
-        return ["The first dimension is fixed; export with dynamic_shapes to let requests be batched."]
-    return []
+    found = []
+    if not _signature(document).max_batch_size:
+        found.append("The first dimension is fixed; export with dynamic_shapes to let requests be batched.")
+    if any(_DROPOUT.match(node.target) and _is_true(node, "train") for node in document.graph_module.graph.nodes):
+        found.append(
+            "Its dropout is on, so answers are random; call model.eval() before the export if you mean it not."
+        )
+    return found
 
 
 def root_call(module: schema.GraphModule) -> schema.ModuleCallSignature:
@@ -141,6 +151,25 @@ def _visit(item: msgspec.Struct) -> None:
     rule = _RULES.get(type(item))
     if rule is not None:
         rule(item)
+
+
+def _check_state(module: schema.GraphModule) -> None:
+    kept = {
+        spec.arg.name
+        for item in module.signature.input_specs
+        for spec in (item.parameter, item.buffer, item.tensor_constant)
+        if spec is not UNSET
+    }
+    for node in module.graph.nodes:
+        first = node.inputs[0].arg.as_tensor if node.inputs else UNSET
+        if _IN_PLACE.fullmatch(node.target) and isinstance(first, schema.TensorArgument) and first.name in kept:
+            _refuse(f"the program {_OUTPUTS['buffer_mutation']}", STATELESS)
+        if _BATCH_NORM.match(node.target) and _is_true(node, "training"):
+            _refuse("the program was exported in training mode (its batch normalisation learns)", STATELESS)
+
+
+def _is_true(node: schema.Node, argument: str) -> bool:
+    return any(item.name == argument and item.arg.as_bool is True for item in node.inputs)
 
 
 def _union(item: schema.Union) -> None:
@@ -265,7 +294,7 @@ def _output_names(module: schema.GraphModule) -> list[str]:
     for spec in module.signature.output_specs:
         kind, _ = schema.chosen(spec)
         if kind in _OUTPUTS:
-            _refuse(f"the program {_OUTPUTS[kind]}", "Call model.eval() before the export, and keep no state in it.")
+            _refuse(f"the program {_OUTPUTS[kind]}", STATELESS)
         if isinstance(spec.user_output, schema.UserInput):
             names.append(_tensor_name(spec.user_output.arg, "gives"))
     return names

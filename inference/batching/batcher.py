@@ -46,7 +46,7 @@ class Bounds:
 
 @dataclass(slots=True)
 class Statistics:
-    """Sums since the start. cancelled, expired: never executed. sizes: rows of a batch -> how many such batches ran."""
+    """Sums since the start. cancelled: dropped before they ran. sizes: rows of a batch -> how many such batches ran."""
 
     requests: int = 0
     rows: int = 0

@@ -25,6 +25,7 @@ from granian.server.embed import Server
 
 from inference.config import BadSetting, GatewayConfig, gateway_config
 from inference.errors import Draining
+from inference.gateway import sockets
 from inference.gateway import table as tables
 from inference.gateway.app import App
 from inference.gateway.connections import Pool
@@ -40,8 +41,6 @@ BACKLOG = 4096
 MAX_CONNECTIONS = 20_000
 SPARE_FILES = 128
 LINGER_S = 1.0
-KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
-USER_TIMEOUT_MS = 60_000
 _PR_SET_PDEATHSIG = 1
 _log = logging.getLogger("inference.gateway")
 
@@ -87,7 +86,7 @@ async def serve(config: GatewayConfig) -> None:
     for task in work:
         task.add_done_callback(lambda done: _failed(done, stop))
     await asyncio.sleep(0)
-    _watch_peers(config.port)
+    sockets.watch_peers(config.port)
     _log.info("listening on http://%s:%s", config.host, config.port)
     await stop.wait()
     await _drain(plane, streams, server, serving, config.drain_s)
@@ -160,22 +159,6 @@ def _raise_file_limit() -> int:
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             soft = hard
     return soft if soft > 0 else MAX_CONNECTIONS
-
-
-def _watch_peers(port: int) -> None:
-    """Has the kernel close connections whose peer is gone; accepted sockets inherit it from the listener.
-
-    granian opens the listener itself and hands it to nobody, so it is looked up among this process's descriptors.
-    """
-    for name in os.listdir("/proc/self/fd") if sys.platform == "linux" else []:  # noqa: PTH208 (names are numbers)
-        with contextlib.suppress(OSError):
-            found = socket.socket(fileno=os.dup(int(name)))
-            with found:
-                if found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) and found.getsockname()[1] == port:
-                    found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                    for option, value in KEEPALIVE:
-                        found.setsockopt(socket.IPPROTO_TCP, option, value)
-                    found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
 
 
 def _die_with_parent(parent: int) -> None:

@@ -27,7 +27,7 @@ from inference.errors import (
     Unauthenticated,
     Unsupported,
 )
-from inference.gateway import calls, codec
+from inference.gateway import calls, codec, sockets
 from inference.gateway.dataplane import DataPlane, Done
 from inference.gateway.deadlines import Ticket
 from inference.gateway.rest import Given, Receive, credential_of, timeout_of
@@ -41,6 +41,7 @@ MAX_BINARY_BYTES = 16 << 20
 PING_S = 20.0
 IDLE_S = 600.0
 STALL_S = 30.0
+CLOSE_S = 5.0
 BEAT_S = 1.0
 OPEN_S = 30.0
 _EMPTY = memoryview(b"")
@@ -101,6 +102,8 @@ class _Stream:
         self.closing = False
         self.heard = self.pinged = time.monotonic()
         self.sending_since = 0.0
+        self.closed_at = 0.0
+        self.peer: sockets.Peer | None = None
         self.task: asyncio.Task[Any] | None = None
         self.tickets: dict[str, Ticket] = {}
         self._send = send
@@ -120,7 +123,8 @@ class _Stream:
                     return
                 self.heard = time.monotonic()
                 await self._room.wait()
-                await self._frame(message)
+                if not self.closing:
+                    await self._frame(message)
                 self.heard = time.monotonic()
                 if self.closing:
                     return
@@ -234,15 +238,29 @@ class _Stream:
                 self.sending_since = 0.0
 
     async def close(self, code: int, reason: str = "") -> None:
-        if not self.closing:
+        """Begins the closing handshake; whatever waits to be sent after this is dropped."""
+        if asyncio.current_task() is self.task:  # nothing is pending in receive(), the server's own close will do
             await self.send({"type": "websocket.close", "code": code, "reason": reason})
-            self.cut()
+            self.closing = True
+        elif await self.retire() and self.peer is not None:
+            sockets.close({self.peer: sockets.close_frame(code, reason)})
+
+    async def retire(self) -> bool:
+        """Stops sending, as soon as what is being sent is out; False when that was so already."""
+        async with self._lock:
+            if self.closing:
+                return False
+            self.closing = True
+            self.closed_at = time.monotonic()
+            self._room.set()
+            return True
 
     def cut(self) -> None:
-        """Ends the connection's task, whatever it waits for."""
+        """Ends the connection, whatever waits on it."""
         self.closing = True
-        if self.task is not None and self.task is not asyncio.current_task():
-            self.task.cancel()
+        self._room.set()
+        if self.peer is not None:
+            sockets.cut({self.peer})
 
     # -- life ------------------------------------------------------------------------------------------------------
 
@@ -252,6 +270,8 @@ class _Stream:
             if now - self.sending_since > STALL_S:
                 self.cut()
             return None
+        if self.closed_at and now - self.closed_at > CLOSE_S:
+            self.cut()
         if self.closing or not self._room.is_set():
             return None
         silent_s = now - self.heard
@@ -269,7 +289,7 @@ class _Stream:
         await self.send({"type": "websocket.send", "text": '{"type":"draining"}'})
         while self._tasks:
             await asyncio.wait(list(self._tasks))
-        await self.close(1012, "the server is restarting")
+        await self.retire()
 
 
 class Streams:
@@ -313,13 +333,11 @@ class Streams:
         stream.sticky = session.decode("latin-1") if session else caller.id or request_id
         stream.pings = PROTOCOL in offered
         stream.task = asyncio.current_task()
+        stream.peer = sockets.peer_of(scope.get("client"))
         await send({"type": "websocket.accept", "subprotocol": PROTOCOL if stream.pings else None})
         self._open.add(stream)
         try:
             await stream.run(receive)
-        except asyncio.CancelledError:
-            if not stream.closing:
-                raise
         finally:
             self._open.discard(stream)
 
@@ -336,7 +354,14 @@ class Streams:
                     errand.add_done_callback(self._errands.discard)
 
     async def drain(self) -> None:
-        await asyncio.gather(*(stream.drain() for stream in list(self._open)), return_exceptions=True)
+        """Tells every client, lets what is under way finish, and closes all of them."""
+        streams = list(self._open)
+        await asyncio.gather(*(stream.drain() for stream in streams), return_exceptions=True)
+        frame = sockets.close_frame(1012, "the server is restarting")
+        sockets.close({stream.peer: frame for stream in streams if stream.peer is not None})
+        end = time.monotonic() + 1.0
+        while self._open and time.monotonic() < end:  # noqa: ASYNC110 (each leaves by itself)
+            await asyncio.sleep(0.02)
 
 
 def _credential(given: Given, offered: list[str]) -> str:

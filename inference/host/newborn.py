@@ -106,4 +106,5 @@ def _settle(work_dir: str) -> None:
     os.umask(0o077)
     os.chdir(work_dir)
     os.environ["HOME"] = os.environ["TMPDIR"] = work_dir
-    tempfile.tempdir = None  # an import may have asked for it before the fork
+    # Some library asked for it while it was imported, and it is remembered.
+    tempfile.tempdir = None

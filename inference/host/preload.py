@@ -32,6 +32,13 @@ MODULES = (
     "transformers.models.bert.configuration_bert",
     "transformers.models.bert.modeling_bert",
     "uvloop",
+    # Late imports of the child, so that a load begins with loading.
+    "inference.models.on_torch.export",
+    "inference.models.on_torch.hf_encoder",
+    "inference.models.on_torch.torchscript",
+    "inference.models.on_jax.export",
+    "inference.models.on_onnx.session",
+    "inference.replica.validation",
     ENTRY,
 )
 

@@ -94,6 +94,13 @@ class Walls:
     def describe(self) -> dict[str, object]:
         return asdict(self)
 
+    def words(self) -> str:
+        """One line for a person who reads the report."""
+        if not self.seccomp:
+            return "without a sandbox (SERINUS_SANDBOX=off)"
+        network = "own network" if self.network_namespace else "no new sockets"
+        return f"sandboxed: Landlock {self.landlock_abi}, system call filter, {network}, no privileges"
+
 
 def is_switched_off(env: Mapping[str, str] = os.environ) -> bool:
     """SERINUS_SANDBOX=off: for kernels without Landlock, where only trusted people upload. `doctor` warns of it."""

@@ -73,6 +73,8 @@ class Runner:
         rows = tensors.rows_of(self.signature, inputs)
         size = tensors.bucket_for(self.signature, rows) if batched else rows
         outputs = self._forward(tensors.pad(inputs, size) if size > rows else inputs)
+        if batched:
+            self._check_rows(outputs, size)
         if size > rows:
             outputs = tensors.split(outputs, [rows])[0]
         self._count(outputs, rows, size - rows)
@@ -129,6 +131,14 @@ class Runner:
         finally:
             self.busy_since = None
             self.measures.busy_s += time.monotonic() - started
+
+    def _check_rows(self, outputs: Arrays, rows: int) -> None:
+        """A model that gives back other rows than it was given would hand one caller's answer to another."""
+        for name, array in outputs.items():
+            if not array.ndim or array.shape[0] != rows:
+                self.measures.failures += 1
+                log.error("output %s has shape %s for a batch of %d", name, array.shape, rows)
+                raise ModelFailed
 
     def _count(self, outputs: Arrays, rows: int, padded: int) -> None:
         self.measures.runs += 1

@@ -36,7 +36,10 @@ def _database(url: str) -> dict[str, object]:
         "CONN_MAX_AGE": 0,
         "CONN_HEALTH_CHECKS": True,
         # Without a short reconnect_timeout the pool backs off for up to a minute after the database is back.
-        "OPTIONS": {"connect_timeout": 3, "pool": {"min_size": 0, "max_size": 8, "timeout": 5, "reconnect_timeout": 1.5}},
+        "OPTIONS": {
+            "connect_timeout": 3,
+            "pool": {"min_size": 0, "max_size": 8, "timeout": 5, "reconnect_timeout": 1.5},
+        },
     }
 
 

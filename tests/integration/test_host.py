@@ -122,8 +122,9 @@ def test_nothing_outlives_a_killed_supervisor_and_its_successor_brings_all_back(
         host.wait_ready("b")
         family = host.family()
         assert len(family) == 4  # fork server, two replicas, an orphan-to-be in a session of its own
+        children = [process for process in family if process.name() != "sleep"]
         host.kill()
-        assert all_gone([process for process in family if process.name() != "sleep"], 2.0)
+        assert all_gone(children, 2.0)
         host.start(standby=False)
         began = time.monotonic()
         assert host.wait_ready("a").restarts == 0  # from wanted.json: nobody told this supervisor anything

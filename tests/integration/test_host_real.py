@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import signal
-import socket
 import struct
 import sys
 import tempfile
@@ -17,12 +15,13 @@ import psutil
 import pytest
 
 from inference.host.preload import ENTRY
-from inference.protocol.frames import Decoder, encode
-from inference.protocol.messages import Answer, Fault, FromReplica, Hello, Infer, TensorHeader
+from inference.protocol.frames import encode
+from inference.protocol.messages import Fault, Hello, Infer, TensorHeader
 from inference.protocol.oip import Signature, TensorSpec
 from inference.protocol.status import ReplicaPhase
-from inference.protocol.supervision import FileRef, ReplicaSpec, ValidationSpec
-from tests.support.hosts import Host, find, running
+from inference.protocol.supervision import ReplicaSpec, ValidationSpec
+from tests.support.hosts import Host, find, running, stored
+from tests.support.lines import Line
 
 SIGNATURE = Signature(
     [TensorSpec("input", "FP32", [-1, 4])], [TensorSpec("output", "FP32", [-1, 4])], max_batch_size=32
@@ -36,16 +35,6 @@ def host() -> Iterator[Host]:
         yield one
 
 
-def stored(host: Host, plan: bytes) -> list[FileRef]:
-    digest = hashlib.sha256(plan).hexdigest()
-    blob = host.data / "artifacts" / "blobs" / digest[:2] / digest
-    blob.parent.mkdir(parents=True, exist_ok=True)
-    if not blob.exists():
-        blob.write_bytes(plan)
-        blob.chmod(0o444)
-    return [FileRef("echo.json", len(plan), digest)]
-
-
 def echo(
     host: Host, name: str, plan: bytes = b'{"factor": 2.0}', generation: int = 1, **settings: object
 ) -> ReplicaSpec:
@@ -57,44 +46,15 @@ def echo(
         digest="0" * 64,
         format="echo",
         tier="data",
-        files=stored(host, plan),
+        files=stored(host, {"echo.json": plan}),
         signature=SIGNATURE,
         settings=settings,
     )
 
 
-class Line:
-    """A gateway's connection to a replica, blocking."""
-
-    def __init__(self, address: str) -> None:
-        self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(20)
-        self.sock.connect(address.removeprefix("unix:"))
-        self.decoder: Decoder[FromReplica] = Decoder(FromReplica)
-
-    def __enter__(self) -> Line:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.sock.close()
-
-    def hear(self) -> tuple[FromReplica, bytes]:
-        while True:
-            data = self.sock.recv(1 << 16)
-            if not data:
-                raise ConnectionError("the replica hung up")
-            for message, body in self.decoder.feed(data):
-                return message, bytes(body)
-
-    def ask(self, *values: float, timeout_ms: int = 10_000) -> tuple[float, ...] | Fault:
-        body = struct.pack("<4f", *values)
-        infer = Infer(7, timeout_ms, [TensorHeader("input", "FP32", [1, 4], len(body))])
-        self.sock.sendall(encode(infer, body))
-        message, answer = self.hear()
-        if isinstance(message, Fault):
-            return message
-        assert isinstance(message, Answer)
-        return struct.unpack("<4f", answer)
+def ask(line: Line, *values: float) -> tuple[float, ...] | Fault:
+    answer = line.ask(TensorHeader("input", "FP32", [1, 4], 16), struct.pack("<4f", *values))
+    return answer if isinstance(answer, Fault) else struct.unpack("<4f", answer[1])
 
 
 def test_a_prediction_through_the_supervisors_listener(host: Host) -> None:
@@ -104,7 +64,7 @@ def test_a_prediction_through_the_supervisors_listener(host: Host) -> None:
         hello, _ = line.hear()
         assert isinstance(hello, Hello)
         assert (hello.replica, hello.generation) == ("p", 1)
-        assert line.ask(1, 2, 3, 4) == (2, 4, 6, 8)
+        assert ask(line, 1, 2, 3, 4) == (2, 4, 6, 8)
     assert host.client.look().replicas[0].memory_bytes > 0
 
 
@@ -115,7 +75,7 @@ def test_a_killed_replica_answers_again_without_anybody_doing_anything(host: Hos
     began = time.monotonic()
     with Line(first.address) as line:  # waits in the backlog meanwhile
         line.hear()
-        assert line.ask(1, 2, 3, 4) == (2, 4, 6, 8)
+        assert ask(line, 1, 2, 3, 4) == (2, 4, 6, 8)
     assert time.monotonic() - began < 10
     assert host.wait_ready("k").restarts == 1
 
@@ -139,13 +99,13 @@ def test_a_forward_pass_that_hangs_costs_the_caller_one_error_and_the_replica_it
     first = host.wait_ready(f"h-{kind}", timeout_s=20.0)
     with Line(first.address) as line:
         line.hear()
-        answer = line.ask(13, 0, 0, 0)
+        answer = ask(line, 13, 0, 0, 0)
         assert isinstance(answer, Fault)
     second = host.wait_ready(f"h-{kind}", not_pid=first.pid, timeout_s=20.0)
     assert "a forward pass took longer than 1 s" in second.message
     with Line(second.address) as line:
         line.hear()
-        assert line.ask(1, 2, 3, 4) == (1, 2, 3, 4)
+        assert ask(line, 1, 2, 3, 4) == (1, 2, 3, 4)
 
 
 def test_what_is_under_way_is_answered_when_a_replica_drains(host: Host) -> None:
@@ -177,12 +137,12 @@ def test_real_replicas_die_with_their_fork_server_and_with_their_supervisor(tmp_
         os.kill(second.pid, signal.SIGSTOP)
         family = host.family()
         host.kill()
-        gone, alive = psutil.wait_procs(family, timeout=2.0)
+        _, alive = psutil.wait_procs(family, timeout=2.0)
         assert not alive
 
 
 def verdict(host: Host, run: str, plan: bytes, **settings: object) -> tuple[str, str, str, dict[str, str]]:
-    files = stored(host, plan)
+    files = stored(host, {"echo.json": plan})
     host.client.converge([], [ValidationSpec(run, 1, "echo", 1, "0" * 64, "data", files, settings)])
     seen = host.wait_verdict(run, timeout_s=40.0)
     return seen.state, seen.reason, seen.remedy, {check.name: check.state for check in seen.checks}

@@ -16,7 +16,7 @@ HEAVY = (
     "--entry",
     "tests.support.computing_entry",
     "--preload",
-    ",".join((*MODULES[:-1], "tests.support.computing_entry")),
+    ",".join((*MODULES, "tests.support.computing_entry")),
 )
 
 

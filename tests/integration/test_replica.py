@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -95,7 +94,7 @@ class Replica:
         ours, theirs = socket.socketpair()
         fds = (theirs.fileno(), self.listener.fileno())
         message = msgspec.msgpack.encode(self.message).hex()
-        environment = {"PYTHONPATH": os.getcwd(), "OPENBLAS_NUM_THREADS": "1", "DATABASE_URL": "secret"}
+        environment = {"PYTHONPATH": str(Path.cwd()), "OPENBLAS_NUM_THREADS": "1", "DATABASE_URL": "secret"}
         command = [sys.executable, "-c", START, message, *map(str, fds)]
         with (self.root / "log").open("ab") as log:
             self.process = subprocess.Popen(command, pass_fds=fds, env=environment, stderr=log)
@@ -356,3 +355,15 @@ def test_what_a_request_allocates_without_bound_is_a_fault_not_the_end(tmp_path)
     replica.close()
     assert found[1][0].code == "out_of_memory"
     assert found[2][1] == [5, 5]
+
+
+def test_the_kernel_ends_a_pass_that_hangs_without_letting_python_run():
+    # PyDLL keeps the interpreter's lock, so that no watchdog written in Python could act.
+    body = """
+import ctypes, types
+from inference.replica.entry import _watched
+runner = types.SimpleNamespace(run_isolated=lambda requests: ctypes.PyDLL(None).sleep(30))
+_watched(runner, 0.2)([{}])
+"""
+    done = subprocess.run([sys.executable, "-c", body], env={"PYTHONPATH": str(Path.cwd())}, timeout=20, check=False)
+    assert done.returncode == -signal.SIGALRM

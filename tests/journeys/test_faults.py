@@ -131,12 +131,12 @@ def test_row_6_a_frozen_agent_loses_its_lease_and_resurrects_nothing(whole: Hous
         os.kill(pid, signal.SIGSTOP)
         try:
             until("its lease lapses", lambda: not _alive(whole), 25, 0.5)
-            whole.cli("scale", "echo:1", "2")
+            whole.scale("echo", 1, 2)
             time.sleep(8)
         finally:
             os.kill(pid, signal.SIGCONT)
         one_ready(whole, count=2)
-        whole.cli("scale", "echo:1", "1")
+        whole.scale("echo", 1, 1)
         one_ready(whole)
     assert not load.failed, load.explain()
     until("one process", lambda: len([s for s in supervisor_sees(whole) if s.address]) == _wanted(whole), 15)
@@ -153,13 +153,13 @@ def test_row_7_a_dead_broker_fails_no_prediction_and_commands_land_after_it(whol
         time.sleep(15)
         whole.up_again("valkey")
         until("valkey answers", lambda: _valkey(whole).ping(), 10)
-        whole.cli("scale", "echo:1", "2")
+        whole.scale("echo", 1, 2)
         started = time.monotonic()
         until("the second replica is asked for", lambda: len(supervisor_sees(whole)) >= 2, 15)
         landed_s = time.monotonic() - started
     assert not load.failed, load.explain()
     assert landed_s < 10
-    whole.cli("scale", "echo:1", "1")
+    whole.scale("echo", 1, 1)
 
 
 class _Quiet:

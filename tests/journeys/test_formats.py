@@ -139,15 +139,12 @@ def test_an_uploaded_model_answers_like_its_framework(house: House, tmp_path: Pa
             if case == "minilm":
                 assert (got[name] * value).sum(axis=1).min() >= 0.9999, door.__name__
             np.testing.assert_allclose(got[name], value, atol=1e-5, err_msg=f"{case} {door.__name__} {name}")
-    house.cli("scale", f"{case}:{version['number']}", "0")
+    house.scale(case, version["number"], 0)
 
 
 def approved(house: House, name: str, number: int) -> dict[str, Any]:
-    house.cli("approve", name, str(number))
-    from serinus.control import Control
-
-    control = Control(url=house.console_url, key=house.key)
-    found: dict[str, Any] = control.wait_version(name, number, lambda _: None, 120)
+    house.ok("POST", f"/api/models/{name}/versions/{number}/approve/", {})
+    found: dict[str, Any] = house.control.wait_version(name, number, lambda _: None, 120)
     return found
 
 

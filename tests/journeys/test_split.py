@@ -26,7 +26,7 @@ def digits(house: House, tmp_path_factory: pytest.TempPathFactory) -> str:
         version = house.upload("digits", folder / framework)
         assert (version["number"], version["status"]) == (number, "ready")
         house.deploy("digits", number)
-    house.cli("split", "digits", "1=90", "2=10")
+    house.split("digits", v1=9000, v2=1000)
     return "digits"
 
 
@@ -55,7 +55,7 @@ def test_the_split_is_kept_and_moved(house: House, digits: str) -> None:
     until("the table has both", lambda: len(count(house, digits)) == 2, 20, 0.5)
     seen = count(house, digits)
     assert 0.04 < seen["2"] / TRIES < 0.18, seen
-    house.cli("split", digits, "1=50", "2=50")
+    house.split(digits, v1=5000, v2=5000)
     until("gateways see the new split", lambda: count(house, digits)["2"] > TRIES * 0.35, 20, 0.2)
     seen = count(house, digits)
     assert 0.4 < seen["2"] / TRIES < 0.6, seen
@@ -67,11 +67,11 @@ def test_a_session_stays_with_its_version_when_the_other_grows(house: House, dig
             house.infer(digits, digit(), **{"X-Session-Id": f"sticky{n}"}).headers["X-Model-Version"] for n in range(40)
         ]
 
-    house.cli("split", digits, "1=80", "2=20")
+    house.split(digits, v1=8000, v2=2000)
     until("it settles", lambda: count(house, digits, "settle")["2"] < TRIES * 0.3, 20, 0.2)
     before = versions()
     assert before == versions()
-    house.cli("split", digits, "1=40", "2=60")
+    house.split(digits, v1=4000, v2=6000)
     until("it moved", lambda: count(house, digits, "settle")["2"] > TRIES * 0.45, 20, 0.2)
     after = versions()
     assert all(new == "2" for old, new in zip(before, after, strict=True) if old == "2")

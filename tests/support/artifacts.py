@@ -15,6 +15,7 @@ import numpy as np
 
 Arrays = dict[str, Any]
 Reference = Callable[[Arrays], Arrays]
+Maker = Callable[[Path], Reference]
 WEIGHT = np.random.default_rng(3).standard_normal((6, 3)).astype(np.float32)
 CLASSES = ["calm", "glad", "sad"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import signal
@@ -19,7 +20,7 @@ from inference.errors import ServerError
 from inference.host.client import SupervisorClient
 from inference.protocol.oip import Signature
 from inference.protocol.status import ReplicaPhase
-from inference.protocol.supervision import ReplicaSeen, ReplicaSpec, Seen, ValidationSeen, ValidationSpec
+from inference.protocol.supervision import FileRef, ReplicaSeen, ReplicaSpec, Seen, ValidationSeen, ValidationSpec
 
 ROOT = Path(__file__).parents[2]
 LIGHT = ("--entry", "tests.support.child_entry", "--preload", "tests.support.child_entry")
@@ -45,6 +46,20 @@ def spec(name: str = "a", generation: int = 1, **more: object) -> ReplicaSpec:
 
 def validation(run: str = "r", lease: int = 1, act: str = "pass") -> ValidationSpec:
     return ValidationSpec(run, lease, "m", 1, "0" * 64, "data", [], {"act": act})
+
+
+def stored(host: Host, files: dict[str, bytes]) -> list[FileRef]:
+    """Put `files` (path -> content) into the host's store, as an upload would."""
+    refs = []
+    for path, data in files.items():
+        digest = hashlib.sha256(data).hexdigest()
+        blob = host.data / "artifacts" / "blobs" / digest[:2] / digest
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        if not blob.exists():
+            blob.write_bytes(data)
+            blob.chmod(0o444)
+        refs.append(FileRef(path, len(data), digest))
+    return refs
 
 
 class Host:

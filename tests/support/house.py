@@ -16,6 +16,10 @@ from typing import Any
 
 import httpx
 
+from serinus.commands.traffic import wait_ready
+from serinus.control import Control
+from serinus.uploads import send
+
 REPO = Path(__file__).resolve().parents[2]
 PASSWORD = "correct horse battery"
 
@@ -128,19 +132,32 @@ class House:
             assert done.returncode == 0, f"{words}: {done.stdout[-1500:]}\n{done.stderr[-1500:]}"
         return done
 
-    def upload(self, name: str, path: Path, *options: str, check: bool = True) -> dict[str, Any]:
-        done = self.cli("upload", name, str(path), "--json", *options, check=False, timeout=180)
-        if check:
-            assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-        found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    @property
+    def control(self) -> Control:
+        return Control(url=self.console_url, key=self.key)
+
+    def upload(self, name: str, path: Path, **settings: Any) -> dict[str, Any]:
+        """Sends a file or folder as the command line does; the version when validation has ended."""
+        control = self.control
+        made = send(control, name, path, settings=settings, alias="", screen=None)
+        found: dict[str, Any] = control.wait_version(name, made["number"], lambda _: None, 120)
         return found
 
     def deploy(self, name: str, number: int, *, endpoint: str = "", replicas: int = 1) -> dict[str, Any]:
-        words = ["deploy", f"{name}:{number}", "--replicas", str(replicas), "--json"]
-        if endpoint:
-            words += ["--endpoint", endpoint]
-        found: dict[str, Any] = json.loads(self.cli(*words).stdout)
+        body = {"name": endpoint or name, "model": name, "version": number, "replicas": replicas}
+        self.ok("POST", "/api/endpoints/", body)
+        found: dict[str, Any] = wait_ready(self.control, endpoint or name, number, 60)
         return found
+
+    def scale(self, name: str, number: int, replicas: int) -> None:
+        rows = self.control.pages("/api/deployments/")
+        wish = next(row for row in rows if (row["model"], row["version"]) == (name, number))
+        self.ok("PUT", f"/api/deployments/{wish['id']}/scale/", {"replicas": replicas})
+
+    def split(self, endpoint: str, **shares_bp: int) -> None:
+        """split("digits", v1=9000, v2=1000)"""
+        weights = {name[1:]: share for name, share in shares_bp.items()}
+        self.ok("PUT", f"/api/endpoints/{endpoint}/weights/", {"weights": weights})
 
     # --- the data plane ------------------------------------------------------------------------------------------
     def infer(self, endpoint: str, body: Any, *, key: str | None = None, **headers: str) -> httpx.Response:
@@ -150,7 +167,11 @@ class House:
 
     def serves(self, endpoint: str, body: Any, timeout_s: float = 30) -> None:
         """Waits until the endpoint answers 200: the table reaches gateways a moment after the API says ready."""
-        until(f"{endpoint} answers", lambda: self.infer(endpoint, body).status_code == 200, timeout_s, 0.1)
+        end = time.monotonic() + timeout_s
+        while (answer := self.infer(endpoint, body)).status_code != 200:
+            assert answer.status_code in {404, 503}, answer.text
+            assert time.monotonic() < end, answer.text
+            time.sleep(0.1)
 
     # --- parts ---------------------------------------------------------------------------------------------------
     def remote(self) -> Any:

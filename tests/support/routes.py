@@ -23,7 +23,7 @@ ANY = None  # whoever is known may
 class Call:
     """One method of a route. needs: the right in the thing's team (ANY: none); superuser: only they may.
 
-    ok: what a caller with the right may get; 4xx other than 401/403 may follow from the state of things.
+    With the right, 4xx other than 401 and 403 may still follow from the state of things.
     """
 
     needs: Verb | None = ANY
@@ -35,13 +35,18 @@ class Call:
 class Route:
     """methods: those that there are (HEAD and OPTIONS follow). scoped: what it names belongs to team `red`.
 
-    public: no login needed. page: anonymous callers are sent to the login page instead of getting a 401.
+    public: no login needed. page: for sessions, with forms; anonymous callers are sent to the login page.
     """
 
     methods: dict[str, Call] = field(default_factory=dict)
     scoped: bool = False
     public: bool = False
     page: bool = False
+
+
+def _post(needs: Verb, body: dict[str, Any] | None = None) -> Route:
+    """A form of the console that changes something of team `red`."""
+    return Route({"POST": Call(needs, body or {})}, scoped=True, page=True)
 
 
 GET = {"GET": Call()}
@@ -97,7 +102,7 @@ ROUTES: dict[str, Route] = {
     "/api/replicas/": Route(GET),
     "/api/replicas/<pk>/": Route(GET, scoped=True),
     "/api/replicas/<pk>/restart/": Route({"POST": Call(Verb.OPERATE, {})}, scoped=True),
-    "/api/deployments/": Route(GET),
+    "/api/deployments/": Route({**GET, "POST": Call(Verb.DEPLOY, {"model": "digits", "version": 1, "replicas": 2})}),
     "/api/deployments/<pk>/": Route(GET, scoped=True),
     "/api/deployments/<pk>/scale/": Route({"PUT": Call(Verb.DEPLOY, {"replicas": 1})}, scoped=True),
     # endpoints
@@ -106,8 +111,49 @@ ROUTES: dict[str, Route] = {
     "/api/endpoints/<name>/access/": Route({"PUT": Call(Verb.DEPLOY, {"access": "public"})}, scoped=True),
     "/api/endpoints/<name>/deploy/": Route({"POST": Call(Verb.DEPLOY, {"version": 1})}, scoped=True),
     "/api/endpoints/<name>/metrics/": Route(GET, scoped=True),
-    "/api/endpoints/<name>/versions/<number>/": Route({"DELETE": Call(Verb.DEPLOY)}, scoped=True),
+    "/api/endpoints/<name>/undeploy/": Route({"POST": Call(Verb.DEPLOY, {"version": 1})}, scoped=True),
     "/api/endpoints/<name>/weights/": Route({"PUT": Call(Verb.DEPLOY, {"weights": {"1": 10_000}})}, scoped=True),
+    # console
+    "/login/": Route({"GET": Call(), "POST": Call(), "PUT": Call()}, public=True, page=True),
+    "/logout/": Route({"POST": Call()}, page=True),
+    "/": Route(GET, page=True),
+    "/models/": Route(GET, page=True),
+    "/models/<name>/": Route(GET, scoped=True, page=True),
+    "/models/<name>/describe/": _post(Verb.UPLOAD, {"task": "t", "description": "d"}),
+    "/models/<name>/aliases/": _post(Verb.DEPLOY, {"alias": "best", "version": "1"}),
+    "/models/<name>/aliases/<alias>/delete/": _post(Verb.DEPLOY),
+    "/models/<name>/versions/<number>/": Route(GET, scoped=True, page=True),
+    "/models/<name>/versions/<number>/report.json": Route(GET, scoped=True, page=True),
+    "/models/<name>/versions/<number>/deploy/": _post(Verb.DEPLOY, {"endpoint": "other", "replicas": "1"}),
+    "/models/<name>/versions/<number>/approve/": _post(Verb.APPROVE, REASON),
+    "/models/<name>/versions/<number>/reject/": _post(Verb.APPROVE, REASON),
+    "/models/<name>/versions/<number>/archive/": _post(Verb.DEPLOY, REASON),
+    "/upload/": Route({"GET": Call(Verb.UPLOAD)}, page=True),
+    "/endpoints/": Route(GET, page=True),
+    "/endpoints/<name>/": Route(GET, scoped=True, page=True),
+    "/endpoints/<name>/weights/": _post(Verb.DEPLOY, {"percent_1": "100"}),
+    "/endpoints/<name>/access/": _post(Verb.DEPLOY, {"access": "public"}),
+    "/endpoints/<name>/delete/": _post(Verb.DEPLOY),
+    "/endpoints/<name>/try/": Route({"POST": Call(Verb.VIEW, {"request": {"inputs": []}})}, scoped=True, page=True),
+    "/endpoints/<name>/versions/<number>/undeploy/": _post(Verb.DEPLOY),
+    "/endpoints/<name>/versions/<number>/scale/": _post(Verb.DEPLOY, {"replicas": "2"}),
+    "/fleet/": Route(GET, page=True),
+    "/fleet/hosts/<name>/drain/": Route({"POST": Call(body={"draining": "1"}, superuser=True)}, page=True),
+    "/fleet/replicas/<replica>/restart/": _post(Verb.OPERATE),
+    "/keys/": Route({"GET": Call(Verb.MANAGE_KEYS)}, page=True),
+    "/keys/new/": Route({"POST": Call(Verb.MANAGE_KEYS, {"name": "k", "team": "red", "role": "viewer"})}, page=True),
+    "/keys/<key>/revoke/": _post(Verb.MANAGE_KEYS),
+    "/people/": Route(GET, page=True),
+    "/people/new/": Route(
+        {"POST": Call(Verb.MANAGE_PEOPLE, {"username": "new", "password": "correct horse battery"})}, page=True
+    ),
+    "/people/teams/new/": Route({"POST": Call(body={"name": "green"}, superuser=True)}, page=True),
+    "/people/why/": Route(GET, page=True),
+    "/people/u/<username>/": Route(GET, page=True),  # admins of any team find whom to take in
+    "/people/u/<username>/role/": _post(Verb.MANAGE_PEOPLE, {"team": "red", "role": "operator"}),
+    "/people/u/<username>/password/": _post(Verb.MANAGE_PEOPLE, {"password": "correct horse battery"}),
+    "/people/u/<username>/deactivate/": _post(Verb.MANAGE_PEOPLE),
+    "/audit/": Route({"GET": Call(Verb.VIEW_AUDIT)}, page=True),
 }
 
 

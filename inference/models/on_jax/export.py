@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 PLAN_FILE = "jax.json"
 WEIGHTS_FILE = "weights.safetensors"
+MAX_EXECUTABLES = 256  # a free dimension that is no batch would fill the memory with programs
 PLATFORMS = {"cpu": "cpu", "cuda": "cuda", "gpu": "cuda", "tpu": "tpu"}
 REMEDY = "write it with jax.export.export(jax.jit(f), platforms=['cpu', 'cuda', 'tpu'])(...).serialize()"
 
@@ -63,7 +64,7 @@ def load(context: LoadContext) -> JaxModel:
 
 
 class JaxModel:
-    """One executable per batch size. `compiles` counts them; it stands still once every bucket is warm."""
+    """One executable per shape of inputs. `compiles` counts them; it stands still once every bucket is warm."""
 
     def __init__(
         self, exported: Any, signature: Signature, weights: list[Any], settings: RuntimeSettings, device: Any
@@ -100,10 +101,13 @@ class JaxModel:
 
     def _executable(self, arrays: list[Any], args: Any, kwargs: Any) -> Any:
         key = tuple(array.shape for array in arrays)
-        found = self._executables.get(key)
+        found = self._executables.pop(key, None)
         if found is None:
             self.compiles += 1
-            found = self._executables[key] = self._call.lower(*args, **kwargs).compile()
+            found = self._call.lower(*args, **kwargs).compile()
+        self._executables[key] = found  # at the end: the least recently used stands first
+        if len(self._executables) > MAX_EXECUTABLES:
+            del self._executables[next(iter(self._executables))]
         return found
 
 

@@ -110,6 +110,16 @@ def test_a_lone_failure_is_the_inputs_when_a_known_good_input_still_passes():
     assert isinstance(runner.run_isolated([rows(MAGIC)])[0], PoisonInput)
 
 
+@pytest.mark.parametrize("shape", [(1, 4), (3, 4), ()])
+def test_a_model_that_gives_back_other_rows_never_answers_one_caller_with_anothers(shape):
+    class Losing(Raising):
+        def run(self, inputs):
+            return {"output": np.zeros(shape, np.float32)}
+
+    with pytest.raises(ModelFailed):
+        Runner(Losing(RuntimeError("x"))).run(rows(1, 2))
+
+
 def test_a_batch_too_large_for_memory_is_answered_in_halves():
     class Small(Raising):
         def run(self, inputs):

@@ -1,0 +1,283 @@
+"""What hostile, broken and misbehaving uploads come to: a rejection with a cause and a remedy, and nothing else."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.journeys.conftest import ECHO_BODY, write_echo
+from tests.support import artifacts, goodfiles, hostile
+from tests.support.house import House
+
+pytestmark = pytest.mark.timeout(150)
+
+
+def torch_file(folder: Path, marker: Path) -> Path:
+    """A whole state dict, as torch.save writes it: honest, and still no servable format."""
+    import torch
+
+    torch.save(torch.nn.Linear(2, 2).state_dict(), folder / "weights.pth")
+    return folder / "weights.pth"
+
+
+def truncated_onnx(folder: Path, marker: Path) -> Path:
+    artifacts.onnx_matmul(folder)
+    (file,) = folder.glob("*.onnx")
+    return hostile.truncated(file)
+
+
+def web_page(folder: Path, marker: Path) -> Path:
+    (folder / "model.onnx").write_text("<html><body>404 Not Found</body></html>")
+    return folder / "model.onnx"
+
+
+REFUSED: dict[str, Callable[[Path, Path], Path]] = {
+    **hostile.PT2,
+    **hostile.PICKLES,
+    "zip slip": hostile.zip_slip,
+    "zip bomb": hostile.zip_bomb,
+    "zip link": hostile.zip_link,
+    "tar symlink": hostile.tar_symlink,
+    "tar hard link": hostile.tar_hardlink,
+    "python callback in StableHLO": hostile.stablehlo_callback,
+    "switched-off checks in StableHLO": hostile.stablehlo_unchecked,
+    "auto_map": hostile.auto_map,
+    "safetensors with a huge header": hostile.safetensors_huge_header,
+    "a tokenizer that panics": hostile.panicking_tokenizer,
+    "a truncated file": truncated_onnx,
+    "a web page": web_page,
+    "an honest torch file": torch_file,
+}
+
+
+def uploaded(house: House, name: str, path: Path) -> dict[str, Any]:
+    """The version, or what the API refused it with, in the shape of a version."""
+    from serinus.control import ControlError
+
+    try:
+        return house.upload(name, path)
+    except ControlError as error:
+        return {"status": "rejected", "reason": str(error), "remedy": error.remedy}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_it_is_rejected_with_cause_and_remedy(house: House, tmp_path: Path, kind: str) -> None:
+    folder, marker = tmp_path / "artifact", tmp_path / "MARKER"
+    folder.mkdir()
+    made = REFUSED[kind](folder, marker)
+    version = uploaded(house, "hostile", made if len(list(folder.iterdir())) == 1 else folder)
+    assert version["status"] == "rejected", version
+    assert len(version["reason"]) > 10
+    assert len(version["remedy"]) > 10, version["reason"]
+    assert str(tmp_path) not in version["reason"] + version["remedy"]
+    assert not marker.exists(), "it ran"
+
+
+MISBEHAVING = {
+    "hangs": ({"at_load": "hang"}, ("longer", "time", "20 s")),
+    "computes for ever": ({"at_load": "busy"}, ("longer", "time", "CPU")),
+    "eats memory": ({"at_load": "allocate"}, ("memory",)),
+    "aborts": ({"at_load": "abort"}, ("SIGABRT", "crash", "abort", "killed")),
+    "exits": ({"at_load": "exit"}, ("exit", "ended", "SystemExit")),
+}
+
+
+@pytest.mark.parametrize("kind", MISBEHAVING)
+def test_a_child_that_misbehaves_is_a_rejection_and_not_an_outage(
+    house: House, echo: str, tmp_path: Path, kind: str
+) -> None:
+    plan, words = MISBEHAVING[kind]
+    version = house.upload("misbehaving", write_echo(tmp_path / "model", **plan))
+    assert version["status"] == "rejected"
+    assert any(word.lower() in version["reason"].lower() for word in words), version["reason"]
+    assert version["remedy"]
+    assert house.infer(echo, ECHO_BODY).status_code == 200
+
+
+def test_a_model_that_segfaults_is_a_rejection(house: House, tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    hostile.python_package(tmp_path / "m", tmp_path / "MARKER", body=hostile.SEGFAULTS)
+    version = approve(house, house.upload("segfault", tmp_path / "m"))
+    assert version["status"] == "rejected"
+    assert "SIGSEGV" in version["reason"] or "segmentation" in version["reason"].lower(), version["reason"]
+
+
+def approve(house: House, version: dict[str, Any]) -> dict[str, Any]:
+    assert version["status"] == "awaiting_approval"
+    house.ok("POST", f"/api/models/{version['model']}/versions/{version['number']}/approve/", {})
+    found: dict[str, Any] = house.control.wait_version(version["model"], version["number"], lambda _: None, 60)
+    return found
+
+
+PROBE = """
+import json, os, socket
+import numpy as np
+
+TARGETS = {targets!r}
+
+
+def attempt(action):
+    try:
+        action()
+    except BaseException as error:
+        return type(error).__name__
+    return "DONE"
+
+
+def connect(path):
+    socket.socket(socket.AF_UNIX).connect(path)
+
+
+def tcp(port):
+    socket.create_connection(("127.0.0.1", port), 1)
+
+
+class Model:
+    signature = {{
+        "inputs": [{{"name": "x", "datatype": "FP32", "shape": [-1, 1]}}],
+        "outputs": [{{"name": "found", "datatype": "BYTES", "shape": [-1]}}],
+        "max_batch_size": 4,
+    }}
+
+    def predict(self, inputs):
+        tried = {{path: attempt(lambda: connect(path)) for path in TARGETS["sockets"]}}
+        tried |= {{str(port): attempt(lambda: tcp(port)) for port in TARGETS["ports"]}}
+        tried |= {{path: attempt(lambda: open(path, "rb").read()) for path in TARGETS["files"]}}
+        tried["write"] = attempt(lambda: open(TARGETS["marker"], "w"))
+        tried["kill"] = attempt(lambda: os.kill(os.getppid(), 9))
+        tried["fork bomb's parent"] = attempt(lambda: open("/proc/%d/environ" % os.getppid(), "rb").read())
+        fds = [os.readlink("/proc/self/fd/" + fd) for fd in os.listdir("/proc/self/fd") if os.path.islink("/proc/self/fd/" + fd)]
+        answer = json.dumps({{"tried": tried, "environment": dict(os.environ), "fds": fds}}).encode()
+        out = np.empty(len(inputs["x"]), dtype=object)
+        out[:] = [answer] * len(out)
+        return {{"found": out}}
+
+
+def load(folder):
+    return Model()
+"""
+
+
+def test_a_model_reaches_no_socket_no_file_and_no_secret(house: House, echo: str, tmp_path: Path) -> None:
+    """It tries the database, the broker, the supervisor, another replica, the console, files and its parent."""
+    import json
+    import urllib.parse
+
+    database = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(house.services["DATABASE_URL"]).query))["host"]
+    broker = house.services["REDIS_URL"].rsplit("@", 1)[1]
+    replica = next(seen.address for seen in house.seen() if seen.phase == "ready").removeprefix("unix:")
+    targets = {
+        "sockets": [f"{database}/.s.PGSQL.5432", broker, str(house.runtime_dir / "supervisor.sock"), replica],
+        "ports": [house.console_port, house.http_port],
+        "files": ["/etc/shadow", str(house.data_dir / "credentials.json"), str(house.data_dir / "secret_key")],
+        "marker": str(tmp_path / "MARKER"),
+    }
+    assert all(Path(path).exists() for path in targets["sockets"])
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "serinus_model.py").write_text(PROBE.format(targets=targets))
+    version = approve(house, house.upload("probe", tmp_path / "m"))
+    assert version["status"] == "ready", version
+    house.deploy("probe", version["number"])
+    body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 1], "data": [0]}]}
+    house.serves("probe", body)
+    found = json.loads(house.infer("probe", body).json()["outputs"][0]["data"][0])
+    assert "DONE" not in found["tried"].values(), found["tried"]
+    secrets = [
+        house.key,
+        *(p.read_text() for p in (house.data_dir / "secret_key", house.data_dir / "postgres/password")),
+    ]
+    environment = json.dumps(found["environment"])
+    assert not any(secret in environment for secret in secrets)
+    assert not {"DATABASE_URL", "REDIS_URL", "SERINUS_ADMIN_PASSWORD"} & set(found["environment"])
+    assert not [fd for fd in found["fds"] if "credentials" in fd or "postgres" in fd or "valkey" in fd], found["fds"]
+    house.scale("probe", version["number"], 0)
+
+
+def test_row_26_a_changed_artifact_is_refused_at_load(house: House, tmp_path: Path) -> None:
+    """One byte of the store flips: the next process that loads it says so and serves nothing."""
+    import os
+
+    from tests.support.house import until
+
+    version = house.upload("flipped", write_echo(tmp_path / "m", factor=3.0, offset=0.125))
+    house.deploy("flipped", version["number"])
+    house.serves("flipped", ECHO_BODY)
+    digest = version["files"][0]["sha256"]
+    (blob,) = [p for p in (house.data_dir / "artifacts").rglob(digest)]
+    good = blob.read_bytes()
+    blob.chmod(0o644)
+    blob.write_bytes(good.replace(b"3.0", b"4.0"))
+    blob.chmod(0o444)
+    try:
+        (row,) = house.ready_replicas("flipped")
+        os.kill(row["pid"], 9)
+        until(
+            "it says why", lambda: [s for s in house.seen() if s.id == row["id"] and "changed" in s.message.lower()], 20
+        )
+        assert house.infer("flipped", ECHO_BODY, **{"X-Request-Timeout-Ms": "1500"}).status_code == 503
+    finally:
+        blob.chmod(0o644)
+        blob.write_bytes(good)
+        blob.chmod(0o444)
+        house.scale("flipped", version["number"], 0)
+
+
+def test_row_23_a_forward_pass_that_hangs_ends_at_the_deadline_and_the_service_is_back(
+    house: House, tmp_path: Path
+) -> None:
+    import time
+
+    plan = {"faults": [{"value": 666.0, "kind": "hang"}]}
+    version = house.upload("hanging", write_echo(tmp_path / "m", **plan), hang_timeout_s=3.0)
+    house.deploy("hanging", version["number"])
+    house.serves("hanging", ECHO_BODY)
+    bad = {"inputs": [{"name": "input", "datatype": "FP32", "shape": [1, 4], "data": [666, 0, 0, 0]}]}
+    started = time.monotonic()
+    answer = house.infer("hanging", bad, **{"X-Request-Timeout-Ms": "2000"})
+    assert answer.status_code in {503, 504}, answer.text
+    assert time.monotonic() - started < 4
+    house.serves("hanging", ECHO_BODY, 30)
+    house.scale("hanging", version["number"], 0)
+
+
+def test_row_24_a_request_that_eats_all_memory_costs_one_replica_for_a_moment(
+    house: House, echo: str, tmp_path: Path
+) -> None:
+    plan = {"faults": [{"value": 666.0, "kind": "allocate"}]}
+    version = house.upload("hungry", write_echo(tmp_path / "m", **plan))
+    house.deploy("hungry", version["number"])
+    house.serves("hungry", ECHO_BODY)
+    bad = {"inputs": [{"name": "input", "datatype": "FP32", "shape": [1, 4], "data": [666, 0, 0, 0]}]}
+    answer = house.infer("hungry", bad, **{"X-Request-Timeout-Ms": "20000"})
+    assert answer.status_code in {400, 500, 503, 507}, answer.text
+    assert house.infer(echo, ECHO_BODY).status_code == 200
+    house.serves("hungry", ECHO_BODY, 30)
+    house.scale("hungry", version["number"], 0)
+
+
+def test_row_28_a_full_disk_refuses_the_upload_and_leaves_nothing(house: House, tmp_path: Path) -> None:
+    """A folder of artifacts that is bigger than the limit of one file cannot even begin."""
+    answer = house.api("POST", "/api/uploads/")
+    assert answer.status_code in {400, 412}
+    before = shutil.disk_usage(house.data_dir).used
+    import httpx
+
+    headers = {
+        "Authorization": f"Bearer {house.key}",
+        "Tus-Resumable": "1.0.0",
+        "Upload-Length": str(1 << 50),
+        "Upload-Metadata": "filename YQ==",
+    }
+    refused = httpx.post(house.console_url + "/api/uploads/", headers=headers)
+    assert refused.status_code in {413, 507}, refused.text
+    assert shutil.disk_usage(house.data_dir).used - before < 50 << 20
+
+
+def test_good_files_are_not_refused_by_mistake(house: House, tmp_path: Path) -> None:
+    assert goodfiles
+    artifacts.onnx_matmul(tmp_path / "m")
+    assert house.upload("honest", tmp_path / "m")["status"] == "ready"

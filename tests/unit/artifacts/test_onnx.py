@@ -1,0 +1,165 @@
+import time
+
+import onnx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from inference.artifacts import onnx as reader
+from inference.errors import Rejected
+from inference.protocol.oip import TensorSpec
+from tests.support import hostile
+
+FLOAT = TensorProto.FLOAT
+
+
+def model(nodes=None, *, inputs=None, outputs=None, opsets=(("", 17),), initializers=None):
+    import numpy as np
+
+    weight = numpy_helper.from_array(np.ones((4, 3), np.float32), "W")
+    graph = helper.make_graph(
+        nodes or [helper.make_node("MatMul", ["x", "W"], ["m"]), helper.make_node("Relu", ["m"], ["y"])],
+        "graph",
+        inputs or [helper.make_tensor_value_info("x", FLOAT, ["batch", 4])],
+        outputs or [helper.make_tensor_value_info("y", FLOAT, ["batch", 3])],
+        initializers or [weight],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid(*opset) for opset in opsets])
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "model"
+
+
+def save(path, proto):
+    path.write_bytes(proto.SerializeToString())
+    return path
+
+
+def test_a_standard_model_tells_its_signature(path):
+    save(path, model())
+    assert reader.looks_like(path)
+    signature = reader.read(path).signature
+    assert signature.inputs == [TensorSpec("x", "FP32", [-1, 4])]
+    assert signature.outputs == [TensorSpec("y", "FP32", [-1, 3])]
+    assert signature.max_batch_size > 0
+
+
+def test_initializers_are_no_inputs_and_fixed_shapes_no_batch(path):
+    info = [helper.make_tensor_value_info("x", FLOAT, [2, 4]), helper.make_tensor_value_info("W", FLOAT, [4, 3])]
+    signature = reader.read(save(path, model(inputs=info))).signature
+    assert [spec.name for spec in signature.inputs] == ["x"]
+    assert signature.max_batch_size == 0
+
+
+def test_torch_s_own_exporter_passes(path):
+    import torch
+
+    program = torch.onnx.export(
+        torch.nn.Linear(4, 2),
+        (torch.zeros(2, 4),),
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim("n")},),
+        verbose=False,
+    )
+    program.save(str(path))
+    assert reader.read(path).signature.inputs[0].shape == [-1, 4]
+
+
+test_torch_s_own_exporter_passes = pytest.mark.filterwarnings("ignore")(test_torch_s_own_exporter_passes)
+
+
+def branch(node):
+    return helper.make_graph([node], "inner", [], [helper.make_tensor_value_info("o", FLOAT, [1])])
+
+
+def evil():
+    return helper.make_node("Evil", ["x"], ["o"], domain="evil.ops")
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [helper.make_node("Evil", ["x"], ["y"], domain="evil.ops")],
+        [helper.make_node("If", ["x"], ["y"], then_branch=branch(evil()), else_branch=branch(evil()))],
+        [helper.make_node("PyOp", ["x"], ["y"], domain="com.microsoft")],
+        [helper.make_node("EPContext", ["x"], ["y"], domain="com.microsoft")],
+    ],
+)
+def test_foreign_operators_are_refused_wherever_they_hide(path, nodes):
+    with pytest.raises(Rejected, match="evil.ops|not allowed") as caught:
+        reader.read(save(path, model(nodes)))
+    assert caught.value.remedy
+
+
+def test_a_foreign_operator_set_is_refused(path):
+    with pytest.raises(Rejected, match=r"evil\.ops"):
+        reader.read(save(path, model(opsets=[("", 17), ("evil.ops", 1)])))
+
+
+def test_a_foreign_operator_in_a_function_is_refused(path):
+    proto = model()
+    proto.functions.append(helper.make_function("local", "f", ["x"], ["o"], [evil()], [helper.make_opsetid("", 17)]))
+    with pytest.raises(Rejected, match=r"evil\.ops"):
+        reader.read(save(path, proto))
+
+
+@pytest.mark.parametrize("location", ["weights.bin", "../../etc/passwd", "/etc/passwd"])
+def test_external_data_is_refused_wherever_it_lies(path, location):
+    outside = TensorProto(name="W", data_type=FLOAT, dims=[4, 3], data_location=TensorProto.EXTERNAL)
+    outside.external_data.add(key="location", value=location)
+    constant = helper.make_node("Constant", [], ["W"], value=outside)
+    for proto in (model(initializers=[outside]), model([constant, helper.make_node("MatMul", ["x", "W"], ["y"])])):
+        with pytest.raises(Rejected, match="external data") as caught:
+            reader.read(save(path, proto))
+        assert "one file" in caught.value.remedy
+
+
+def test_sequences_and_unknown_ranks_are_refused(path):
+    sequence = helper.make_tensor_sequence_value_info("y", FLOAT, None)
+    with pytest.raises(Rejected, match="no tensor"):
+        reader.read(save(path, model(outputs=[sequence])))
+    with pytest.raises(Rejected, match="rank"):
+        reader.read(save(path, model(outputs=[helper.make_tensor_value_info("y", FLOAT, None)])))
+
+
+@pytest.mark.parametrize("part", [0.2, 0.5, 0.9])
+def test_a_truncated_model_is_refused(path, part):
+    hostile.truncated(save(path, model()), part)
+    with pytest.raises(Rejected):
+        reader.read(path)
+
+
+def test_deep_nesting_is_refused_quickly(path):
+    inner = helper.make_node("Relu", ["x"], ["o"])
+    for _ in range(40):
+        inner = helper.make_node(
+            "If", ["x"], ["o"], then_branch=branch(inner), else_branch=branch(helper.make_node("Relu", ["x"], ["o"]))
+        )
+    start = time.monotonic()
+    with pytest.raises(Rejected, match="nested too deep"):
+        reader.read(save(path, model([inner])))
+    assert time.monotonic() - start < 5
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    edits=st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=5), noise=st.none() | st.binary(max_size=60)
+)
+def test_any_bytes_are_read_or_refused_and_nothing_else(path, edits, noise):
+    data = bytearray(model().SerializeToString() if noise is None else noise or b"\0")
+    for at, value in edits:
+        data[at % len(data)] = value
+    path.write_bytes(data)
+    reader.looks_like(path)
+    try:
+        found = reader.read(path)
+    except Rejected:
+        return
+    assert found.signature.inputs
+
+
+def test_the_maker_is_sound(path):
+    onnx.checker.check_model(model())
