@@ -26,7 +26,7 @@ def _lean(monkeypatch: pytest.MonkeyPatch, settings) -> None:
     monkeypatch.setattr(wakeups, "send", lambda *args, **kwargs: None)
 
 
-def client(role: str = Role.DEVELOPER, of: Team | None = None, **more: object) -> APIClient:
+def caller(role: str = Role.DEVELOPER, of: Team | None = None, **more: object) -> APIClient:
     key_id, secret = keys.new_key()
     ApiKey.objects.create(id=key_id, digest=keys.digest(secret), name="t", team=of or team(), role=role, **more)
     found = APIClient()
@@ -42,7 +42,7 @@ def deployed(by: APIClient, number: int = 1, **more: object):
 def dev() -> APIClient:
     version()
     version()
-    return client()
+    return caller()
 
 
 def test_deploy_split_and_remove(dev: APIClient) -> None:
@@ -79,7 +79,7 @@ def test_deploying_behind_a_named_endpoint(dev: APIClient) -> None:
 def test_access(dev: APIClient) -> None:
     deployed(dev)
     assert dev.put("/api/endpoints/front/access/", {"access": "public"}, format="json").status_code == 403
-    answer = client(Role.OPERATOR).put("/api/endpoints/front/access/", {"access": "public"}, format="json")
+    answer = caller(Role.OPERATOR).put("/api/endpoints/front/access/", {"access": "public"}, format="json")
     assert answer.json()["access"] == "public"
 
 
@@ -97,7 +97,7 @@ def test_access(dev: APIClient) -> None:
 )
 def test_a_stranger_sees_nothing_and_a_viewer_only_looks(dev: APIClient, method: str, path: str, body) -> None:
     deployed(dev)
-    stranger, viewer = client(Role.ADMIN, Team.objects.create(name="crows")), client(Role.VIEWER)
+    stranger, viewer = caller(Role.ADMIN, Team.objects.create(name="crows")), caller(Role.VIEWER)
     assert getattr(stranger, method)(path, body, format="json").status_code == 404
     assert getattr(viewer, method)(path, body, format="json").status_code == (200 if method == "get" else 403)
     assert getattr(APIClient(), method)(path, body, format="json").status_code == 401
@@ -108,7 +108,7 @@ def test_lists_hold_only_ones_own(dev: APIClient) -> None:
     deployed(dev)
     fleet.heartbeat_host("a", Seen("b", 1, [], [], devices()))
     fleet.reconcile()
-    stranger = client(Role.ADMIN, Team.objects.create(name="crows"))
+    stranger = caller(Role.ADMIN, Team.objects.create(name="crows"))
     for path, count in (("endpoints", 1), ("replicas", 1), ("deployments", 1)):
         assert len(dev.get(f"/api/{path}/").json()["results"]) == count, path
         assert stranger.get(f"/api/{path}/").json()["results"] == [], path
@@ -117,7 +117,7 @@ def test_lists_hold_only_ones_own(dev: APIClient) -> None:
 
 
 def test_a_stranger_can_deploy_no_version_of_others(dev: APIClient) -> None:
-    stranger = client(Role.ADMIN, Team.objects.create(name="crows"))
+    stranger = caller(Role.ADMIN, Team.objects.create(name="crows"))
     assert deployed(stranger).status_code == 404
 
 
@@ -171,8 +171,8 @@ def test_metrics(dev: APIClient) -> None:
 
 def test_hosts_are_drained_by_the_platforms_admin(dev: APIClient) -> None:
     fleet.heartbeat_host("a", Seen("b", 1, [], [], devices()))
-    assert client(Role.ADMIN).post("/api/hosts/a/drain/").status_code == 403
-    root = client(Role.ADMIN, platform_admin=True)
+    assert caller(Role.ADMIN).post("/api/hosts/a/drain/").status_code == 403
+    root = caller(Role.ADMIN, platform_admin=True)
     assert root.post("/api/hosts/a/drain/").json()["draining"] is True
     assert root.post("/api/hosts/a/undrain/").json()["draining"] is False
     assert root.post("/api/hosts/nowhere/drain/").status_code == 404
@@ -186,16 +186,16 @@ def test_replicas_restart_and_deployments_scale(dev: APIClient) -> None:
     row = Replica.objects.get()
     path = f"/api/replicas/{row.id}/restart/"
     assert dev.post(path).status_code == 403
-    assert client(Role.OPERATOR).post(path).json()["generation"] == 2
+    assert caller(Role.OPERATOR).post(path).json()["generation"] == 2
     wish = row.deployment_id
     answer = dev.put(f"/api/deployments/{wish}/scale/", {"replicas": 3}, format="json")
     assert (answer.json()["replicas"], answer.json()["ready"]) == (3, 0)
     again = {"model": "digits", "version": 1, "replicas": 2}
     assert dev.post("/api/deployments/", again, format="json").json()["id"] == wish
     assert dev.post("/api/deployments/", again | {"version": 9}, format="json").status_code == 404
-    stranger = client(Role.ADMIN, Team.objects.create(name="crows"))
+    stranger = caller(Role.ADMIN, Team.objects.create(name="crows"))
     assert stranger.post("/api/deployments/", again, format="json").status_code == 404
-    assert client(Role.VIEWER).post("/api/deployments/", again, format="json").status_code == 403
+    assert caller(Role.VIEWER).post("/api/deployments/", again, format="json").status_code == 403
     assert dev.put(f"/api/deployments/{wish}/scale/", {"replicas": -1}, format="json").status_code == 400
 
 
@@ -205,3 +205,16 @@ def test_lists_take_a_fixed_number_of_queries(dev: APIClient, django_assert_max_
         dev.post("/api/endpoints/", {"model": name, "version": 1}, format="json")
     with django_assert_max_num_queries(8):
         assert len(dev.get("/api/endpoints/").json()["results"]) == 3
+
+
+@pytest.mark.parametrize(
+    "table",
+    ["fleet/host", "fleet/device", "fleet/deployment", "fleet/replica", "endpoints/endpoint", "endpoints/variant"],
+)
+def test_superusers_look_at_the_rows_and_change_none(dev: APIClient, client, admin_user, table: str) -> None:
+    deployed(dev)
+    fleet.heartbeat_host("a", Seen("b", 1, [], [], devices()))
+    fleet.reconcile()
+    client.force_login(admin_user)
+    assert client.get(f"/admin/{table}/").status_code == 200
+    assert client.get(f"/admin/{table}/add/").status_code == 403

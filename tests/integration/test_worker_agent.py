@@ -10,10 +10,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
 
 import pytest
-from django.conf import settings as django
 
 from accounts.models import Role
 from endpoints import actions as endpoints
@@ -22,6 +20,7 @@ from fleet import actions
 from fleet.models import Device, Host, Replica
 from registry.models import ValidationRun, Version, VersionStatus
 from tests.support import hosts
+from tests.support.celery_workers import celery_worker
 from tests.support.database import Services
 from tests.support.fleet_cast import lapse, person, version
 from worker.agent import Agent, converge_once
@@ -143,33 +142,9 @@ def test_a_wished_validation_runs_and_its_verdict_is_handed_in(supervisor: hosts
 # A real agent process.
 
 
-def database_of(services: Services) -> str:
-    """Where this test's rows are."""
-    parts = urlsplit(services.database_url)
-    return urlunsplit(parts._replace(path="/" + str(django.DATABASES["default"]["NAME"])))
-
-
-@contextlib.contextmanager
-def agent_process(host: hosts.Host, services: Services) -> Iterator[subprocess.Popen[bytes]]:
-    env = os.environ | {
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'platform'}",
-        "SERINUS_ROLE": "agent",
-        "SERINUS_HOST_NAME": "a",
-        "SERINUS_RUNTIME_DIR": str(host.runtime),
-        "SERINUS_DATA_DIR": str(host.data),
-        "DATABASE_URL": database_of(services),
-        "REDIS_URL": "redis://127.0.0.1:1/0",  # nobody listens there
-        "DJANGO_SETTINGS_MODULE": "config.settings",
-    }
-    command = [sys.executable, "-m", "celery", "-A", "config", "worker", "-P", "threads", "-c", "2", "-Q", "host.a"]
-    command += ["-n", "agent@a", "--without-gossip", "--without-mingle"]
-    with (host.data / "agent.log").open("ab") as log:
-        process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait(10)
+def agent_process(host: hosts.Host, services: Services) -> contextlib.AbstractContextManager[subprocess.Popen[bytes]]:
+    env = {"SERINUS_ROLE": "agent", "SERINUS_HOST_NAME": "a", "SERINUS_RUNTIME_DIR": str(host.runtime)}
+    return celery_worker("host.a", host.data, services, **env)
 
 
 def test_an_agent_without_a_broker_converges_and_its_successor_adopts(

@@ -207,7 +207,7 @@ def test_row_26_a_changed_artifact_is_refused_at_load(house: House, tmp_path: Pa
     house.deploy("flipped", version["number"])
     house.serves("flipped", ECHO_BODY)
     digest = version["files"][0]["sha256"]
-    (blob,) = [p for p in (house.data_dir / "artifacts").rglob(digest)]
+    (blob,) = list((house.data_dir / "artifacts").rglob(digest))
     good = blob.read_bytes()
     blob.chmod(0o644)
     blob.write_bytes(good.replace(b"3.0", b"4.0"))
