@@ -8,6 +8,8 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+from inference.artifacts.window import Data, Window
+
 
 class Broken(ValueError):
     """An offset or a length points outside of the buffer."""
@@ -17,15 +19,15 @@ class Broken(ValueError):
 class Table:
     """One table inside `data`. Fields are named by their number in the schema; absent ones read as None."""
 
-    data: memoryview
+    data: Data
     at: int
 
     @staticmethod
-    def root(data: memoryview) -> Table:
+    def root(data: Data) -> Table:
         return Table.open(data, read(data, "<I", 0))
 
     @staticmethod
-    def open(data: memoryview, at: int) -> Table:
+    def open(data: Data, at: int) -> Table:
         table = Table(data, at)
         vtable = at - read(data, "<i", at)
         length, size = read(data, "<H", vtable), read(data, "<H", vtable + 2)
@@ -59,7 +61,7 @@ class Table:
             raise Broken
         return start + 4, count
 
-    def bytes(self, field: int, limit: int) -> memoryview:
+    def bytes(self, field: int, limit: int) -> Data:
         start, count = self.vector(field, 1, limit)
         return self.data[start : start + count]
 
@@ -93,15 +95,20 @@ class Table:
         return [read(self.data, form, start + size * index) for index in range(count)]
 
 
-def read(data: memoryview, form: str, at: int) -> int:
+def read(data: Data, form: str, at: int) -> int:
     """One number at `at`. Raises Broken outside of the buffer."""
     if at < 0 or at + struct.calcsize(form) > len(data):
         raise Broken
-    value: int = struct.unpack_from(form, data, at)[0]
+    piece = data[at : at + struct.calcsize(form)]
+    if isinstance(piece, Window) or len(piece) < struct.calcsize(form):
+        raise Broken
+    value: int = struct.unpack(form, piece)[0]
     return value
 
 
-def _text(data: memoryview) -> str:
+def _text(data: Data) -> str:
+    if isinstance(data, Window):
+        raise Broken
     try:
         return str(data, "utf-8")
     except UnicodeDecodeError:

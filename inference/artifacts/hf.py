@@ -155,7 +155,7 @@ def _check_files(folder: Path) -> list[str]:
         if path.suffix == ".json" and name not in {"config.json", "tokenizer.json"} and path.stat().st_size:
             if path.name in {"vocab.json", "model.safetensors.index.json", "added_tokens.json"}:
                 continue
-            if path.stat().st_size <= MAX_CONFIG_BYTES:
+            if "config" in name or path.stat().st_size <= MAX_CONFIG_BYTES:
                 _check_extra(path)
         elif path.suffix == ".py":
             notes.append(f"{name} is ignored: no code is run from this folder.")
@@ -163,6 +163,8 @@ def _check_files(folder: Path) -> list[str]:
 
 
 def _check_extra(path: Path) -> None:
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        _refuse(f"{path.name} is larger than {MAX_CONFIG_BYTES} bytes", "Save the model again with save_pretrained.")
     value = jsons.parse(path.read_bytes(), path.name, remedy="Save the model again with save_pretrained.")
     if isinstance(value, dict):
         _checked(path, MAX_CONFIG_BYTES)

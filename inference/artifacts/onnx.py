@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from inference.artifacts import protobuf
-from inference.artifacts.mapping import mapped
 from inference.artifacts.paths import shown
 from inference.artifacts.protobuf import Broken, Value, number, text, view
+from inference.artifacts.window import Data, opened
 from inference.errors import Rejected
 from inference.protocol.oip import MAX_RANK, MAX_TENSORS, Signature, TensorSpec
 
@@ -53,17 +53,15 @@ def looks_like(path: Path) -> bool:
     """Whether the file is a protobuf message with an IR version, a graph and operator sets, as a ModelProto has."""
     if path.stat().st_size > MAX_BYTES:
         return False
-    with mapped(path) as data:
+    with opened(path) as data:
         return _is_model(data)
 
 
-def _is_model(data: memoryview) -> bool:
+def _is_model(data: Data) -> bool:
     seen: dict[int, bool] = {}
     try:
         for index, (name, value) in enumerate(protobuf.fields(data)):
             seen[name] = isinstance(value, int)
-            if isinstance(value, memoryview):
-                value.release()
             if index > 100_000 or name > 1000:
                 return False
     except Broken:
@@ -76,17 +74,16 @@ def read(path: Path) -> Graph:
     """Walks the whole file. Raises Rejected for foreign operators, external data, damage and impossible signatures."""
     if path.stat().st_size > MAX_BYTES:
         _refuse("the ONNX file is larger than 2 GiB", "Quantise the model, or export it with torch.export.")
-    with path.open("rb") as source:
-        data = memoryview(source.read())
     walk = _Walk()
     try:
-        _model(data, walk)
-    except Broken:
+        with opened(path) as data:
+            _model(data, walk)
+    except (Broken, IndexError):
         _refuse("the ONNX file is damaged or cut short", REMEDY)
     return Graph(_signature(walk), walk.nodes)
 
 
-def _model(data: memoryview, walk: _Walk) -> None:
+def _model(data: Data, walk: _Walk) -> None:
     has_graph = False
     for name, value in protobuf.fields(data):
         if name == 7:
@@ -100,7 +97,7 @@ def _model(data: memoryview, walk: _Walk) -> None:
         _refuse("the ONNX file holds no graph", REMEDY)
 
 
-def _opset(data: memoryview) -> None:
+def _opset(data: Data) -> None:
     for name, value in protobuf.fields(data):
         if name == 1:
             _check_domain(text(value))
@@ -114,7 +111,7 @@ def _check_domain(domain: str) -> None:
         )
 
 
-def _graph(data: memoryview, walk: _Walk, depth: int) -> None:
+def _graph(data: Data, walk: _Walk, depth: int) -> None:
     if depth > MAX_DEPTH:
         _refuse("the ONNX graph is nested too deep", REMEDY)
     for name, value in protobuf.fields(data):
@@ -132,7 +129,7 @@ def _graph(data: memoryview, walk: _Walk, depth: int) -> None:
             (walk.inputs if name == 11 else walk.outputs).append(_value_info(view(value)))
 
 
-def _function(data: memoryview, walk: _Walk) -> None:
+def _function(data: Data, walk: _Walk) -> None:
     for name, value in protobuf.fields(data):
         if name == 7:
             _node(view(value), walk, 1)
@@ -142,7 +139,7 @@ def _function(data: memoryview, walk: _Walk) -> None:
             _attribute(view(value), walk, 1)
 
 
-def _node(data: memoryview, walk: _Walk, depth: int) -> None:
+def _node(data: Data, walk: _Walk, depth: int) -> None:
     walk.nodes += 1
     if walk.nodes > MAX_NODES:
         _refuse(f"the ONNX graph has more than {MAX_NODES} nodes", REMEDY)
@@ -158,7 +155,7 @@ def _node(data: memoryview, walk: _Walk, depth: int) -> None:
         _refuse(f"the operator {shown(operator)} is not allowed", "Use standard ONNX operators.")
 
 
-def _attribute(data: memoryview, walk: _Walk, depth: int) -> None:
+def _attribute(data: Data, walk: _Walk, depth: int) -> None:
     for name, value in protobuf.fields(data):
         if name in {5, 10}:
             _tensor(view(value))
@@ -170,7 +167,7 @@ def _attribute(data: memoryview, walk: _Walk, depth: int) -> None:
                     _tensor(view(inner))
 
 
-def _tensor(data: memoryview) -> str:
+def _tensor(data: Data) -> str:
     found = ""
     for name, value in protobuf.fields(data):
         if name == 8:
@@ -183,7 +180,7 @@ def _tensor(data: memoryview) -> str:
     return found
 
 
-def _value_info(data: memoryview) -> tuple[TensorSpec, str]:
+def _value_info(data: Data) -> tuple[TensorSpec, str]:
     label, datatype, first = "", "", ""
     shape: list[int] = []
     for name, value in protobuf.fields(data):
@@ -196,7 +193,7 @@ def _value_info(data: memoryview) -> tuple[TensorSpec, str]:
     return TensorSpec(label, datatype, shape), first
 
 
-def _type(label: str, data: memoryview) -> tuple[str, list[int], str]:
+def _type(label: str, data: Data) -> tuple[str, list[int], str]:
     for name, value in protobuf.fields(data):
         if name != 1:
             _refuse(
@@ -218,7 +215,7 @@ def _type(label: str, data: memoryview) -> tuple[str, list[int], str]:
     raise Broken
 
 
-def _shape(data: memoryview) -> tuple[list[int], str]:
+def _shape(data: Data) -> tuple[list[int], str]:
     shape: list[int] = []
     names: list[str] = []
     for name, value in protobuf.fields(data):
@@ -237,7 +234,7 @@ def _shape(data: memoryview) -> tuple[list[int], str]:
     return shape, names[0] if names else ""
 
 
-def _dimension(data: memoryview) -> Iterator[tuple[int, Value]]:
+def _dimension(data: Data) -> Iterator[tuple[int, Value]]:
     return protobuf.fields(data)
 
 

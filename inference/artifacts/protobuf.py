@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from inference.artifacts.window import Data, Window
+
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
 
@@ -14,10 +16,10 @@ class Broken(ValueError):
     """The bytes are no protobuf message."""
 
 
-Value = int | memoryview
+Value = int | Data
 
 
-def fields(data: memoryview) -> Iterator[tuple[int, Value]]:
+def fields(data: Data) -> Iterator[tuple[int, Value]]:
     """(field number, value) in order: an int for numbers, a view for everything with a length. Raises Broken."""
     at, end = 0, len(data)
     while at < end:
@@ -41,7 +43,7 @@ def fields(data: memoryview) -> Iterator[tuple[int, Value]]:
         at += length
 
 
-def varint(data: memoryview, at: int) -> tuple[int, int]:
+def varint(data: Data, at: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if at >= len(data):
@@ -54,7 +56,7 @@ def varint(data: memoryview, at: int) -> tuple[int, int]:
     raise Broken
 
 
-def view(value: Value) -> memoryview:
+def view(value: Value) -> Data:
     """A field that must have a length. Raises Broken for a number."""
     if isinstance(value, int):
         raise Broken
@@ -70,7 +72,10 @@ def number(value: Value) -> int:
 
 def text(value: Value) -> str:
     """A field that must be UTF-8 text. Raises Broken."""
+    data = view(value)
+    if isinstance(data, Window):
+        raise Broken
     try:
-        return str(view(value), "utf-8")
+        return str(data, "utf-8")
     except UnicodeDecodeError:
         raise Broken from None

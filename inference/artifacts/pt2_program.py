@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, NoReturn, TypeVar
 
 import msgspec
@@ -27,6 +28,7 @@ REMEDY = "Export it again with torch.export.save(torch.export.export(model.eval(
 TENSORS = (
     "Wrap the model so that forward takes tensors and returns a tensor, a tuple or a dict of tensors; export again."
 )
+_CONTAINERS = (msgspec.Struct, list, dict)
 STATELESS = "Call model.eval() before the export, and keep no state in the model."
 PLAIN = "Export a model of plain tensors only."
 _IN_PLACE = re.compile(r"torch\.ops\.aten\.[a-z0-9_]*[a-z0-9]_\..*")
@@ -126,31 +128,30 @@ def on_cpu(value: T) -> T:
 
 
 def _walk(root: msgspec.Struct) -> None:
-    waiting: list[object] = [root]
+    waiting: list[Any] = [root]
     nodes = 0
     while waiting:
         item = waiting.pop()
-        if isinstance(item, msgspec.Struct):
-            if isinstance(item, schema.Node):
-                nodes += 1
-                if nodes > MAX_NODES:
-                    _refuse(f"the program has more than {MAX_NODES} operations", REMEDY)
-            _visit(item)
-            waiting += [getattr(item, name) for name in item.__struct_fields__ if name != "metadata"]
-        elif isinstance(item, dict):
-            for key in item:
-                _name(key)
-            waiting += item.values()
-        elif isinstance(item, list):
-            waiting += item
+        if isinstance(item, schema.Node):
+            nodes += 1
+            if nodes > MAX_NODES:
+                _refuse(f"the program has more than {MAX_NODES} operations", REMEDY)
+        waiting += [inner for inner in _inside(item) if isinstance(inner, _CONTAINERS)]
 
 
-def _visit(item: msgspec.Struct) -> None:
-    if isinstance(item, schema.Union):
-        _union(item)
+def _inside(item: Any) -> Iterable[Any]:
+    if isinstance(item, list):
+        return item
+    if isinstance(item, dict):
+        for key in item:
+            _name(key)
+        return list(item.values())
     rule = _RULES.get(type(item))
     if rule is not None:
         rule(item)
+    if isinstance(item, schema.Union):
+        return [_union(item)]
+    return [getattr(item, name) for name in item.__struct_fields__ if name != "metadata"]
 
 
 def _check_state(module: schema.GraphModule) -> None:
@@ -172,13 +173,14 @@ def _is_true(node: schema.Node, argument: str) -> bool:
     return any(item.name == argument and item.arg.as_bool is True for item in node.inputs)
 
 
-def _union(item: schema.Union) -> None:
+def _union(item: schema.Union) -> Any:
     try:
-        kind, _ = schema.chosen(item)
+        kind, value = schema.chosen(item)
     except ValueError:
         _refuse("the program holds a value of two kinds, or of none", REMEDY)
     if kind in {"as_custom_obj", "as_operator", "custom_obj"}:
         _refuse("the program uses a custom object or operator", PLAIN)
+    return value
 
 
 def _symbolic(item: schema.SymIntArgument | schema.SymFloatArgument | schema.SymBoolArgument) -> None:
@@ -223,6 +225,7 @@ def _name(text: str, *, of_argument: bool = False) -> None:
         _refuse(f"the program holds the name {shown(text)}, which is no plain name", REMEDY)
 
 
+@lru_cache(maxsize=4096)
 def _expression(text: str) -> None:
     try:
         expressions.check(text)

@@ -290,7 +290,7 @@ STRIDED = 7
 
 def chosen(union: Union) -> tuple[str, object]:
     """The one field that is set, and its value. Raises ValueError when it is none or several."""
-    found = [(name, value) for name in union.__struct_fields__ if (value := getattr(union, name)) is not UNSET]
+    found = [(name, value) for name in type(union).__struct_fields__ if (value := getattr(union, name)) is not UNSET]
     if len(found) != 1:
         raise ValueError("a choice of several, or of none")
     return found[0]

@@ -14,8 +14,8 @@ from typing import NoReturn
 
 from inference.artifacts import safetensors
 from inference.artifacts.flatbuffer import Broken, Table
-from inference.artifacts.mapping import mapped
 from inference.artifacts.paths import shown
+from inference.artifacts.window import Data, opened
 from inference.errors import Rejected
 
 MAX_BLOB_BYTES = 2 << 30
@@ -60,32 +60,36 @@ def looks_like(path: Path) -> bool:
     size = path.stat().st_size
     if not 64 <= size <= MAX_BLOB_BYTES:
         return False
-    with mapped(path) as data:
+    with opened(path) as data:
         return _has_module(data)
 
 
-def _has_module(data: memoryview) -> bool:
+def _has_module(data: Data) -> bool:
     try:
         start, count = Table.root(data).vector(_MODULE, 1, MAX_BLOB_BYTES)
-        return count > 4 and bytes(data[start : start + 4]) == _MLIR_MAGIC
+        return count > 4 and _starts_mlir(data[start : start + 4])
     except Broken:
         return False
+
+
+def _starts_mlir(data: Data) -> bool:
+    return isinstance(data, memoryview) and data == _MLIR_MAGIC
 
 
 def read(path: Path) -> Blob:
     """Raises Rejected for a blob that is broken, has side effects, or was exported with safety checks switched off."""
     if path.stat().st_size > MAX_BLOB_BYTES:
         _refuse("the program is larger than 2 GiB", f"Put the parameters into {WEIGHTS} beside the program.")
-    data = memoryview(path.read_bytes())
     try:
-        return _blob(Table.root(data))
+        with opened(path) as data:
+            return _blob(Table.root(data))
     except Broken:
         _refuse("the jax.export program is damaged or cut short", REMEDY)
 
 
 def _blob(root: Table) -> Blob:
     module = root.bytes(_MODULE, MAX_BLOB_BYTES)
-    if bytes(module[:4]) != _MLIR_MAGIC:
+    if not _starts_mlir(module[:4]):
         _refuse("the program inside is not a portable StableHLO artifact", REMEDY)
     if root.vector(_ORDERED, 4, 1000)[1] or root.vector(_UNORDERED, 4, 1000)[1]:
         _refuse(

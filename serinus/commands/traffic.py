@@ -61,7 +61,7 @@ def wait_ready(control: Control, endpoint: str, number: int, timeout_s: float) -
     while True:
         row = control.call("GET", f"/api/endpoints/{endpoint}/")
         variant = next((v for v in row["variants"] if v["version"] == number), None)
-        if variant and variant["ready"]:
+        if variant and variant["ready_replicas"]:
             return row
         if time.monotonic() > end:
             why = (variant or {}).get("reason") or "see the endpoint's page"
@@ -78,7 +78,7 @@ def endpoints(*, as_json: Json = False) -> None:
 
 
 def _split_text(variants: list[dict[str, Any]]) -> str:
-    return ", ".join(f"v{v['version']} {v['weight_bp'] / 100:g} % ({v['ready']} ready)" for v in variants)
+    return ", ".join(f"v{v['version']} {v['weight_bp'] / 100:g} % ({v['ready_replicas']} ready)" for v in variants)
 
 
 @fails_clearly
@@ -117,18 +117,15 @@ def scale(
     """Run so many replicas of a version."""
     control = Control()
     name, number = resolve(control, reference)
-    wishes = control.pages("/api/deployments/")
-    wish = next((row for row in wishes if (row["model"], row["version"]) == (name, number)), None)
-    if wish is None:
-        raise ControlError(f"{name}:{number} is not deployed: run 'serinus deploy {name}:{number}'", code="not_found")
-    row = control.call("PUT", f"/api/deployments/{wish['id']}/scale/", {"replicas": replicas})
+    body = {"model": name, "version": number, "replicas": replicas}
+    row = control.call("POST", "/api/deployments/", body)
     emit(row, as_json=as_json, text=f"{name}:{number} x {replicas}")
 
 
 @fails_clearly
 def undeploy(endpoint: str, number: Annotated[int, typer.Argument(min=1)], *, as_json: Json = False) -> None:
     """Take a version that gets no traffic from behind an endpoint."""
-    row = Control().call("DELETE", f"/api/endpoints/{endpoint}/versions/{number}/")
+    row = Control().call("POST", f"/api/endpoints/{endpoint}/undeploy/", {"version": number})
     emit(row, as_json=as_json, text=f"{endpoint}: version {number} is no longer deployed")
 
 

@@ -27,7 +27,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 def write_echo(folder: Path, **plan: Any) -> Path:
     """An echo model's folder: output = input * factor, with the faults that `plan` asks for."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "echo.json").write_text(json.dumps({"format": "echo", "sleep_ms": 5, **plan}))
+    (folder / "echo.json").write_text(json.dumps({"sleep_ms": 5, **plan}))
     return folder
 
 

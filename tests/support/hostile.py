@@ -464,6 +464,15 @@ def truncated(path: Path, part: float = 0.5) -> Path:
     return path
 
 
+def flipped(path: Path) -> Path:
+    """Changes one bit of a file, so that its sha256 is no longer the one it was stored under."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.chmod(0o644)
+    path.write_bytes(data)
+    return path
+
+
 def _write(path: Path, data: bytes) -> Path:
     path.write_bytes(data)
     return path

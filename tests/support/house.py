@@ -150,9 +150,7 @@ class House:
         return found
 
     def scale(self, name: str, number: int, replicas: int) -> None:
-        rows = self.control.pages("/api/deployments/")
-        wish = next(row for row in rows if (row["model"], row["version"]) == (name, number))
-        self.ok("PUT", f"/api/deployments/{wish['id']}/scale/", {"replicas": replicas})
+        self.ok("POST", "/api/deployments/", {"model": name, "version": number, "replicas": replicas})
 
     def split(self, endpoint: str, **shares_bp: int) -> None:
         """split("digits", v1=9000, v2=1000)"""

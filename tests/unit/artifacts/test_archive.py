@@ -144,7 +144,7 @@ def test_a_model_that_is_a_zip_itself_is_not_unpacked(tmp_path):
         unpacked(tmp_path / "text")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kind=st.sampled_from(["zip", "tar", "pax"]),
     edits=st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=8),

@@ -114,7 +114,7 @@ ENTRY = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(table=JSON | st.dictionaries(st.text(max_size=6), ENTRY | JSON, max_size=4), data=st.binary(max_size=40))
 def test_any_header_is_read_or_refused_and_nothing_else(tmp_path, table, data):
     header = json.dumps(table).encode()
@@ -127,7 +127,7 @@ def test_any_header_is_read_or_refused_and_nothing_else(tmp_path, table, data):
     assert sum(tensor.end - tensor.begin for tensor in found.values()) == len(data)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(edits=st.lists(st.tuples(st.integers(0), st.integers(0, 255)), min_size=1, max_size=6))
 def test_any_damage_is_read_or_refused_and_nothing_else(tmp_path, edits):
     path = goodfiles.safetensors(tmp_path / "m.safetensors", {"a": [2, 3], "b": [4]})

@@ -111,7 +111,7 @@ def test_weights_beside_the_program_are_checked(tmp_path):
         stablehlo.check_weights(tmp_path)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(edits=st.lists(st.tuples(st.integers(0), st.integers(0, 255)), min_size=1, max_size=6))
 def test_any_damage_is_read_or_refused_and_nothing_else(blob, tmp_path, edits):
     data = bytearray(blob)

@@ -10,6 +10,7 @@ from inference.artifacts import store as module
 from inference.artifacts.store import Store
 from inference.errors import Malformed, NotFound, Rejected, StorageFull, TooLarge
 from inference.protocol.supervision import FileRef
+from tests.support import hostile
 
 TEXT = b"weights" * 1000
 DIGEST = hashlib.sha256(TEXT).hexdigest()
@@ -128,9 +129,7 @@ def test_a_copied_layout_shares_nothing(store, tmp_path):
 def test_one_flipped_bit_is_found(store, tmp_path):
     store.put_stream([TEXT])
     store.lay_out([REF], tmp_path / "artifact")
-    path = store.path(DIGEST)
-    path.chmod(0o644)
-    path.write_bytes(bytes([TEXT[0] ^ 1]) + TEXT[1:])
+    hostile.flipped(store.path(DIGEST))
     with pytest.raises(Rejected, match="artifact changed"):
         store.verify([REF], tmp_path / "artifact")
 

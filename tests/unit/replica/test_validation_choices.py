@@ -19,31 +19,30 @@ from inference.replica.validation import MAX_PASS_MS, choose_max_batch
 BATCHED = Signature(inputs=[], outputs=[], max_batch_size=64)
 
 
-def test_a_program_that_gains_from_batches_gets_the_largest():
+def test_the_largest_batch_is_the_signature_s_own():
     assert choose_max_batch(BATCHED, {1: 5.0, 8: 6.0, 64: 12.0}) == 64
 
 
-def test_a_pass_that_takes_too_long_is_too_large():
-    assert choose_max_batch(BATCHED, {1: 5.0, 8: 40.0, 16: 80.0, 32: 160.0}) == 16
+def test_how_busy_the_machine_was_changes_nothing():
+    assert choose_max_batch(BATCHED, {1: 1.2, 2: 6.8, 4: 1.9, 8: 90.7, 16: 1.8, 64: 700.0}) == 64
 
 
-def test_a_batch_that_loses_throughput_is_not_worth_it():
-    assert choose_max_batch(BATCHED, {1: 1.0, 2: 1.9, 4: 8.0}) == 2
+def test_a_pass_longer_than_any_caller_waits_is_too_large():
+    assert choose_max_batch(BATCHED, {1: 500.0, 8: 4000.0, 16: 8000.0}) == 8
 
 
 def test_a_slow_program_still_runs_alone():
-    assert choose_max_batch(BATCHED, {1: 5000.0, 2: 9000.0}) == 1
+    assert choose_max_batch(BATCHED, {1: 50_000.0, 2: 90_000.0}) == 1
 
 
 def test_what_is_not_batched_stays_so():
     assert choose_max_batch(Signature(inputs=[], outputs=[]), {1: 1.0}) == 0
 
 
-@given(st.dictionaries(st.integers(1, 512), st.floats(0.001, 10_000), min_size=1))
-def test_the_choice_was_measured_and_is_quick_enough_or_the_smallest(latency_ms):
+@given(st.dictionaries(st.integers(1, 512), st.floats(0.001, 50_000), min_size=1))
+def test_the_choice_was_measured_and_is_quick_enough_or_one(latency_ms):
     chosen = choose_max_batch(BATCHED, latency_ms)
-    assert chosen in latency_ms
-    assert chosen == min(latency_ms) or latency_ms[chosen] <= MAX_PASS_MS
+    assert chosen == 1 or latency_ms[chosen] <= MAX_PASS_MS
 
 
 @pytest.fixture
