@@ -8,6 +8,7 @@ from __future__ import annotations
 
 OPERATORS = frozenset(
     """
+__and__ __iand__ __ilshift__ __ior__ __irshift__ __ixor__ __lshift__ __or__ __rshift__ __xor__
 _adaptive_avg_pool2d _adaptive_avg_pool3d _add_relu _aminmax _assert_async _assert_scalar _assert_tensor_metadata
 _batch_norm_impl_index _batch_norm_no_update _cdist_forward _conj _conj_physical _conv_depthwise2d _convolution
 _convolution_mode _cummax_helper _cummin_helper _embedding_bag_forward_only _euclidean_dist _fft_c2c _fft_c2r

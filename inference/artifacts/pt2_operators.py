@@ -35,4 +35,4 @@ def is_allowed(target: str) -> bool:
     if not found:
         return target in _OPERATOR or target in _MATH or target in _SYM or target in _HIGHER or target in _PRIMS
     name, overload = found.groups()
-    return name in OPERATORS and "__" not in overload and not overload.endswith("out")
+    return name in OPERATORS and "__" not in overload and overload != "out" and not overload.endswith("_out")

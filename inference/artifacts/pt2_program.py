@@ -30,6 +30,7 @@ TENSORS = (
 )
 _CONTAINERS = (msgspec.Struct, list, dict)
 STATELESS = "Call model.eval() before the export, and keep no state in the model."
+DENSE = "Export a model of dense tensors only."
 PLAIN = "Export a model of plain tensors only."
 _IN_PLACE = re.compile(r"torch\.ops\.aten\.[a-z0-9_]*[a-z0-9]_\..*")
 _BATCH_NORM = re.compile(r"torch\.ops\.aten\.(cudnn_)?batch_norm\.")
@@ -180,6 +181,8 @@ def _union(item: schema.Union) -> Any:
         _refuse("the program holds a value of two kinds, or of none", REMEDY)
     if kind in {"as_custom_obj", "as_operator", "custom_obj"}:
         _refuse("the program uses a custom object or operator", PLAIN)
+    if kind == "as_layout" and value != schema.STRIDED:
+        _refuse("the program makes sparse tensors", DENSE)
     return value
 
 
@@ -195,7 +198,7 @@ def _device(item: schema.Device) -> None:
 
 def _tensor(item: schema.TensorMeta) -> None:
     if item.dtype not in schema.SCALARS or item.layout != schema.STRIDED:
-        _refuse("the program uses sparse or unknown tensors", "Export a model of dense tensors only.")
+        _refuse("the program uses sparse or unknown tensors", DENSE)
 
 
 def _graph(item: schema.Graph) -> None:

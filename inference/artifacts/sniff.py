@@ -55,8 +55,8 @@ _MAGIC = [
 ]
 
 _CONVERT = (
-    "Upload it inside its Hugging Face folder (config.json beside it) to have it converted, convert it with "
-    "`serinus upload --convert`, or export the model with torch.export.save(...)."
+    "Upload it inside its Hugging Face folder (config.json and tokenizer.json beside it): its weights are then "
+    "converted to safetensors in the sandbox. Or export the model with torch.export.save(...)."
 )
 _SAYS: dict[Kind, tuple[str, str]] = {
     Kind.SAFETENSORS: (

@@ -30,6 +30,7 @@ class VariantSerializer(serializers.ModelSerializer[Variant]):
     """A version behind the endpoint, with its share and how its replicas stand."""
 
     version = serializers.IntegerField(source="version.number")
+    role = serializers.CharField()
     replicas = serializers.SerializerMethodField()
     ready_replicas = serializers.SerializerMethodField()
     device = serializers.SerializerMethodField()

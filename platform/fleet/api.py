@@ -89,6 +89,7 @@ class NewestFirst(KeysetPagination):
 class HostViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet[Host]):
     """Machines that serve replicas."""
 
+    queryset = Host.objects.none()
     serializer_class = HostSerializer
     pagination_class = ByName
     lookup_field = "name"

@@ -279,3 +279,72 @@ def test_the_theme_is_kept(cast_and_url: Any) -> None:
         assert page.locator("html").get_attribute("data-theme") == "dark"
         page.goto("/models/")
         assert page.locator("html").get_attribute("data-theme") == "dark"
+
+
+def test_an_answer_is_shown_with_its_version_and_latency(cast_and_url: Any, tmp_path: Path) -> None:
+    _, url = cast_and_url
+    scores = [0.01, 0.02, 0.9, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01]
+    outputs = [{"name": "scores", "datatype": "FP32", "shape": [1, 10], "data": scores}]
+    answers = [
+        {"response": {"outputs": outputs}, "latency_ms": 4.2, "version": "2", "arm": "canary"},
+        {"error": {"code": "not_ready", "message": "No replica of this model version is ready.", "remedy": "Wait."}},
+    ]
+    sent: list[Any] = []
+    with chromium() as browser:
+        visitor = Visitor(browser, url, viewport={"width": 1360, "height": 860}).log_in()
+        page = visitor.page
+
+        def answer(route: Any) -> None:
+            sent.append(route.request.post_data_json)
+            route.fulfill(json=answers[len(sent) - 1])
+
+        page.route("**/endpoints/digits/try/", answer)
+        page.goto("/endpoints/digits/")
+        page.wait_for_selector("[data-island=try-it][data-awake]")
+        page.get_by_role("button", name="Zeros for pixels").click()
+        page.locator("[data-send]").click()
+        result = page.locator("[data-result]")
+        result.get_by_text("version 2").wait_for()
+        assert result.locator(".answer b").inner_text() == "2"
+        assert "4.20 ms" in result.inner_text()
+        page.screenshot(path=folder(tmp_path) / "answer-light.png")
+        page.get_by_role("tab", name="JSON").click()
+        page.locator("[data-send]").click()
+        result.get_by_role("alert").wait_for()
+        assert "No replica of this model version is ready." in result.inner_text()
+        assert visitor.troubles == []
+    tensor = sent[0]["request"]["inputs"][0]
+    assert (tensor["name"], tensor["datatype"], tensor["shape"]) == ("pixels", "FP32", [1, 64])
+    assert tensor["data"] == [0] * 64
+    assert sent[1]["request"] == sent[0]["request"]
+
+
+def test_the_menu_opens_on_a_telephone(cast_and_url: Any, tmp_path: Path) -> None:
+    _, url = cast_and_url
+    with chromium() as browser:
+        visitor = Visitor(browser, url, viewport={"width": 360, "height": 740}).log_in()
+        page = visitor.page
+        assert not page.get_by_role("link", name="Endpoints", exact=True).is_visible()
+        page.get_by_role("button", name="Menu").click()
+        page.wait_for_timeout(100)
+        page.screenshot(path=folder(tmp_path) / "menu-narrow.png")
+        page.get_by_role("link", name="Endpoints", exact=True).click()
+        page.wait_for_url("**/endpoints/")
+        assert visitor.troubles == []
+
+
+def test_lists_are_filtered_while_typing_and_permissions_explained(cast_and_url: Any) -> None:
+    _, url = cast_and_url
+    with chromium() as browser:
+        visitor = Visitor(browser, url).log_in()
+        page = visitor.page
+        page.goto("/models/")
+        page.locator("#q").press_sequentially("mini")
+        page.get_by_role("link", name="digits", exact=True).first.wait_for(state="detached")
+        assert page.get_by_role("link", name="minilm").first.is_visible()
+        page.goto("/people/")
+        page.select_option("#why-user", "teammate")
+        page.select_option("#why-team", "red")
+        page.select_option("#why-verb", "deploy")
+        page.get_by_text("teammate may not deploy").wait_for()
+        assert visitor.troubles == []

@@ -49,13 +49,32 @@ class Attention(nn.Module):
         return hidden.sum(1) / mask.sum(1, keepdim=True), hidden.reshape(hidden.shape[0], -1)
 
 
+class Encoder(nn.Module):
+    """A Hugging Face encoder as one exports it: tensors in, one tensor out."""
+
+    def __init__(self):
+        super().__init__()
+        from transformers import BertConfig, BertModel
+
+        config = BertConfig(
+            hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=32
+        )
+        self.model = BertModel(config, add_pooling_layer=False)
+
+    def forward(self, ids, mask):
+        return self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+
+
 class Branches(nn.Module):
     def forward(self, x):
         return torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (x,))
 
 
 SEQUENCE = {0: BATCH, 1: Dim("sequence", min=2, max=32)}
+WORDS = torch.zeros(2, 6, dtype=torch.long)
 CASES = {
+    "encoder": (Encoder(), (WORDS, torch.ones_like(WORDS)), ({0: BATCH}, {0: BATCH})),
+    "recurrent": (nn.GRU(3, 4, batch_first=True), (torch.randn(2, 5, 3),), ({0: BATCH},)),
     "mlp": (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)), (torch.randn(2, 4),), ({0: BATCH},)),
     "convolution": (Convolution(), (torch.randn(2, 1, 8, 8),), ({0: BATCH},)),
     "fixed": (Convolution(), (torch.randn(3, 1, 8, 8),), None),

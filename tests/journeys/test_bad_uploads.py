@@ -238,7 +238,7 @@ def test_row_26_a_changed_artifact_is_refused_at_load(house: House, tmp_path: Pa
         until(
             "it says why", lambda: [s for s in house.seen() if s.id == row["id"] and "changed" in s.message.lower()], 20
         )
-        assert house.infer("flipped", ECHO_BODY, **{"X-Request-Timeout-Ms": "1500"}).status_code == 503
+        assert house.infer("flipped", ECHO_BODY, **{"X-Request-Timeout-Ms": "1500"}).status_code in {503, 504}
     finally:
         blob.chmod(0o644)
         blob.write_bytes(good)

@@ -105,6 +105,7 @@ NODE = [*GRAPH, "nodes", 0]
         ([*NODE, "inputs", 0, "arg"], {"as_int": 1, "as_float": 1.0}, "of two kinds"),
         ([*NODE, "inputs", 0, "arg"], {"as_operator": "torch.os.system"}, "custom"),
         ([*NODE, "inputs", 0, "arg"], {"as_custom_obj": {"name": "x", "class_fqn": "y"}}, "custom"),
+        ([*NODE, "inputs", 0, "arg"], {"as_layout": 1}, "sparse"),
         ([*NODE, "inputs", 0, "arg"], {"as_device": {"type": "evil"}}, "device"),
         ([*GRAPH, "custom_obj_values"], {"x": {"name": "x", "class_fqn": "y"}}, "custom object"),
         ([*GRAPH, "sym_int_values"], {"x": {"as_expr": {"expr_str": "evil()"}}}, "shape expression"),
@@ -195,7 +196,8 @@ def test_deep_nesting_is_refused_quickly(tmp_path):
     [
         "torch.ops.aten.linear.default", "torch.ops.aten.add_.Tensor", "torch.ops.aten._softmax.default",
         "torch.ops.aten.sym_size.int", "_operator.getitem", "_operator.mul", "torch.sym_max", "math.ceil",
-        "torch.ops.higher_order.cond", "torch.ops.aten.scaled_dot_product_attention.default",
+        "torch.ops.higher_order.cond", "torch.ops.aten.__and__.Tensor",
+        "torch.ops.aten.to.dtype_layout", "torch.ops.aten.scaled_dot_product_attention.default",
     ],
 )  # fmt: skip
 def test_what_models_call_is_allowed(target):
@@ -205,7 +207,7 @@ def test_what_models_call_is_allowed(target):
 @pytest.mark.parametrize(
     "target",
     [
-        "torch.ops.aten.from_file.default", "torch.ops.aten.add.out", "torch.ops.aten._sparse_coo_tensor_unsafe.default",
+        "torch.ops.aten.from_file.default", "torch.ops.aten.add.out", "torch.ops.aten.max.dim_out", "torch.ops.aten._sparse_coo_tensor_unsafe.default",
         "torch.ops.aten.sparse_coo_tensor.size", "torch.ops.aten.resize_.default", "torch.ops.aten.set_.default",
         "torch.ops.aten.__class__.default", "torch.ops.aten.add", "torch.ops.aten.add.Tensor.x", "torch.ops.evil.op.default",
         "torch.ops.load_library", "torch.load", "torch.hub.load", "_operator.call", "_operator.methodcaller", "math.os",
