@@ -6,7 +6,7 @@ import logging
 import sys
 from typing import Any
 
-from django.db import DatabaseError, InterfaceError, OperationalError, connection
+from django.db import DatabaseError, DataError, InterfaceError, OperationalError, connection
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views import defaults
 from django.views.decorators.cache import never_cache
@@ -59,6 +59,8 @@ def server_error(request: HttpRequest) -> HttpResponse:
     if isinstance(error, OperationalError | InterfaceError):
         log.warning("the database does not answer, request %s", getattr(request, "request_id", ""))
         return _unavailable(request)
+    if isinstance(error, DataError):  # a NUL, a number beyond its column: what was asked for cannot exist
+        return bad_request(request, error)
     if _is_api(request):
         return _problem(request, 500, "internal", FAILED)
     return defaults.server_error(request)

@@ -134,6 +134,7 @@ def test_explain_says_why(cast: Cast) -> None:
     assert told["allowed"] is False
     assert "is viewer in team 'red'; deploy needs developer" in told["because"]
     assert viewer("GET", "/api/explain", verb="view", object="version:digits:1")["allowed"] is True
+    viewer("GET", "/api/explain", verb="view", object="endpoint:nothing", status=404)
     asked = of(cast, "owner")("GET", "/api/explain", actor="user:developer", verb="deploy", object="team:red")
     assert asked["allowed"] is True
     viewer("GET", "/api/explain", actor="user:owner", verb="deploy", object="team:red", status=403)

@@ -241,6 +241,37 @@ async def test_a_full_disk_is_507_and_leaves_nothing(
     assert (await patch(client, headers, place, 2, b"cdefgh")).status_code == 204
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path, settings: Any) -> Iterator[Path]:
+    """A real file system of 96 MiB under the store; 64 MiB of it are the store's reserve."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96M", "tmpfs", str(folder)], check=False)
+    if mounted.returncode:
+        pytest.skip("may not mount a tmpfs here")
+    settings.ARTIFACTS_DIR = folder
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+async def test_a_disk_that_fills_up_meanwhile(
+    client: httpx.AsyncClient, headers: dict[str, str], small_disk: Path
+) -> None:
+    data = os.urandom(24 << 20)
+    place = await create(client, headers, len(data))
+    assert (await patch(client, headers, place, 0, data[: 8 << 20])).status_code == 204
+    other = small_disk / "somebody-elses"
+    with contextlib.suppress(OSError), other.open("wb") as file:
+        file.write(bytes(84 << 20))
+    answer = await patch(client, headers, place, 8 << 20, data[8 << 20 :])
+    assert (answer.status_code, answer.json()["error"]["code"]) == (507, "storage_full")
+    assert not (store().root / "blobs").exists()
+    assert await offset_of(client, headers, place) == 8 << 20
+    other.unlink()
+    assert (await patch(client, headers, place, 8 << 20, data[8 << 20 :])).status_code == 204
+    assert store().has(hashlib.sha256(data).hexdigest())
+
+
 async def test_a_disk_without_room_refuses_at_creation(
     client: httpx.AsyncClient, headers: dict[str, str], settings: Any
 ) -> None:

@@ -1,0 +1,1 @@
+"""Commands that `serinus up` runs before anything serves."""
