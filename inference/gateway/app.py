@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Any
 
-from inference.errors import Malformed, MethodNotAllowed, NotFound, SerinusError, ServerError, Unsupported
+from inference.errors import Malformed, MethodNotAllowed, NotFound, SerinusError, ServerError, TooLarge, Unsupported
 from inference.gateway import problems
 from inference.gateway.dataplane import DataPlane
 from inference.gateway.rest import Given, Receive, Response, Rest
@@ -32,6 +32,7 @@ _LATER = re.compile(
 _MODEL_LATER = frozenset({"generate", "generate_stream", "config", "stats", "trace/setting"})
 _POST = frozenset({"infer"})
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+MAX_HEADER_BYTES = 32 << 10
 _MAX_ROUTES = 4096
 _log = logging.getLogger(__name__)
 
@@ -74,6 +75,8 @@ class App:
         given: Given = dict(scope["headers"])
         request_id = self._request_id(given)
         try:
+            if len(b"".join(given.values())) > MAX_HEADER_BYTES:
+                raise TooLarge(f"The request's headers are larger than {MAX_HEADER_BYTES} bytes")
             status, headers, body = await self._answer(scope, given, receive, request_id)
         except SerinusError as error:
             status, headers, body = _problem(scope, error)
@@ -120,7 +123,7 @@ class App:
         given: Given = dict(scope["headers"])
         try:
             what, name, number = parse(scope["path"])
-            if what != "stream":
+            if what != "stream" or len(b"".join(given.values())) > MAX_HEADER_BYTES:
                 raise NotFound("Not Found")
         except NotFound:
             await receive()

@@ -117,6 +117,7 @@ class Link:
         self.route = route
         self.ready = False
         self._changed = changed
+        self._loop = asyncio.get_running_loop()
         self._wire: _Wire | None = None
         self._ids = 0
         self._task: asyncio.Task[None] | None = asyncio.ensure_future(self._keep_up())
@@ -139,7 +140,7 @@ class Link:
             wire.send(b"".join((head, *call.body)))
         else:
             wire.send(head, *call.body)
-        future = wire.pending[number] = asyncio.get_running_loop().create_future()
+        future = wire.pending[number] = self._loop.create_future()
         return number, future
 
     def forget(self, number: int) -> None:

@@ -100,6 +100,7 @@ def test_a_replica_killed_under_load_fails_nobody(house):
     until(lambda: metric(gateway, "serinus_replicas_ready") == 2)
     load = Load(gateway, clients=8)
     until(lambda: len(load.answers) > 40)
+    time.sleep(0.05)  # clients move in step: into the middle of their next wave
     children["a"].kill()
     until(lambda: len(load.answers) > 200)
     assert load.failed() == []

@@ -1,0 +1,253 @@
+"""Deadlines, telemetry, the table, the WebSocket's heart and the frames that close it."""
+
+import asyncio
+import time
+
+import msgspec
+import pytest
+
+from inference.errors import (
+    BY_CODE,
+    Cancelled,
+    DeadlineExceeded,
+    Draining,
+    InvalidInput,
+    Malformed,
+    ModelFailed,
+    NotFound,
+    SerinusError,
+    by_code,
+)
+from inference.gateway import app, problems, sockets, websocket
+from inference.gateway.connections import Pool, fault_error
+from inference.gateway.deadlines import Deadlines
+from inference.gateway.table import Table
+from inference.gateway.telemetry import BUFFER_MAXLEN, Telemetry
+from inference.protocol import routes
+from inference.protocol.messages import Answer, Fault
+from inference.protocol.routes import EndpointRoute, RoutingTable
+from inference.protocol.samples import Sample
+
+
+def table_bytes(generation, *names):
+    endpoints = [EndpointRoute(name, name, "s", False, 1000, 10) for name in names]
+    return routes.encode(RoutingTable(generation=generation, endpoints=endpoints))
+
+
+@pytest.fixture
+def table(tmp_path):
+    return lambda: Table(Pool(), tmp_path / "gateway" / "routes.json")
+
+
+async def test_a_table_goes_forward_only(table):
+    one = table()
+    assert one.accept(table_bytes(5, "a"))
+    for data in (table_bytes(5, "b"), table_bytes(4, "b"), b"", b"{", b"null", b'{"generation":"x"}', b"\xff"):
+        assert not one.accept(data)
+    assert list(one.now.endpoints) == ["a"]
+    assert one.accept(table_bytes(6, "b"))
+    assert list(one.now.endpoints) == ["b"]
+
+
+async def test_a_queue_outlives_the_table_it_came_with(table):
+    one = table()
+    one.accept(table_bytes(1, "a"))
+    queue = one.now.endpoints["a"].queue
+    queue.enter(10)
+    one.accept(table_bytes(2, "a", "b"))
+    assert one.now.endpoints["a"].queue is queue
+
+
+async def test_the_last_table_is_loaded_from_disk(table, tmp_path):
+    one = table()
+    one.accept(table_bytes(3, "a"))
+    keeping = asyncio.create_task(one.run(None))
+    path = tmp_path / "gateway" / "routes.json"
+    while not path.exists():  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    keeping.cancel()
+    two = table()
+    two.load()
+    assert two.now.generation == 3
+    assert [entry.name for entry in path.parent.iterdir()] == ["routes.json"]
+    path.write_bytes(b"broken")
+    three = table()
+    three.load()
+    assert three.now.generation == -1
+
+
+async def test_a_deadline_fails_what_waits():
+    deadlines = Deadlines()
+    ticket = deadlines.open(0.03)
+    ticket.waiting = asyncio.get_running_loop().create_future()
+    with pytest.raises(DeadlineExceeded):
+        await asyncio.wait_for(ticket.waiting, 1)
+    deadlines.close(ticket)
+    assert len(deadlines) == 0
+
+
+async def test_a_stalled_reader_is_cancelled():
+    deadlines = Deadlines()
+    ticket = deadlines.open(0.03)
+    ticket.reader = asyncio.create_task(asyncio.sleep(10))
+    with pytest.raises(asyncio.CancelledError):
+        await ticket.reader
+    assert isinstance(ticket.error, DeadlineExceeded)
+
+
+async def test_a_caller_who_leaves_is_noticed():
+    messages = iter([{"type": "http.request"}, {"type": "http.disconnect"}])
+
+    async def receive():
+        return next(messages)
+
+    deadlines = Deadlines()
+    ticket = deadlines.open(10, receive)
+    ticket.waiting = asyncio.get_running_loop().create_future()
+    with pytest.raises(Cancelled):
+        await asyncio.wait_for(ticket.waiting, 1)
+    deadlines.close(ticket)
+
+
+async def test_all_may_be_failed_at_once():
+    deadlines = Deadlines()
+    tickets = [deadlines.open(10) for _ in range(3)]
+    for ticket in tickets:
+        ticket.waiting = asyncio.get_running_loop().create_future()
+    deadlines.fail_all(Draining())
+    for ticket in tickets:
+        with pytest.raises(Draining):
+            await ticket.waiting
+
+
+def test_sums_become_numbered_samples():
+    telemetry = Telemetry("g")
+    for ms in (1.0, 2.0, 400.0):
+        telemetry.answered(("e", 1, "primary"), ms, Answer(1, [], 8, 1_000_000, 2_000_000), 0)
+    telemetry.failed(("e", 1, "primary"), 5.0, ModelFailed(), 1)
+    telemetry.failed(("e", 1, "primary"), 5.0, InvalidInput(), 0)
+    telemetry.close_bin(1000)
+    telemetry.answered(("e", 2, "canary"), 1.0, Answer(1, [], 1, 0, 0), 0)
+    telemetry.close_bin(1001)
+    one, two = (msgspec.msgpack.decode(data, type=Sample) for data in telemetry.waiting)
+    assert (one.source, one.sequence, two.sequence, one.at_unix_s) == ("g", 1, 2, 1000)
+    assert (one.requests, one.errors, one.retries, one.batch_sum) == (5, 1, 1, 24)
+    assert (one.latency_sum_ms, one.queue_sum_ms, one.compute_sum_ms) == (413.0, 3.0, 6.0)
+    assert one.error_counts == {"model_failed": 1, "invalid_input": 1}
+    assert sum(one.latency_counts.values()) == 5
+    assert {key: sums.requests for key, sums in telemetry.totals()} == {("e", 1, "primary"): 5, ("e", 2, "canary"): 1}
+    telemetry.close_bin(1002)
+    assert len(telemetry.waiting) == 2
+
+
+def test_samples_wait_in_a_bounded_buffer():
+    telemetry = Telemetry("g")
+    for second in range(BUFFER_MAXLEN + 5):
+        telemetry.failed(("e", 1, "a"), 1.0, ModelFailed(), 0)
+        telemetry.close_bin(second)
+    assert len(telemetry.waiting) == BUFFER_MAXLEN
+
+
+def test_every_error_code_has_a_status():
+    assert set(problems.STATUSES) >= set(BY_CODE)
+    for code in BY_CODE:
+        cls = by_code(code)
+        error = SerinusError() if code == "rejected" else cls()
+        names = [name for name, _ in problems.headers_of(error)]
+        assert (b"retry-after" in names) == error.retryable
+
+
+@pytest.mark.parametrize(
+    ("path", "route"),
+    [
+        ("/v2/models/a.b-c_1/infer", ("infer", "a.b-c_1", None)),
+        ("/v2/models/a/versions/12/infer", ("infer", "a", 12)),
+        ("/v2/models/a/versions/12", ("model", "a", 12)),
+        ("/v2/models/a/ready", ("model_ready", "a", None)),
+        ("/v2/health/live", ("live", "", None)),
+        ("/v2/models/a/generate_stream", ("later", "a", None)),
+        ("/v2/repository/index", ("later", "", None)),
+    ],
+)
+def test_paths_are_parsed(path, route):
+    assert app.parse(path) == route
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["", "/v2/models/", "/v2/models/../x", "/v2/models/a\0", "/v2/models/é", "/v2/models/a/versions/", "/v2/models/" + "a" * 129,
+     "/v2/models/a/versions/-1", "/v2/models/a/versions/1/versions/2", "/v2/models/a\n", "/v2/models/.hidden/infer"],
+)  # fmt: skip
+def test_strange_paths_are_not_found(path):
+    with pytest.raises(NotFound, match="Not Found"):
+        app.parse(path)
+
+
+def test_binary_frames_are_split():
+    head, rest = websocket.split(b"\2\0\0\0{}abc")
+    assert (bytes(head), bytes(rest)) == (b"{}", b"abc")
+    for data in (b"", b"\1", b"\3\0\0\0{}", b"\xff\xff\xff\xff"):
+        with pytest.raises(Malformed):
+            websocket.split(data)
+
+
+class Plane:
+    draining = False
+
+
+async def test_the_heart_of_a_stream_beats(monkeypatch):
+    sent, cut = [], []
+
+    async def send(message):
+        sent.append(message)
+
+    monkeypatch.setattr(sockets, "close", sent.append)
+    monkeypatch.setattr(sockets, "cut", cut.append)
+    stream = websocket._Stream(Plane(), send, "e", None)
+    stream.peer, stream.pings = ("1.2.3.4", 5), True
+    start = stream.heard
+    assert stream.beat(start + 19) is None
+    await stream.beat(start + 21)
+    assert sent.pop()["text"] == '{"type":"ping"}'
+    assert stream.beat(start + 30) is None
+    await stream.beat(start + 41)
+    assert sent.pop() == {("1.2.3.4", 5): b"\x88\x09\x03\xe9no pong"}
+    assert stream.beat(time.monotonic()) is None
+    assert not cut
+    stream.beat(time.monotonic() + 6)
+    assert cut == [{("1.2.3.4", 5)}]
+
+
+async def test_a_stream_without_the_protocol_is_not_pinged_but_idles_out(monkeypatch):
+    sent = []
+    monkeypatch.setattr(sockets, "close", sent.append)
+    stream = websocket._Stream(Plane(), None, "e", None)
+    stream.peer = ("1.2.3.4", 5)
+    assert stream.beat(stream.heard + 599) is None
+    await stream.beat(stream.heard + 601)
+    assert sent[0][("1.2.3.4", 5)].endswith(b"idle")
+
+
+async def test_a_reader_that_takes_nothing_is_cut(monkeypatch):
+    cut = []
+    monkeypatch.setattr(sockets, "cut", cut.append)
+    stream = websocket._Stream(Plane(), None, "e", None)
+    stream.peer = ("1.2.3.4", 5)
+    stream.sending_since = 100.0
+    assert stream.beat(129.0) is None
+    assert not cut
+    stream.beat(131.0)
+    assert cut
+
+
+def test_peers_are_read_from_a_scope():
+    assert sockets.peer_of(("127.0.0.1", "80")) == ("127.0.0.1", 80)
+    for strange in (None, (), ("unix", ""), "127.0.0.1"):
+        assert sockets.peer_of(strange) is None
+
+
+@pytest.mark.parametrize("code", [*BY_CODE, "from the future"])
+def test_a_fault_never_tells_where_the_replica_lives(code):
+    error = fault_error(Fault(1, code, "cannot open /srv/serinus/run/r1.sock of 12"))
+    assert "/srv" not in error.message
+    assert isinstance(error, SerinusError)
