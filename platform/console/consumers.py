@@ -84,6 +84,8 @@ class ConsoleConsumer(AsyncJsonWebsocketConsumer):  # type: ignore[misc]  # chan
         try:
             self.waiting.put_nowait(message)
         except asyncio.QueueFull:
+            for topic in tuple(self.leaving):
+                self._leave(topic)
             self.tasks.append(asyncio.create_task(self.close(TOO_SLOW)))
 
     async def _write(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from typing import Any
 
@@ -12,7 +13,7 @@ from django.test import Client
 
 from accounts.models import Membership, User
 from console import consumers, hub
-from console.consumers import SESSION_ENDED
+from console.consumers import SESSION_ENDED, TOO_SLOW, ConsoleConsumer
 from console.live import feed_of
 from inference.errors import Forbidden, NotFound
 from registry.models import ValidationRun
@@ -175,6 +176,20 @@ async def test_a_deactivated_person_is_let_go(console: Any, monkeypatch: pytest.
     await sync_to_async(User.objects.filter(pk=console.teammate.pk).update)(is_active=False)
     output = await socket.receive_output(10)
     assert (output["type"], output["code"]) == ("websocket.close", SESSION_ENDED)
+
+
+async def test_who_reads_too_slowly_is_let_go(console: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(consumers, "MAX_WAITING", 1)
+    monkeypatch.setattr(ConsoleConsumer, "_write", never)
+    socket = await joined(console.owner)
+    for number in (1, 2):
+        await socket.say(json.dumps({"type": "subscribe", "topic": f"version:digits:{number}"}))
+    output = await socket.receive_output(10)
+    assert (output["type"], output["code"]) == ("websocket.close", TOO_SLOW)
+
+
+async def never(self: Any) -> None:
+    await asyncio.Event().wait()
 
 
 def test_people_with_the_same_teams_share_a_poll_and_others_do_not(console: Any) -> None:

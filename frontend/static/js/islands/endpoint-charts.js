@@ -4,8 +4,8 @@ import { dataOf } from "../lib/dom.js";
 import { LineChart } from "../lib/chart.js";
 import { subscribe } from "../lib/socket.js";
 
-// The second still running is not whole yet; showing it would draw a dip at the right edge.
-const LATE_S = 2;
+// Samples take up to four seconds to arrive; showing what is not whole yet would draw a dip at the right edge.
+const LATE_S = 4;
 
 function fold(points, versions) {
   const byTime = new Map();
