@@ -26,6 +26,7 @@ STATUSES: dict[str, int] = {
     "internal": 500,
     "model_failed": 500,
     "overloaded": 503,
+    "storage_full": 507,
     "not_ready": 503,
     "replica_lost": 503,
     "draining": 503,
