@@ -49,9 +49,7 @@ def _to_login(request: HttpRequest) -> HttpResponse:
     return response
 
 
-def attempt(
-    request: HttpRequest, back: str, said: str, do: Callable[[], object], *, onward: str = ""
-) -> HttpResponse:
+def attempt(request: HttpRequest, back: str, said: str, do: Callable[[], object], *, onward: str = "") -> HttpResponse:
     """Runs an action, says how it went, and goes `onward` after success, else back to `back`.
 
     A missing right is a page of its own.

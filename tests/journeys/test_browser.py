@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 
@@ -131,7 +130,11 @@ def test_from_a_dropped_file_to_moved_traffic(house: House, visitor: Visitor, tm
     page.get_by_text("Copied.").wait_for()
     line = page.evaluate("() => navigator.clipboard.readText()")
     done = subprocess.run(
-        ["bash", "-c", line], env=os.environ | {"SERINUS_API_KEY": house.key}, capture_output=True, timeout=30, check=True
+        ["bash", "-c", line],
+        env=os.environ | {"SERINUS_API_KEY": house.key},
+        capture_output=True,
+        timeout=30,
+        check=True,
     )
     np.testing.assert_allclose(json.loads(done.stdout)["outputs"][0]["data"], np.ones(3), atol=1e-5)
 
