@@ -101,7 +101,7 @@ def test_from_a_dropped_file_to_moved_traffic(house: House, visitor: Visitor, tm
     begin_upload(page, "browsed")
     drop(page, "[data-drop]", file)
     page.get_by_text("1 file, 0 B of 24.0 MB").wait_for()
-    upload_speed(page, 6 << 20)
+    upload_speed(page, 4 << 20)
     press(page, "Upload")
     page.get_by_text("8.0 MB of 24.0 MB").first.wait_for()
     press(page, "Pause")
@@ -258,7 +258,7 @@ def test_the_console_is_killed_during_an_upload(house: House, browser: Any, tmp_
     page.on("request", lambda request: request.method == "POST" and asked.append(request.url))
     begin_upload(page, "survivor")
     drop(page, "[data-drop]", file)
-    upload_speed(page, 8 << 20)
+    upload_speed(page, 6 << 20)
     press(page, "Upload")
     page.get_by_text("16.0 MB of 40.0 MB").first.wait_for()
     house.kill("console")
@@ -283,8 +283,8 @@ PAGES = {
     "people": "/people/",
     "audit": "/audit/",
     "upload": "/upload/",
-    "api": "/api/docs/",
 }
+IN_DARK = ("overview", "version", "endpoint", "fleet", "keys")
 LOOKS: dict[str, dict[str, Any]] = {
     "light": {"viewport": WIDE, "color_scheme": "light"},
     "dark": {"viewport": WIDE, "color_scheme": "dark"},
@@ -298,8 +298,8 @@ def test_pages_with_real_rows(house: House, browser: Any, echo: str, tmp_path: P
     shots = screenshots(tmp_path)
     visitor = Visitor(browser, house.console_url, **LOOKS[look]).log_in("admin", PASSWORD)
     page, wide = visitor.page, {}
-    for name, path in PAGES.items():
-        page.goto(path)
+    for name in IN_DARK if look == "dark" else PAGES:
+        page.goto(PAGES[name])
         page.wait_for_load_state("load")
         if page.locator("[data-connection]").count():
             page.locator("[data-connection][data-state=open]").first.wait_for()
