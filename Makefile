@@ -47,13 +47,14 @@ unit: $(VENV)/.installed-dev ## Unit tests only
 	$(BIN)/python -m pytest tests/unit -q -n 2
 
 test: $(VENV)/.installed-dev ## Every test: unit, integration, journeys, faults
-	$(BIN)/python -m pytest tests -q
+	$(BIN)/python -m pytest tests/unit tests/integration tests/devices -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests/journeys -q
 
 e2e: $(VENV)/.installed-dev ## The journeys through the real doors, the browser among them
 	$(BIN)/python -m pytest tests/journeys -q
 
 bench: $(VENV)/.installed-dev ## Measure on this machine; see docs/benchmarks.md
-	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python -m tests.benchmarks --write
 
 clean: ## Remove the environment and caches (keeps .serinus, where your data is)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -115,7 +115,11 @@ class Postgres:
         )
 
     def _socket_dir(self) -> None:
+        """Made or taken over, but never from a stranger: its path under the temporary folder can be foreseen."""
         self.sockets.mkdir(mode=0o755, exist_ok=True)
+        ours = {os.getuid(), pwd.getpwnam(self.user).pw_uid if self.user else os.getuid()}
+        if self.sockets.is_symlink() or self.sockets.stat().st_uid not in ours:
+            raise ServiceError(f"{self.sockets} belongs to somebody else: remove it or set SERINUS_RUNTIME_DIR")
         self._give(self.sockets)
 
     def _remove_stale_pid(self) -> None:

@@ -203,7 +203,20 @@ class Platform:
     def stop(self) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         self.supervisor.stop()
+        for folder in (self.config.runtime_dir, self.config.postgres_socket_dir):
+            remove_runtime(folder)
         self._lock.close()
+
+
+def remove_runtime(folder: Path) -> None:
+    """Removes what a stopped platform leaves in its runtime folder: sockets and empty folders, nothing else."""
+    with suppress(OSError):
+        for path in sorted(folder.rglob("*"), reverse=True):
+            if path.is_socket():
+                path.unlink()
+            elif path.is_dir():
+                path.rmdir()
+        folder.rmdir()
 
 
 def joined_environment(config: UpConfig) -> dict[str, str]:

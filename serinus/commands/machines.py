@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from contextlib import nullcontext
@@ -18,7 +19,7 @@ from serinus.demo_deploy import Demo
 from serinus.output import Json, emit, err, fails_clearly, out, table
 from serinus.paths import UpConfig, private_dir, up_config
 from serinus.processes import StartError, Supervisord, host_programs
-from serinus.up import Platform, joined_environment
+from serinus.up import Platform, joined_environment, remove_runtime
 
 VARIABLES = """
 Environment (all optional):
@@ -146,6 +147,7 @@ def worker(
     supervisor = Supervisord(ours, host_programs(ours), environment)
     supervisor.start()
     supervisor.run("host", "agent")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     err.print(f"host [bold]{ours.host_name}[/] serves; Ctrl-C drains and stops it")
     try:
         supervisor.wait()
@@ -153,6 +155,7 @@ def worker(
         err.print("draining")
     finally:
         supervisor.stop()
+        remove_runtime(runtime)
 
 
 def doctor(*, as_json: Json = False) -> None:

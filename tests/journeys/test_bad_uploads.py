@@ -279,8 +279,8 @@ def test_row_24_a_request_that_eats_all_memory_costs_one_replica_for_a_moment(
     house.scale("hungry", version["number"], 0)
 
 
-def test_row_28_a_full_disk_refuses_the_upload_and_leaves_nothing(house: House, tmp_path: Path) -> None:
-    """A folder of artifacts that is bigger than the limit of one file cannot even begin."""
+def test_an_upload_over_the_limit_cannot_even_begin(house: House, tmp_path: Path) -> None:
+    """The full disk itself (row 28) is injected in tests/integration/test_tus.py, on a real small tmpfs."""
     answer = house.api("POST", "/api/uploads/")
     assert answer.status_code in {400, 412}
     before = shutil.disk_usage(house.data_dir).used
