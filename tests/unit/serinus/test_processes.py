@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from serinus.paths import private_dir, up_config, write_private
-from serinus.processes import CHILD, Program, configuration, control_programs, gateway_program, host_programs
+from serinus.processes import (
+    CHILD,
+    SERVICE,
+    Program,
+    configuration,
+    control_programs,
+    gateway_program,
+    host_programs,
+)
 
 
 def parse(text: str) -> configparser.RawConfigParser:
@@ -31,6 +39,15 @@ def test_every_program_restarts_and_the_data_plane_sees_no_database(tmp_path: Pa
     for name in ("gateway", "host"):
         assert "DATABASE_URL" in found[f"program:{name}"]["command"], "the wrapper takes it away"
     assert "DATABASE_URL" not in found["program:console"]["command"]
+
+
+def test_services_are_stopped_last(tmp_path: Path) -> None:
+    """supervisord stops from the highest priority down; a part that lost its broker first would wait for it."""
+    config = up_config({"SERINUS_DATA_DIR": str(tmp_path)})
+    programs = [Program("valkey", ["v"], stage=SERVICE), *host_programs(config), *control_programs(config)]
+    found = parse(configuration(programs, config, as_root=False))
+    order = {program.name: int(found[f"program:{program.name}"]["priority"]) for program in programs}
+    assert order["valkey"] < order["host"] < min(order[name] for name in ("agent", "console", "control", "beat"))
 
 
 def test_percent_signs_and_quotes_survive(tmp_path: Path) -> None:

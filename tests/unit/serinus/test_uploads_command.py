@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from serinus import control as control_module
 from serinus import uploads
-from serinus.control import ControlError, Resumes
+from serinus.control import Control, ControlError, Resumes
 
 
 def test_a_file_is_one_part_and_a_folder_its_files(tmp_path: Path) -> None:
@@ -47,3 +48,33 @@ def test_an_unfinished_upload_is_remembered_until_the_file_changes(
     assert Resumes.mark("http://a", file) != mark
     Resumes().drop(mark)
     assert Resumes().get(mark) is None
+
+
+@pytest.mark.parametrize(
+    ("code", "sent", "twice", "calls"),
+    [
+        ("unreachable", True, True, 3),
+        ("unreachable", False, False, 3),
+        ("unreachable", True, False, 1),
+        ("refused", True, True, 1),
+    ],
+)
+def test_what_may_have_been_done_is_not_done_twice(
+    monkeypatch: pytest.MonkeyPatch, code: str, sent: bool, twice: bool, calls: int
+) -> None:
+    monkeypatch.setattr(control_module.time, "sleep", lambda _: None)
+    tries: list[int] = []
+
+    def do() -> str:
+        tries.append(1)
+        if len(tries) < 3:
+            raise ControlError("no answer", code=code, sent=sent)
+        return "done"
+
+    control = Control("http://127.0.0.1:9", "key")
+    if calls == 3:
+        assert control.patiently(do, twice=twice) == "done"
+    else:
+        with pytest.raises(ControlError):
+            control.patiently(do, twice=twice)
+    assert len(tries) == calls
