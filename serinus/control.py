@@ -19,6 +19,8 @@ from inference import config as engine
 T = TypeVar("T")
 CHUNK_BYTES = 8 << 20
 PATIENCE_TRIES = 20  # about 45 s: a console that was killed is back within seconds
+MAX_BEGINNINGS = 3
+PASSING = {"unreachable", "unavailable"}  # answers that may be different in a moment
 FINAL = {"ready", "rejected", "archived", "awaiting_approval"}
 
 
@@ -82,7 +84,7 @@ class Control:
             try:
                 return do()
             except ControlError as error:
-                if error.code != "unreachable" or tries == PATIENCE_TRIES or (error.sent and not twice):
+                if error.code not in PASSING or tries == PATIENCE_TRIES or (error.sent and not twice):
                     raise
                 time.sleep(min(0.25 * tries, 3))
         raise AssertionError
@@ -105,13 +107,21 @@ class Control:
         memory = Resumes()
         mark = memory.mark(self.url, file)
         location = memory.get(mark)
-        offset = self.patiently(partial(self._offset, location)) if location else None
-        if location is None or offset is None:
-            location, offset = self.patiently(lambda: self._create(file, shown_name)), 0
-            memory.put(mark, location)
-        self._send(file, location, offset, progress)
+        for begun in range(1, MAX_BEGINNINGS + 1):
+            offset = self.patiently(partial(self._offset, location)) if location else None
+            if location is None or offset is None:
+                location, offset = self.patiently(lambda: self._create(file, shown_name)), 0
+                memory.put(mark, location)
+            try:
+                self._send(file, location, offset, progress)
+                break
+            except ControlError as error:
+                # Killed at its last byte, a server may have the content and not the upload: it is sent anew.
+                if error.code not in {"gone", "not_found"} or begun == MAX_BEGINNINGS:
+                    raise
+                location = None
         memory.drop(mark)
-        return location.rstrip("/").rsplit("/", 1)[-1]
+        return str(location).rstrip("/").rsplit("/", 1)[-1]
 
     def _create(self, file: Path, shown_name: str) -> str:
         headers = {
@@ -125,7 +135,7 @@ class Control:
         try:
             answer = self.raw("HEAD", location, headers={"Tus-Resumable": "1.0.0"})
         except ControlError as error:
-            if error.code == "unreachable":
+            if error.code in PASSING:
                 raise
             return None
         return int(answer.headers["Upload-Offset"])
@@ -140,19 +150,18 @@ class Control:
                     offset = self._patch(location, offset, chunk)
                     tries = 0
                 except ControlError as error:
-                    if error.code != "unreachable" or tries >= PATIENCE_TRIES:
+                    if error.code not in PASSING | {"conflict"} or tries >= PATIENCE_TRIES:
                         raise
                     tries += 1
                     time.sleep(min(0.25 * tries, 3))
-                    offset = self._known_offset(location, offset)
+                    offset = self._known_offset(location)
                 progress(offset)
 
-    def _known_offset(self, location: str, fallback: int) -> int:
-        try:
-            found = self._offset(location)
-        except ControlError:
-            return fallback
-        return fallback if found is None else found
+    def _known_offset(self, location: str) -> int:
+        found = self.patiently(partial(self._offset, location))
+        if found is None:
+            raise ControlError("the server no longer knows this upload", code="gone")
+        return found
 
     def _patch(self, location: str, offset: int, chunk: bytes) -> int:
         headers = {

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import httpx
 import pytest
 
 from serinus import control as control_module
@@ -78,3 +79,62 @@ def test_what_may_have_been_done_is_not_done_twice(
         with pytest.raises(ControlError):
             control.patiently(do, twice=twice)
     assert len(tries) == calls
+
+
+class TusServer:
+    """Keeps uploads in memory; each answer in `troubles` replaces the answer to one PATCH, after its bytes are taken."""
+
+    def __init__(self, *troubles: tuple[int, str]) -> None:
+        self.held: dict[str, bytes] = {}
+        self.troubles = list(troubles)
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        path = request.url.path
+        if request.method == "POST":
+            place = f"/api/uploads/{len(self.held)}"
+            self.held[place] = b""
+            return httpx.Response(201, headers={"Location": place})
+        if path not in self.held:
+            return _refusal(410, "gone")
+        if request.method == "PATCH":
+            if int(request.headers["Upload-Offset"]) != len(self.held[path]):
+                return _refusal(409, "conflict")
+            self.held[path] += request.content
+            if self.troubles:
+                status, code = self.troubles.pop(0)
+                if code == "gone":
+                    del self.held[path]
+                    self.held["/api/uploads/lost"] = b""
+                return _refusal(status, code)
+        return httpx.Response(204, headers={"Upload-Offset": str(len(self.held[path]))})
+
+
+def _refusal(status: int, code: str) -> httpx.Response:
+    return httpx.Response(status, json={"error": {"code": code, "message": code}})
+
+
+@pytest.mark.parametrize("trouble", [(410, "gone"), (502, "unreachable"), (503, "unavailable"), (409, "conflict")])
+def test_an_upload_survives_what_passes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: tuple[int, str]
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(control_module.time, "sleep", lambda _: None)
+    monkeypatch.setattr(control_module, "CHUNK_BYTES", 4)
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"0123456789")
+    server, control = TusServer(trouble), Control("http://127.0.0.1:9", "key")
+    transport = httpx.MockTransport(server.answer)
+    monkeypatch.setattr(control, "_http", httpx.Client(base_url=control.url, transport=transport))
+    name = control.upload(file, "model.onnx", lambda _: None)
+    assert server.held[f"/api/uploads/{name}"] == b"0123456789"
+
+
+def test_an_upload_that_is_refused_ends_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "model.onnx"
+    file.write_bytes(b"0123456789")
+    server, control = TusServer((460, "checksum_mismatch")), Control("http://127.0.0.1:9", "key")
+    transport = httpx.MockTransport(server.answer)
+    monkeypatch.setattr(control, "_http", httpx.Client(base_url=control.url, transport=transport))
+    with pytest.raises(ControlError, match="checksum_mismatch"):
+        control.upload(file, "model.onnx", lambda _: None)
