@@ -8,24 +8,29 @@ import os
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
 from inference import config as engine
 
+T = TypeVar("T")
 CHUNK_BYTES = 8 << 20
+PATIENCE_TRIES = 20  # about 45 s: a console that was killed is back within seconds
 FINAL = {"ready", "rejected", "archived", "awaiting_approval"}
 
 
 class ControlError(RuntimeError):
     """The control API refused or could not be reached; the message is for a person."""
 
-    def __init__(self, message: str, *, code: str = "unreachable", remedy: str = "") -> None:
+    def __init__(self, message: str, *, code: str = "unreachable", remedy: str = "", sent: bool = True) -> None:
+        """sent: whether the server may have done what was asked."""
         super().__init__(message)
         self.code = code
         self.remedy = remedy
+        self.sent = sent
 
 
 def credentials() -> dict[str, Any]:
@@ -65,10 +70,22 @@ class Control:
         try:
             answer = self._http.request(method, path, **arguments)
         except httpx.HTTPError as error:
-            raise ControlError(f"the console at {self.url} does not answer: {error}") from error
+            sent = not isinstance(error, httpx.ConnectError)
+            raise ControlError(f"the console at {self.url} does not answer: {error}", sent=sent) from error
         if answer.status_code >= 400:
             raise _refusal(answer)
         return answer
+
+    def patiently(self, do: Callable[[], T], *, twice: bool = True) -> T:
+        """Calls `do` again while the console cannot be reached. twice: it does no harm when it happens twice."""
+        for tries in range(1, PATIENCE_TRIES + 1):
+            try:
+                return do()
+            except ControlError as error:
+                if error.code != "unreachable" or tries == PATIENCE_TRIES or (error.sent and not twice):
+                    raise
+                time.sleep(min(0.25 * tries, 3))
+        raise AssertionError
 
     def pages(self, path: str) -> Iterator[dict[str, Any]]:
         """Every row of a listing, page by page."""
@@ -88,9 +105,9 @@ class Control:
         memory = Resumes()
         mark = memory.mark(self.url, file)
         location = memory.get(mark)
-        offset = self._offset(location) if location else None
+        offset = self.patiently(partial(self._offset, location)) if location else None
         if location is None or offset is None:
-            location, offset = self._create(file, shown_name), 0
+            location, offset = self.patiently(lambda: self._create(file, shown_name)), 0
             memory.put(mark, location)
         self._send(file, location, offset, progress)
         memory.drop(mark)
@@ -123,7 +140,7 @@ class Control:
                     offset = self._patch(location, offset, chunk)
                     tries = 0
                 except ControlError as error:
-                    if error.code != "unreachable" or tries >= 20:
+                    if error.code != "unreachable" or tries >= PATIENCE_TRIES:
                         raise
                     tries += 1
                     time.sleep(min(0.25 * tries, 3))
@@ -151,7 +168,7 @@ class Control:
         """Polls a version until it is ready, rejected or waits for approval."""
         end = time.monotonic() + timeout_s
         while True:
-            version = self.call("GET", f"/api/models/{model}/versions/{number}/")
+            version = self.patiently(lambda: self.call("GET", f"/api/models/{model}/versions/{number}/"))
             seen(version)
             if version["status"] in FINAL:
                 return version

@@ -6,6 +6,7 @@ kernel to be told of its parent's death, so a killed supervisord leaves nothing 
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 import time
@@ -18,6 +19,8 @@ from typing import Any
 from serinus.paths import UpConfig, write_private
 
 CHILD = Path(__file__).with_name("child.py")
+SERVICE, HOST, DOOR = 1, 2, 3  # stages: a later one needs the earlier ones, and is stopped before them
+GONE = {0, 100, 200, 1000}  # supervisord's states without a process
 SECRETS = "DATABASE_URL,REDIS_URL,SERINUS_ADMIN_PASSWORD"
 
 
@@ -27,7 +30,7 @@ class StartError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One supervised process. `unset` names variables that it must not see."""
+    """One supervised process. `unset` names variables that it must not see; `stage` orders the stop."""
 
     name: str
     command: Sequence[str]
@@ -36,6 +39,7 @@ class Program:
     unset: str = ""
     dies_with_parent: bool = True
     environment: dict[str, str] = field(default_factory=dict)
+    stage: int = DOOR
 
 
 def _python(*words: str) -> list[str]:
@@ -57,7 +61,7 @@ def host_programs(config: UpConfig, drain_s: int = 20) -> list[Program]:
     """What every machine with replicas runs: the supervisor of the replicas, and the Celery host agent."""
     name = config.host_name
     return [
-        Program("host", _python("-m", "inference", "supervisor"), stop_wait_s=drain_s + 10, unset=SECRETS),
+        Program("host", _python("-m", "inference", "supervisor"), stop_wait_s=drain_s + 10, unset=SECRETS, stage=HOST),
         Program("agent", _worker(f"agent@{name}", f"host.{name}", 2), environment={"SERINUS_ROLE": "agent"}),
     ]
 
@@ -93,6 +97,7 @@ def program_section(program: Program, log_dir: Path) -> str:
         f"[program:{program.name}]",
         f"command={' '.join(_quoted(word) for word in command)}",
         "autostart=false",
+        f"priority={program.stage}",
         "autorestart=true",
         "startsecs=1",
         "startretries=1000000",
@@ -178,17 +183,26 @@ class Supervisord:
         """Stops every program in order, front doors first and services last, then supervisord."""
         if not self.alive or self._process is None:
             return
-        remote = connect(self.config)
-        for program in reversed(self.programs):
-            try:
-                remote.stopProcess(program.name, True)
-            except (xmlrpc.client.Fault, OSError):
-                continue
+        for stage in (DOOR, HOST, SERVICE):
+            with contextlib.suppress(OSError):
+                self._stop([program for program in self.programs if program.stage == stage])
         self._process.terminate()
         try:
             self._process.wait(30)
         except subprocess.TimeoutExpired:
             self._process.kill()
+
+    def _stop(self, programs: Sequence[Program]) -> None:
+        """Asks all of them to stop, and waits until none is left or supervisord should long have killed it."""
+        remote = connect(self.config)
+        for program in programs:
+            with contextlib.suppress(xmlrpc.client.Fault):  # it does not run
+                remote.stopProcess(program.name, False)
+        end = time.monotonic() + max((program.stop_wait_s for program in programs), default=0) + 5
+        while time.monotonic() < end:
+            if all(remote.getProcessInfo(program.name)["state"] in GONE for program in programs):
+                return
+            time.sleep(0.05)
 
 
 def wait_for(what: str, ready: Callable[[], bool], supervisor: Supervisord, *, timeout_s: float) -> None:

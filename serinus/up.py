@@ -22,6 +22,7 @@ import httpx
 
 from serinus.paths import UpConfig, private_dir, write_private
 from serinus.processes import (
+    SERVICE,
     Program,
     StartError,
     Supervisord,
@@ -103,9 +104,10 @@ class Platform:
         if self.postgres:
             # setpriv changes the user, which forgets the death signal: it sets that itself, last.
             as_other = bool(self.postgres.user)
-            services.append(Program("postgres", self.postgres.command(), "INT", 30, dies_with_parent=not as_other))
+            command = self.postgres.command()
+            services.append(Program("postgres", command, "INT", 30, dies_with_parent=not as_other, stage=SERVICE))
         if self.valkey:
-            services.append(Program("valkey", self.valkey.command()))
+            services.append(Program("valkey", self.valkey.command(), stage=SERVICE))
         return [*services, *host_programs(self.config), *control_programs(self.config), gateway_program()]
 
     def _environment(self) -> dict[str, str]:

@@ -65,4 +65,4 @@ def send(
     body: dict[str, Any] = {"files": files, "runtime": settings}
     if alias:
         body["alias"] = alias
-    return control.call("POST", f"/api/models/{name}/versions/", body)
+    return control.patiently(lambda: control.call("POST", f"/api/models/{name}/versions/", body), twice=False)

@@ -75,7 +75,9 @@ def _validate(message: StartValidation, checklist: Checklist, control: Control, 
         settings = _settings(message)
         ground = lay_out(message.paths, message.spec.files)
         ground.verify()
-        step.note(f"{len(ground.files)} files, {_size(ground.size_bytes)}, every sha256 as uploaded")
+        step.note(
+            f"{len(ground.files)} file{'s' * (len(ground.files) != 1)}, {_size(ground.size_bytes)}, every sha256 as uploaded"
+        )
     state = Run(message, checklist, ground, settings)
     verdict = _parse(state)
     if verdict.tier == Tier.CODE and message.spec.tier != Tier.CODE:

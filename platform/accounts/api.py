@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.contrib.auth import update_session_auth_hash
-from django.db.models import Q, QuerySet
+from django.db.models import QuerySet
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema
 from rest_framework.request import Request
@@ -18,7 +18,7 @@ from accounts.explain import explain
 from accounts.models import ApiKey, AuditEntry, Team, User
 from accounts.pagination import KeysetPagination
 from accounts.permissions import MAY, Actor, Verb, actor_of, require, visible
-from accounts.teams import find_team, team_for
+from accounts.teams import find_team, known_people, team_for
 from inference.errors import Forbidden, NotFound
 
 
@@ -139,15 +139,6 @@ class Member(APIView):
             raise NotFound(f"there is no user '{username}'")
         actions.set_role(actor=who, user=user, team=row, role=role)
         return Response(shapes.TeamShown(find_team(who, team)).data)
-
-
-def known_people(who: Actor) -> QuerySet[User]:
-    """Oneself, and those who share a team; for a superuser everybody."""
-    rows = User.objects.prefetch_related("memberships__team")
-    if who.superuser:
-        return rows
-    mates = User.objects.filter(memberships__team__in=list(who.roles)).values("pk")
-    return rows.filter(Q(pk__in=mates) | Q(pk=who.user.pk if who.user else None))
 
 
 def find_user(who: Actor, username: str) -> User:

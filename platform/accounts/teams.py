@@ -1,8 +1,10 @@
-"""Which team a new thing belongs to when the caller does not say."""
+"""Teams and people that somebody may know of; which team a new thing belongs to when the caller does not say."""
 
 from __future__ import annotations
 
-from accounts.models import Team
+from django.db.models import Q, QuerySet
+
+from accounts.models import Team, User
 from accounts.permissions import Actor, Verb, can, require, visible
 from inference.errors import ClientError, NotFound
 
@@ -15,6 +17,15 @@ def find_team(actor: Actor, name: str) -> Team:
     if team is None:
         raise NotFound(f"there is no team '{name[:64]}'")
     return team
+
+
+def known_people(actor: Actor) -> QuerySet[User]:
+    """Oneself, and those who share a team; for a superuser everybody."""
+    rows = User.objects.prefetch_related("memberships__team")
+    if actor.superuser:
+        return rows
+    mates = User.objects.filter(memberships__team__in=list(actor.roles)).values("pk")
+    return rows.filter(Q(pk__in=mates) | Q(pk=actor.user.pk if actor.user else None))
 
 
 def team_for(actor: Actor, verb: Verb, name: str = "") -> Team:

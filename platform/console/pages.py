@@ -49,8 +49,11 @@ def _to_login(request: HttpRequest) -> HttpResponse:
     return response
 
 
-def attempt(request: HttpRequest, back: str, said: str, do: Callable[[], object]) -> HttpResponse:
-    """Runs an action, says how it went, and goes back to `back`. A missing right is a page of its own."""
+def attempt(request: HttpRequest, back: str, said: str, do: Callable[[], object], *, onward: str = "") -> HttpResponse:
+    """Runs an action, says how it went, and goes `onward` after success, else back to `back`.
+
+    A missing right is a page of its own.
+    """
     try:
         do()
     except (Forbidden, NotFound):
@@ -59,6 +62,7 @@ def attempt(request: HttpRequest, back: str, said: str, do: Callable[[], object]
         messages.error(request, error.message)
     else:
         messages.success(request, said)
+        return redirect(onward or back)
     return redirect(back)
 
 

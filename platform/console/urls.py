@@ -45,6 +45,7 @@ urlpatterns = [
     path("people/", people.people, name="people"),
     path("people/new/", people.create_person, name="create_person"),
     path("people/teams/new/", people.create_team, name="create_team"),
+    path("people/member/", people.add_member, name="add_member"),
     path("people/why/", people.why, name="why"),
     path(f"{PERSON}", people.person, name="person"),
     path(f"{PERSON}role/", people.set_role, name="set_role"),

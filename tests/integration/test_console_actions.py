@@ -85,6 +85,7 @@ POSTS = [
     ("/keys/new/", {"name": "k", "team": "red", "role": "viewer"}),
     ("/people/new/", {"username": "new", "password": PASSWORD}),
     ("/people/teams/new/", {"name": "green"}),
+    ("/people/member/", {"username": "stranger", "team": "red", "role": "viewer"}),
     ("/people/u/owner/role/", {"team": "red", "role": "viewer"}),
     ("/people/u/owner/password/", {"password": PASSWORD}),
     ("/people/u/owner/deactivate/", {}),
@@ -201,6 +202,18 @@ def test_people_are_made_given_roles_and_deactivated(console: Any) -> None:
     assert not User.objects.get(username="nina").is_active
 
 
+def test_an_admin_sees_the_people_of_shared_teams_and_takes_others_in_by_name(console: Any) -> None:
+    client = client_of(console.stranger)
+    assert 'href="/people/u/teammate/"' not in client.get("/people/").content.decode()
+    assert client.get("/people/u/teammate/").status_code == 404
+    wish = {"username": "teammate", "team": "blue", "role": "viewer"}
+    assert "teammate is viewer of" in said(client.post("/people/member/", wish, follow=True))
+    assert 'href="/people/u/teammate/"' in client.get("/people/").content.decode()
+    assert "nobody named" in said(client.post("/people/member/", {**wish, "username": "nobody"}, follow=True))
+    assert client.post("/people/member/", {**wish, "team": "red"}).status_code == 404
+    assert client_of(console.teammate).post("/people/member/", {**wish, "role": "admin"}).status_code == 403
+
+
 def test_a_person_is_made_with_the_role_or_not_at_all(console: Any) -> None:
     data = {"username": "nina", "password": PASSWORD, "team": "blue", "role": "admin"}
     assert client_of(console.owner).post("/people/new/", data).status_code == 404
@@ -227,7 +240,7 @@ def test_changing_ones_own_password_keeps_the_session(console: Any) -> None:
     ],
 )
 def test_the_explainer_gives_the_reason(console: Any, user: str, verb: str, words: str) -> None:
-    response = client_of(console.owner).get(f"/people/why/?user={user}&team=red&verb={verb}")
+    response = client_of(console.root).get(f"/people/why/?user={user}&team=red&verb={verb}")
     assert words in said(response)
 
 

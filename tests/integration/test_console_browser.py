@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.browser import chromium, console_server, executable
+from tests.support.browser import Visitor, chromium, console_server, executable, screenshots
 from tests.support.cast import make_cast
 from tests.support.showroom import furnish
 
@@ -40,7 +40,7 @@ PAGES = {
     "audit": "/audit/",
     "missing": "/models/nothing-here/",
 }
-EXPECTED = re.compile(r"status of 404")
+ROOT = ("root", "a long password of mine")
 
 
 @pytest.fixture
@@ -49,40 +49,10 @@ def cast_and_url(settings: Any, monkeypatch: Any) -> Iterator[Any]:
     cast = make_cast()
     furnish(cast)
     for person in (cast.root, cast.owner):
-        person.set_password("a long password of mine")
+        person.set_password(ROOT[1])
         person.save()
     with console_server() as url:
         yield cast, url
-
-
-class Visitor:
-    """A page that remembers what went wrong on it."""
-
-    def __init__(self, browser: Any, url: str, **context: Any) -> None:
-        self.context = browser.new_context(base_url=url, **context)
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(10_000)
-        self.troubles: list[str] = []
-        self.page.on("console", lambda said: said.type in {"error", "warning"} and self.note(said.text))
-        self.page.on("pageerror", lambda error: self.note(str(error)))
-
-    def note(self, text: str) -> None:
-        if not EXPECTED.search(text):
-            self.troubles.append(f"{self.page.url}: {text}")
-
-    def log_in(self, name: str = "root") -> Visitor:
-        self.page.goto("/login/")
-        self.page.fill("#id_username", name)
-        self.page.fill("#id_password", "a long password of mine")
-        self.page.click("button[type=submit]")
-        self.page.wait_for_selector("h1:has-text('Overview')")
-        return self
-
-
-def folder(tmp_path: Path) -> Path:
-    found = Path(os.environ.get("SERINUS_SCREENSHOTS", tmp_path / "screenshots"))
-    found.mkdir(parents=True, exist_ok=True)
-    return found
 
 
 def walk(visitor: Visitor, shots: Path, suffix: str) -> None:
@@ -91,13 +61,12 @@ def walk(visitor: Visitor, shots: Path, suffix: str) -> None:
         visitor.page.wait_for_load_state("load")
         visitor.page.wait_for_timeout(1300 if name == "endpoint" else 250)
         visitor.page.screenshot(path=shots / f"{name}-{suffix}.png", full_page=True)
-        wide = visitor.page.locator("html").evaluate("(e) => e.scrollWidth - e.clientWidth")
-        assert wide <= 0, f"{name} is {wide} px wider than the window ({suffix})"
+        assert visitor.too_wide_px <= 0, f"{name} is wider than the window ({suffix})"
 
 
 def test_every_page_in_light_dark_and_narrow(cast_and_url: Any, tmp_path: Path) -> None:
     _, url = cast_and_url
-    shots = folder(tmp_path)
+    shots = screenshots(tmp_path)
     with chromium() as browser:
         visitors = []
         for suffix, options in {
@@ -109,7 +78,7 @@ def test_every_page_in_light_dark_and_narrow(cast_and_url: Any, tmp_path: Path) 
             visitors.append(visitor)
             visitor.page.goto("/login/")
             visitor.page.screenshot(path=shots / f"login-{suffix}.png")
-            walk(visitor.log_in(), shots, suffix)
+            walk(visitor.log_in(*ROOT), shots, suffix)
         assert [trouble for visitor in visitors for trouble in visitor.troubles] == []
 
 
@@ -124,7 +93,7 @@ def test_axe_finds_nothing(cast_and_url: Any) -> None:
             visitor = Visitor(browser, url, bypass_csp=True, color_scheme=scheme)
             visitor.page.goto("/login/")
             found += violations(Axe().run(visitor.page, options=rules), f"login {scheme}")
-            visitor.log_in()
+            visitor.log_in(*ROOT)
             for name, path in PAGES.items():
                 visitor.page.goto(path)
                 visitor.page.wait_for_timeout(200)
@@ -145,7 +114,7 @@ def test_a_split_is_moved_and_the_question_says_the_effect(cast_and_url: Any) ->
 
     _, url = cast_and_url
     with chromium() as browser:
-        visitor = Visitor(browser, url).log_in()
+        visitor = Visitor(browser, url).log_in(*ROOT)
         page = visitor.page
         page.goto("/endpoints/digits/")
         page.wait_for_selector("form.split[data-awake]")
@@ -170,7 +139,7 @@ def test_a_version_page_follows_its_validation_without_a_reload(cast_and_url: An
 
     _, url = cast_and_url
     with chromium() as browser:
-        visitor = Visitor(browser, url).log_in()
+        visitor = Visitor(browser, url).log_in(*ROOT)
         page = visitor.page
         page.goto("/models/digits/versions/4/")
         page.locator(".checks .running").wait_for()
@@ -193,7 +162,7 @@ def test_files_are_uploaded_by_the_page_and_become_a_version(cast_and_url: Any, 
     big = tmp_path / "weights.bin"
     big.write_bytes(os.urandom(9 << 20))
     with chromium() as browser:
-        visitor = Visitor(browser, url).log_in()
+        visitor = Visitor(browser, url).log_in(*ROOT)
         page = visitor.page
         page.goto("/upload/")
         page.wait_for_selector("[data-island=uploader][data-awake]")
@@ -215,7 +184,7 @@ def test_an_upload_goes_on_after_a_reload(cast_and_url: Any, tmp_path: Path) -> 
     big.write_bytes(os.urandom(20 << 20))
     sent: list[str] = []
     with chromium() as browser:
-        visitor = Visitor(browser, url).log_in()
+        visitor = Visitor(browser, url).log_in(*ROOT)
         page = visitor.page
 
         def handle(route: Any) -> None:
@@ -250,7 +219,7 @@ def choose(page: Any, file: Path) -> None:
 def test_a_key_is_made_and_shown_once(cast_and_url: Any) -> None:
     _, url = cast_and_url
     with chromium() as browser:
-        page = Visitor(browser, url).log_in().page
+        page = Visitor(browser, url).log_in(*ROOT).page
         page.goto("/keys/")
         page.fill("#name", "robot")
         page.get_by_role("button", name="Create key").click()
@@ -263,7 +232,7 @@ def test_a_key_is_made_and_shown_once(cast_and_url: Any) -> None:
 def test_hostile_text_does_not_run(cast_and_url: Any) -> None:
     _, url = cast_and_url
     with chromium() as browser:
-        page = Visitor(browser, url).log_in().page
+        page = Visitor(browser, url).log_in(*ROOT).page
         for path in ("/models/digits/", "/models/digits/versions/3/", "/fleet/", "/audit/", "/keys/"):
             page.goto(path)
             page.wait_for_timeout(150)
@@ -274,7 +243,7 @@ def test_hostile_text_does_not_run(cast_and_url: Any) -> None:
 def test_the_theme_is_kept(cast_and_url: Any) -> None:
     _, url = cast_and_url
     with chromium() as browser:
-        page = Visitor(browser, url, color_scheme="light").log_in().page
+        page = Visitor(browser, url, color_scheme="light").log_in(*ROOT).page
         page.get_by_role("button", name="Theme").click()
         assert page.locator("html").get_attribute("data-theme") == "dark"
         page.goto("/models/")
@@ -291,7 +260,7 @@ def test_an_answer_is_shown_with_its_version_and_latency(cast_and_url: Any, tmp_
     ]
     sent: list[Any] = []
     with chromium() as browser:
-        visitor = Visitor(browser, url, viewport={"width": 1360, "height": 860}).log_in()
+        visitor = Visitor(browser, url, viewport={"width": 1360, "height": 860}).log_in(*ROOT)
         page = visitor.page
 
         def answer(route: Any) -> None:
@@ -307,7 +276,7 @@ def test_an_answer_is_shown_with_its_version_and_latency(cast_and_url: Any, tmp_
         result.get_by_text("version 2").wait_for()
         assert result.locator(".answer b").inner_text() == "2"
         assert "4.20 ms" in result.inner_text()
-        page.screenshot(path=folder(tmp_path) / "answer-light.png")
+        page.screenshot(path=screenshots(tmp_path) / "answer-light.png")
         page.get_by_role("tab", name="JSON").click()
         page.locator("[data-send]").click()
         result.get_by_role("alert").wait_for()
@@ -322,12 +291,12 @@ def test_an_answer_is_shown_with_its_version_and_latency(cast_and_url: Any, tmp_
 def test_the_menu_opens_on_a_telephone(cast_and_url: Any, tmp_path: Path) -> None:
     _, url = cast_and_url
     with chromium() as browser:
-        visitor = Visitor(browser, url, viewport={"width": 360, "height": 740}).log_in()
+        visitor = Visitor(browser, url, viewport={"width": 360, "height": 740}).log_in(*ROOT)
         page = visitor.page
         assert not page.get_by_role("link", name="Endpoints", exact=True).is_visible()
         page.get_by_role("button", name="Menu").click()
         page.wait_for_timeout(100)
-        page.screenshot(path=folder(tmp_path) / "menu-narrow.png")
+        page.screenshot(path=screenshots(tmp_path) / "menu-narrow.png")
         page.get_by_role("link", name="Endpoints", exact=True).click()
         page.wait_for_url("**/endpoints/")
         assert visitor.troubles == []
@@ -336,7 +305,7 @@ def test_the_menu_opens_on_a_telephone(cast_and_url: Any, tmp_path: Path) -> Non
 def test_lists_are_filtered_while_typing_and_permissions_explained(cast_and_url: Any) -> None:
     _, url = cast_and_url
     with chromium() as browser:
-        visitor = Visitor(browser, url).log_in()
+        visitor = Visitor(browser, url).log_in(*ROOT)
         page = visitor.page
         page.goto("/models/")
         page.locator("#q").press_sequentially("mini")

@@ -101,10 +101,6 @@ def test_no_page_grows_its_queries_with_its_rows(console: Any) -> None:
 
 @pytest.mark.parametrize("path", [*OF_THE_TEAM, "/people/u/owner/"])
 def test_what_belongs_to_another_team_does_not_exist(console: Any, path: str) -> None:
-    if path.startswith("/people"):
-        from accounts.models import Membership
-
-        Membership.objects.filter(user=console.stranger).update(role="viewer")
     response = client_of(console.stranger).get(path)
     assert response.status_code == 404
     assert "There is nothing here" in response.content.decode()

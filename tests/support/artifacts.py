@@ -118,6 +118,29 @@ def onnx_matmul(folder: Path, *, batch: int | str = "n") -> Reference:
     return reference
 
 
+def onnx_heavy(folder: Path, mib: int, seed: int = 1) -> Reference:
+    """x FP32 [n, 6] -> y = tanh(x W) + 1, in a file of about `mib` MiB that is cheap to run: one row of a table counts."""
+    from onnx import TensorProto, helper, numpy_helper, save
+
+    table = np.random.default_rng(seed).standard_normal((mib << 16, 4)).astype(np.float32)
+    table[0] = 1
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 6])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 3])
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["xw"]),
+        helper.make_node("Tanh", ["xw"], ["t"]),
+        helper.make_node("Gather", ["table", "zero"], ["row"]),
+        helper.make_node("Gather", ["row", "zero"], ["one"]),
+        helper.make_node("Add", ["t", "one"], ["y"]),
+    ]
+    held = {"w": WEIGHT, "table": table, "zero": np.array(0, np.int64)}
+    graph = helper.make_graph(nodes, "heavy", [x], [y], [numpy_helper.from_array(v, k) for k, v in held.items()])
+    folder.mkdir(parents=True, exist_ok=True)
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    save(made, str(folder / "model.onnx"))
+    return lambda inputs: {"y": np.tanh(inputs["x"] @ WEIGHT) + 1}
+
+
 SMALL_SIGNATURE = {
     "inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, 6]}],
     "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, 3]}],

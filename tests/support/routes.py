@@ -149,7 +149,8 @@ ROUTES: dict[str, Route] = {
     ),
     "/people/teams/new/": Route({"POST": Call(body={"name": "green"}, superuser=True)}, page=True),
     "/people/why/": Route(GET, page=True),
-    "/people/u/<username>/": Route(GET, page=True),  # admins of any team find whom to take in
+    "/people/member/": _post(Verb.MANAGE_PEOPLE, {"username": "stranger", "team": "red", "role": "viewer"}),
+    "/people/u/<username>/": Route(GET, scoped=True, page=True),
     "/people/u/<username>/role/": _post(Verb.MANAGE_PEOPLE, {"team": "red", "role": "operator"}),
     "/people/u/<username>/password/": _post(Verb.MANAGE_PEOPLE, {"password": "correct horse battery"}),
     "/people/u/<username>/deactivate/": _post(Verb.MANAGE_PEOPLE),

@@ -62,6 +62,8 @@ def as_bytes(value: float | None) -> str:
 def ms(value: float | None) -> str:
     if value is None:
         return NOTHING
+    if 0 < value < 0.1:
+        return f"{value * 1000:.1f} µs" if value < 0.01 else f"{value * 1000:.0f} µs"
     if value >= 10_000:
         return f"{value / 1000:.1f} s"
     return f"{value:.0f} ms" if value >= 100 else f"{value:.1f} ms" if value >= 10 else f"{value:.2f} ms"
@@ -71,6 +73,8 @@ def ms(value: float | None) -> str:
 def number(value: float | None) -> str:
     if value is None:
         return NOTHING
+    if value >= 1_000_000:
+        return f"{value / 1_000_000:.1f}M"
     if value >= 10_000:
         return f"{value / 1000:.1f}k"
     return f"{value:.0f}" if value >= 10 or value == int(value) else f"{value:.1f}"
@@ -137,6 +141,13 @@ def prose(text: str) -> SafeString:
 def words(name: str) -> str:
     """set_weights -> set weights."""
     return str(name).replace("_", " ")
+
+
+@register.filter
+def quantity(name: str) -> str:
+    """window_ms -> window, ms."""
+    head, _, unit = str(name).rpartition("_")
+    return f"{words(head)}, {unit}" if head and unit in {"ms", "s"} else words(name)
 
 
 @register.filter

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.contrib import messages
 from django.contrib.auth import update_session_auth_hash
 from django.db import transaction
 from django.http import HttpRequest, HttpResponse
-from django.shortcuts import render
+from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_POST
 
 from accounts import actions
 from accounts.models import Role, Team, User
 from accounts.permissions import MAY, Actor, Verb, actor_of, actor_of_user, can, require, visible
-from accounts.teams import find_team
+from accounts.teams import find_team, known_people
 from console.forms import PersonForm, complain
 from console.pages import attempt, page, rights
 from inference.errors import NotFound
@@ -33,19 +34,11 @@ MEANING = {
 }
 
 
-def _people(actor: Actor) -> list[User]:
-    """Those who share a team with the actor; everybody for a superuser and for who manages people."""
-    rows = User.objects.prefetch_related("memberships__team").order_by("-is_active", "username")
-    if not actor.superuser and not can(actor, Verb.MANAGE_PEOPLE):
-        rows = rows.filter(memberships__team__in=list(actor.roles)).distinct()
-    return list(rows[:MAX_LISTED])
-
-
 def _user_named(actor: Actor, username: str) -> User:
-    for user in _people(actor):
-        if user.username == username:
-            return user
-    raise NotFound("There is no such person in your teams.")
+    found = known_people(actor).filter(username=username).first()
+    if found is None:
+        raise NotFound("There is no such person in your teams.")
+    return found
 
 
 @require_GET
@@ -55,7 +48,7 @@ def people(request: HttpRequest) -> HttpResponse:
     require(actor, Verb.VIEW)
     teams = list(visible(actor, Team.objects.order_by("name"), "pk"))
     context: dict[str, Any] = {
-        "people": _people(actor),
+        "people": known_people(actor).order_by("-is_active", "username")[:MAX_LISTED],
         "teams": teams,
         "managed": [team for team in teams if can(actor, Verb.MANAGE_PEOPLE, team)],
         "roles": Role.choices,
@@ -155,6 +148,23 @@ def set_role(request: HttpRequest, username: str) -> HttpResponse:
         said,
         lambda: actions.set_role(actor=actor, user=found, team=team, role=role),
     )
+
+
+@require_POST
+@page
+def add_member(request: HttpRequest) -> HttpResponse:
+    """Takes somebody in who has an account: by name, since people of other teams are not listed."""
+    actor = actor_of(request)
+    team = find_team(actor, request.POST.get("team", ""))
+    require(actor, Verb.MANAGE_PEOPLE, team)
+    username, role = request.POST.get("username", "").strip(), request.POST.get("role", "")
+    back = reverse("console:people")
+    found = User.objects.filter(username=username).first()
+    if found is None:
+        messages.error(request, f"There is nobody named “{username[:150]}”.")
+        return redirect(back)
+    said = f"{username} is {role} of “{team.name}” now."
+    return attempt(request, back, said, lambda: actions.set_role(actor=actor, user=found, team=team, role=role))
 
 
 @require_POST

@@ -98,9 +98,7 @@ def deploy(request: HttpRequest, name: str, number: int) -> HttpResponse:
     target = wish["endpoint"] or name
     return attempt(
         request,
-        reverse("console:endpoint", args=[target])
-        if Endpoint.objects.filter(name=target, model=found.model).exists()
-        else back,
+        back,
         f"Version {number} is on its way to “{target}”.",
         lambda: endpoints.deploy(
             version=found,
@@ -111,6 +109,7 @@ def deploy(request: HttpRequest, name: str, number: int) -> HttpResponse:
             access=wish["access"] or "key",
             actor=actor,
         ),
+        onward=reverse("console:endpoint", args=[target]),
     )
 
 

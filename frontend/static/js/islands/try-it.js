@@ -99,8 +99,11 @@ function picture(output, labels, batched) {
   const name = (index) => labels[index] ?? `[${index}]`;
   const order = first.map((value, index) => [value, index]);
   if (scores) order.sort((a, b) => b[0] - a[0]);
-  const top = Math.max(...first.map(Math.abs), 1e-12);
-  const cells = el("div", { class: "cells" }, ...order.slice(0, SHOWN_VALUES).map(([value, index]) => el("div", {}, el("span", {}, name(index)), meter(Math.abs(value) / top), el("span", {}, Number(value).toPrecision(4)))));
+  // Logits may all be negative: the bar of the best class is the longest all the same.
+  const low = scores ? Math.min(0, ...first) : 0;
+  const top = Math.max(...first.map((value) => (scores ? value - low : Math.abs(value))), 1e-12);
+  const share = (value) => (scores ? value - low : Math.abs(value)) / top;
+  const cells = el("div", { class: "cells" }, ...order.slice(0, SHOWN_VALUES).map(([value, index]) => el("div", {}, el("span", {}, name(index)), meter(share(value)), el("span", {}, Number(value).toPrecision(4)))));
   const more = first.length > SHOWN_VALUES ? el("p", { class: "sub" }, `${SHOWN_VALUES} of ${first.length} values of the first item`) : null;
   return [scores ? el("p", { class: "answer" }, el("b", {}, name(best)), el("span", { class: "muted" }, "largest value")) : null, cells, more].filter(Boolean);
 }

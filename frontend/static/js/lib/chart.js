@@ -3,6 +3,7 @@
 import { el } from "./dom.js";
 
 const PAD = { left: 40, right: 10, top: 10, bottom: 22 };
+const SHORTEST_S = 60;
 const tick = (value) => (value >= 10_000 ? `${value / 1000}k` : String(Number(value.toPrecision(3))));
 
 function niceStep(top, lines) {
@@ -62,14 +63,17 @@ export class LineChart {
 
   scale(width, height) {
     const end = Math.max(this.points.at(-1)?.at ?? Date.now() / 1000, Date.now() / 1000 - 3);
-    const start = end - this.window_s;
+    // A young endpoint's figures fill the chart instead of standing at its right edge.
+    const age = end - (this.points[0]?.at ?? end);
+    const span = Math.min(this.window_s, Math.max(SHORTEST_S, Math.ceil(age / SHORTEST_S) * SHORTEST_S));
+    const start = end - span;
     const shown = this.points.filter((point) => point.at >= start);
     const top = Math.max(1e-9, ...shown.flatMap((point) => this.series.map((one) => point[one.key] ?? 0)));
     const step = niceStep(top * 1.08, 4);
     const high = step * Math.max(1, Math.ceil((top * 1.08) / step));
     return {
-      shown, start, end, step, high: top <= 1e-9 ? 1 : high,
-      x: (at) => PAD.left + ((at - start) / this.window_s) * (width - PAD.left - PAD.right),
+      shown, span, end, step, high: top <= 1e-9 ? 1 : high,
+      x: (at) => PAD.left + ((at - start) / span) * (width - PAD.left - PAD.right),
       y: (value) => height - PAD.bottom - (value / (top <= 1e-9 ? 1 : high)) * (height - PAD.top - PAD.bottom),
     };
   }
@@ -108,11 +112,11 @@ export class LineChart {
     }
     pen.textAlign = "center";
     pen.textBaseline = "alphabetic";
-    const minutes = this.window_s / (width < 420 ? 2 : 5);
-    for (let back = 0; back <= this.window_s; back += minutes) {
-      const text = back === 0 ? "now" : `−${Math.round(back / 60 * 10) / 10} min`;
+    const step_s = scale.span / (width < 420 ? 2 : 5);
+    for (let back = 0; back <= scale.span; back += step_s) {
+      const text = back === 0 ? "now" : back < 120 && step_s % 60 ? `−${back} s` : `−${Math.round(back / 60 * 10) / 10} min`;
       const x = scale.x(scale.end - back);
-      pen.textAlign = back === 0 ? "right" : back === this.window_s ? "left" : "center";
+      pen.textAlign = back === 0 ? "right" : back === scale.span ? "left" : "center";
       pen.fillText(text, x, height - 6);
     }
     pen.globalAlpha = 1;

@@ -44,6 +44,7 @@ export class Upload {
   // Sends what is missing. Resolves true when whole, false when paused; rejects with UploadFailed.
   async run() {
     this.paused = false;
+    await this.look(); // a pause cut a chunk in two: the server knows where
     for (let attempt = 0; !this.paused;) {
       try {
         if (!this.location) await this.begin();

@@ -1,0 +1,174 @@
+"""`serinus up`: refusals that say what to do, the demo's own words, outside services, and an end without remains."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg
+import pytest
+
+from tests.journeys.conftest import ECHO_BODY, write_echo
+from tests.support.database import embedded
+from tests.support.house import REPO, House, running_house, until
+
+pytestmark = [pytest.mark.timeout(240), pytest.mark.xdist_group("house")]
+
+
+def refused_start(environment: dict[str, str]) -> str:
+    """The message of a start that must be refused at once, with status 1."""
+    command = [sys.executable, "-m", "serinus", "up", "--json"]
+    done = subprocess.run(
+        command, env=environment, cwd=REPO, capture_output=True, text=True, timeout=20, check=False
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr[-1000:]
+    assert "Traceback" not in done.stderr
+    return str(json.loads(done.stdout)["error"]["message"])
+
+
+def test_a_second_start_in_the_same_folder_is_refused(house: House) -> None:
+    assert house.process is not None
+    message = refused_start(house.environment)
+    assert str(house.data_dir) in message
+    assert str(house.process.pid) in message
+    assert "SERINUS_DATA_DIR" in message
+    assert house.api("GET", "/api/me/").status_code == 200
+
+
+@pytest.mark.parametrize("variable", ["SERINUS_CONSOLE_PORT", "SERINUS_HTTP_PORT"])
+def test_a_taken_port_is_named_with_its_variable(house: House, tmp_path: Path, variable: str) -> None:
+    taken = house.environment[variable]
+    message = refused_start(House(tmp_path, **{variable: taken}).environment)
+    assert f"port {taken}" in message
+    assert f"{variable}=" in message
+    assert remains(tmp_path / "data") == []
+
+
+def test_outside_services_are_used(tmp_path: Path) -> None:
+    with embedded() as services:
+        outside = {"DATABASE_URL": services.database_url, "REDIS_URL": services.redis_url}
+        with running_house(tmp_path, **outside) as house:
+            names = {program["name"] for program in house.remote().getAllProcessInfo()}
+            assert names == {"host", "agent", "console", "control", "beat", "gateway"}
+            assert not (house.data_dir / "postgres").exists()
+            assert not (house.data_dir / "valkey").exists()
+            assert {name: house.services[name] for name in outside} == outside
+            version = house.upload("echo", write_echo(tmp_path / "model", factor=2.0))
+            house.deploy("echo", version["number"])
+            house.serves("echo", ECHO_BODY)
+            with psycopg.connect(services.database_url) as connection:
+                assert connection.execute("SELECT name FROM registry_model").fetchall() == [("echo",)]
+    assert remains(tmp_path / "data") == []
+
+
+def remains(data_dir: Path) -> list[str]:
+    """Processes, zombies apart, that belong to the platform in this folder: by command line, environment or place."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            said = " ".join(process.cmdline()) + " ".join(process.environ().values())
+            if process.status() != psutil.STATUS_ZOMBIE and (str(data_dir) in said or process.cwd() == str(data_dir)):
+                found.append(f"{process.pid} {' '.join(process.cmdline())[:100]}")
+    return found
+
+
+class Family:
+    """Everything below a process, remembered by pid and time of birth."""
+
+    def __init__(self, pid: int) -> None:
+        self.members = psutil.Process(pid).children(recursive=True)
+
+    @property
+    def alive(self) -> list[str]:
+        """Those that still run; a zombie is gone but for its parent's notice."""
+        found = []
+        for process in self.members:
+            with contextlib.suppress(psutil.Error):
+                if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(f"{process.pid} {' '.join(process.cmdline())[:100]}")
+        return found
+
+
+@contextlib.contextmanager
+def shown_start(house: House, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`serinus up` as a person starts it: the process, and what it printed until it was up."""
+    command = [sys.executable, "-m", "serinus", "up", *options]
+    process = subprocess.Popen(
+        command, env=house.environment | {"COLUMNS": "200"}, cwd=house.folder, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    printed = ""
+    try:
+        for line in process.stdout:
+            printed += line
+            if "Ctrl-C stops everything" in line:
+                break
+        else:
+            raise AssertionError("it did not come up:\n" + printed)
+        yield process, printed
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait(10)
+        process.stdout.close()
+
+
+def pasted(line: str) -> dict[str, Any]:
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=30, check=True)
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def best_class(answer: dict[str, Any]) -> int:
+    scores: list[float] = answer["outputs"][0]["data"]
+    return scores.index(max(scores))
+
+
+def test_the_demo_from_an_empty_folder_to_nothing_left(tmp_path: Path) -> None:
+    """Demo, curl line, clean stop, start again with everything kept, kill -9: after each end no process is left."""
+    house = House(tmp_path)
+    with shown_start(house, "--demo") as (process, printed):
+        found = re.search(r"demo model answered after ([\d.]+) s", printed)
+        assert found, printed
+        assert float(found[1]) < 90
+        (line,) = [row for row in printed.splitlines() if row.startswith("curl ")]
+        answer = pasted(line)
+        assert answer["model_name"] == "digits"
+        wanted = best_class(answer)
+        family = Family(process.pid)
+        assert len(family.alive) > 10
+        process.send_signal(signal.SIGINT)
+        rest = process.communicate(timeout=60)[0]
+        assert process.returncode == 0, rest[-2000:]
+        assert "Traceback" not in printed + rest
+        assert family.alive == []
+        assert remains(house.data_dir) == []
+    with shown_start(house) as (process, printed):
+        assert "password" not in printed.split("Gateway")[0], "it is shown once only"
+        again = until("what was deployed answers again", lambda: answered(line), 60, 0.2)
+        assert best_class(again) == wanted
+        family = Family(process.pid)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(10)
+        killed = time.monotonic()
+        until("nothing is left", lambda: not family.alive and not remains(house.data_dir), 30, 0.1)
+        print(f"nothing left {time.monotonic() - killed:.1f} s after kill -9")
+
+
+def answered(line: str) -> dict[str, Any] | None:
+    """The answer once it is one; a gateway that has no ready replica yet answers with an error."""
+    with contextlib.suppress(subprocess.CalledProcessError, ValueError):
+        found = pasted(line)
+        return found if "outputs" in found else None
+    return None
