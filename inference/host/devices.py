@@ -11,7 +11,7 @@ import contextlib
 import os
 import platform
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ def cuda(env: Mapping[str, str] = os.environ) -> Found:
         mine = {
             index: handle
             for index, handle in enumerate(handles)
-            if _is_visible(env.get("CUDA_VISIBLE_DEVICES"), index, lambda one=handle: pynvml.nvmlDeviceGetUUID(one))
+            if _is_visible(env.get("CUDA_VISIBLE_DEVICES"), index, _text(pynvml.nvmlDeviceGetUUID(handle)))
         }
         held: dict[int, int] = {}
         for handle in mine.values():
@@ -113,7 +113,7 @@ def cuda(env: Mapping[str, str] = os.environ) -> Found:
             pynvml.nvmlShutdown()
 
 
-def _is_visible(allowed: str | None, index: int, uuid: Callable[[], Any]) -> bool:
+def _is_visible(allowed: str | None, index: int, uuid: str) -> bool:
     """By CUDA_VISIBLE_DEVICES: numbers or (beginnings of) UUIDs, up to the first that is neither; None is all."""
     if allowed is None:
         return True
@@ -123,7 +123,7 @@ def _is_visible(allowed: str | None, index: int, uuid: Callable[[], Any]) -> boo
                 return True
         elif not name.startswith("GPU-"):
             return False
-        elif _text(uuid()).startswith(name):
+        elif uuid.startswith(name):
             return True
     return False
 

@@ -53,7 +53,8 @@ def read(assertions: Iterable[str], symbol: str) -> Bounds:
     except Exception:  # noqa: BLE001 (whatever jax raises for text from an uploaded file: it bounds nothing)
         return Bounds(step=step)
     largest = _first(lambda rows: size <= rows)
-    least = 1 if largest == 1 else (_first(lambda rows: not _is(lambda: size >= rows)) or 2) - 1
+    beyond = _first(lambda rows: not _is(lambda least: size >= least, rows))
+    least = (beyond or MAX_ROWS + 1) - 1
     return Bounds(max(1, least), largest, step)
 
 
@@ -65,18 +66,18 @@ def _step(text: str) -> int:
 def _first(true: Callable[[int], Any]) -> int | None:
     """The least number of rows for which `true`, which stays true above it; None when it is true for none."""
     low, high = 1, MAX_ROWS
-    if not _is(lambda: true(high)):
+    if not _is(true, high):
         return None
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if _is(lambda rows=middle: true(rows)) else (middle + 1, high)
+        low, high = (low, middle) if _is(true, middle) else (middle + 1, high)
     return low
 
 
-def _is(question: Callable[[], Any]) -> bool:
+def _is(true: Callable[[int], Any], rows: int) -> bool:
     # jax raises where the constraints decide neither way.
     try:
-        return bool(question())
+        return bool(true(rows))
     except Exception:  # noqa: BLE001
         return False
 
