@@ -69,8 +69,10 @@ def deployment(house: House, model: str) -> dict[str, Any]:
 
 def log_of(house: House, replica: dict[str, Any]) -> str:
     """What the replica's process wrote about itself."""
-    files = (house.data_dir / "logs").glob(f"*{replica['id'][:8]}*")
-    return "\n".join(file.read_text(errors="replace") for file in files)
+    from inference.host.newborn import short
+
+    name = f"replica-{short(replica['id'])}-{replica['generation']}.log"
+    return (house.data_dir / "logs" / name).read_text(errors="replace")
 
 
 def page(house: House, path: str) -> str:

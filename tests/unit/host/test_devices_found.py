@@ -34,30 +34,30 @@ class Driver(ModuleType):
             raise NVMLError(name)
         return super().__getattribute__(name)
 
-    def nvmlInit(self) -> None: ...
+    def nvmlInit(self) -> None: ...  # noqa: N802
 
-    def nvmlShutdown(self) -> None:
+    def nvmlShutdown(self) -> None:  # noqa: N802
         self.shut_down += 1
 
-    def nvmlDeviceGetCount(self) -> int:
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
         return 2
 
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
         return index
 
-    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:
+    def nvmlDeviceGetMemoryInfo(self, handle: int) -> Any:  # noqa: N802
         return SimpleNamespace(total=80 * GIB, free=(60 + handle) * GIB)
 
-    def nvmlDeviceGetUtilizationRates(self, handle: int) -> Any:
+    def nvmlDeviceGetUtilizationRates(self, handle: int) -> Any:  # noqa: N802
         return SimpleNamespace(gpu=25 * (handle + 1))
 
-    def nvmlDeviceGetName(self, handle: int) -> bytes:
+    def nvmlDeviceGetName(self, handle: int) -> bytes:  # noqa: N802
         return b"NVIDIA H100"
 
-    def nvmlDeviceGetUUID(self, handle: int) -> str:
+    def nvmlDeviceGetUUID(self, handle: int) -> str:  # noqa: N802
         return f"GPU-{handle}abc-0"
 
-    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[Any]:
+    def nvmlDeviceGetComputeRunningProcesses(self, handle: int) -> list[Any]:  # noqa: N802
         both = SimpleNamespace(pid=7, usedGpuMemory=2 * GIB)
         return [both, SimpleNamespace(pid=8 + handle, usedGpuMemory=None if handle else GIB)]
 
