@@ -6,6 +6,7 @@ A bad value stops the start with the variable's name and what is allowed.
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +31,16 @@ def flag(env: Mapping[str, str], name: str) -> bool:
     if text not in {"0", "1", "true", "false", "yes", "no"}:
         raise BadSetting(f"{name}={text!r}: must be 1 or 0")
     return text in {"1", "true", "yes"}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether this name or address means this machine alone."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +103,12 @@ def runtime_dir(env: Mapping[str, str] = os.environ) -> Path:
 
 
 def gateway_config(env: Mapping[str, str] = os.environ) -> GatewayConfig:
+    """Raises BadSetting, also for a gateway without keys that others than this machine could reach."""
+    host = env.get("SERINUS_HOST") or "127.0.0.1"
+    if flag(env, "SERINUS_INSECURE") and not is_loopback(host):
+        raise BadSetting(f"SERINUS_INSECURE=1 needs SERINUS_HOST on loopback, not {host!r}")
     return GatewayConfig(
-        host=env.get("SERINUS_HOST") or "127.0.0.1",
+        host=host,
         port=integer(env, "SERINUS_HTTP_PORT", 8000, 1, 65535),
         data_dir=data_dir(env),
         redis_url=env.get("REDIS_URL", ""),

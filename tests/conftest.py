@@ -1,4 +1,7 @@
-"""Shared by every test: where nothing else is said, the tests run on their own embedded PostgreSQL and Valkey."""
+"""Shared by every test: where nothing else is said, the tests run on their own embedded PostgreSQL and Valkey.
+
+Tests marked `gpu` or `tpu` are skipped where the machine has no such device; no other skip is known here.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    from inference.host import devices
+
+    finders = {"gpu": lambda: devices.cuda().devices, "tpu": devices.tpu}
+    for marker, find in finders.items():
+        marked = [item for item in items if item.get_closest_marker(marker)]
+        if marked and not find():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason=f"this machine has no {marker.upper()}"))
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,23 @@ import re
 from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Any
+from urllib.parse import urlsplit
 
-from inference.errors import Malformed, MethodNotAllowed, NotFound, SerinusError, ServerError, TooLarge, Unsupported
+from inference.config import is_loopback
+from inference.errors import (
+    Forbidden,
+    Malformed,
+    MethodNotAllowed,
+    NotFound,
+    SerinusError,
+    ServerError,
+    TooLarge,
+    Unsupported,
+)
 from inference.gateway import problems
+from inference.gateway.bodies import Receive
 from inference.gateway.dataplane import DataPlane
-from inference.gateway.rest import Given, Receive, Response, Rest
+from inference.gateway.rest import Given, Response, Rest
 from inference.gateway.websocket import Streams
 
 Scope = dict[str, Any]
@@ -77,6 +89,8 @@ class App:
         try:
             if len(b"".join(given.values())) > MAX_HEADER_BYTES:
                 raise TooLarge(f"The request's headers are larger than {MAX_HEADER_BYTES} bytes")
+            if self._plane.insecure:
+                _refuse_foreign(given)
             status, headers, body = await self._answer(scope, given, receive, request_id)
         except SerinusError as error:
             status, headers, body = _problem(scope, error)
@@ -90,7 +104,7 @@ class App:
         await send({"type": "http.response.body", "body": body})
 
     async def _answer(self, scope: Scope, given: Given, receive: Receive, request_id: str) -> Response:
-        what, name, number = self._route(scope["path"])
+        what, name, number = self._route(scope)
         method = scope["method"]
         if what == "infer":
             if method != "POST":
@@ -122,10 +136,12 @@ class App:
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         given: Given = dict(scope["headers"])
         try:
-            what, name, number = parse(scope["path"])
+            what, name, number = self._route(scope)
             if what != "stream" or len(b"".join(given.values())) > MAX_HEADER_BYTES:
                 raise NotFound("Not Found")
-        except NotFound:
+            if self._plane.insecure:
+                _refuse_foreign(given)
+        except (NotFound, Forbidden):
             await receive()
             await send({"type": "websocket.close", "code": 1008})
             return
@@ -133,7 +149,11 @@ class App:
             scope, receive, send, given=given, name=name, number=number, request_id=self._request_id(given)
         )
 
-    def _route(self, path: str) -> Route:
+    def _route(self, scope: Scope) -> Route:
+        # No name here needs an escape, and one that stands for a slash would let an address pass a proxy's rules.
+        if b"%" in (scope.get("raw_path") or b""):
+            raise NotFound("Not Found")
+        path: str = scope["path"]
         found = self._routes.get(path)
         if found is None:
             found = parse(path)
@@ -147,6 +167,24 @@ class App:
         if own is not None and _REQUEST_ID.fullmatch(own):
             return own.decode("ascii")
         return f"{self._boot}-{next(self._ids):x}"
+
+
+def _refuse_foreign(given: Given) -> None:
+    """Where no key is asked for, a page from elsewhere could have a person's browser call this machine.
+
+    Raises Forbidden unless the Host and, of a browser, the Origin are this machine's own.
+    """
+    addresses = [b"http://" + given[b"host"]] if b"host" in given else []
+    addresses += [given[b"origin"]] if b"origin" in given else []
+    if not all(is_loopback(_host_of(address.decode("latin-1"))) for address in addresses):
+        raise Forbidden("Without keys (--insecure) only this machine's own addresses are served")
+
+
+def _host_of(url: str) -> str:
+    try:
+        return urlsplit(url).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _problem(scope: Scope, error: SerinusError) -> Response:

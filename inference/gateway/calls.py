@@ -92,6 +92,8 @@ def read(body: InferBody, rest: memoryview, model: str, signature: Signature, *,
     call = Call(body.id, [], [])
     at = 0
     for given in body.inputs:
+        if len(given.data) > codec.LARGE_JSON_BYTES:
+            _check_early(given, model, signature)
         data, at = _data(given, rest, at)
         call.tensors.append(TensorHeader(given.name, given.datatype, given.shape, len(data)))
         call.body.append(data)
@@ -161,12 +163,26 @@ def _data(given: InputBody, rest: memoryview, at: int) -> tuple[bytes | memoryvi
     return data, at + size
 
 
+def _check_early(given: InputBody, model: str, signature: Signature) -> None:
+    """Compares a large tensor with the signature before its JSON is read, which takes many times its size."""
+    spec = next((spec for spec in signature.inputs if spec.name == given.name), None)
+    if spec is None:
+        raise InvalidInput(f"unexpected inference input '{given.name}' for model '{model}'")
+    codec.element_count(given.shape, given.name)
+    batch = _check_tensor(TensorHeader(given.name, given.datatype, given.shape, 0), spec, model, signature)
+    _check_batch(batch, model, signature)
+
+
 def _check_inputs(call: Call, model: str, signature: Signature) -> None:
     specs, tensors = signature.inputs, call.tensors
     if len(tensors) == 1 == len(specs) and tensors[0].name == specs[0].name:
         batch = _check_tensor(tensors[0], specs[0], model, signature)
     else:
         batch = _check_many(call, model, signature)
+    _check_batch(batch, model, signature)
+
+
+def _check_batch(batch: int | None, model: str, signature: Signature) -> None:
     if batch is not None and not 1 <= batch <= signature.max_batch_size:
         raise InvalidInput(
             f"inference request batch-size must be <= {signature.max_batch_size} for '{model}'"

@@ -3,34 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import msgspec
 
 from inference import metrics
-from inference.errors import (
-    Forbidden,
-    InvalidInput,
-    Malformed,
-    NotFound,
-    Overloaded,
-    TooLarge,
-    UnsupportedEncoding,
-)
+from inference.errors import Forbidden, InvalidInput, Malformed, NotFound, UnsupportedEncoding
 from inference.gateway import calls, exposition
 from inference.gateway.admission import ALL, Caller
+from inference.gateway.bodies import Bodies, Body, Receive
 from inference.gateway.dataplane import DataPlane, Done
 from inference.gateway.problems import JSON_TYPE, Headers
 from inference.gateway.table import Endpoint, Variant
 from inference.protocol.oip import Signature, TensorSpec
 
 BODY_S = 30.0
-MAX_CHUNKS = 65_536
 MAX_TIMEOUT_MS = 86_400_000
-BIG_BODY_BYTES = 64 << 10
-HELD_BODIES = 8
 EXTENSIONS = ["binary_tensor_data", "parameters"]
 _BINARY_TYPE = (b"content-type", b"application/octet-stream")
 _BEARER = "bearer "
@@ -38,7 +28,6 @@ _EMPTY = memoryview(b"")
 _NOT_READY = b'{"error":"Model version not ready"}'
 
 Given = dict[bytes, bytes]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
 Response = tuple[int, Headers, bytes]
 _encode = msgspec.json.Encoder().encode
 
@@ -74,8 +63,7 @@ class Rest:
 
     def __init__(self, plane: DataPlane, *, server_name: str, max_body_bytes: int) -> None:
         self._plane = plane
-        self._max_body_bytes = max_body_bytes
-        self._held_bytes = 0
+        self._bodies = Bodies(max_body_bytes)
         self._metadata = _encode({"name": server_name, "version": own_version(), "extensions": EXTENSIONS})
 
     # -- the server ------------------------------------------------------------------------------------------------
@@ -137,10 +125,11 @@ class Rest:
             raise UnsupportedEncoding
         ticket = plane.deadlines.open(BODY_S, receive)
         ticket.reader = asyncio.current_task()
-        held = 0
+        own = Body(self._bodies)
         try:
             timeout_ms = timeout_of(headers)
-            held, body = await self._body(headers, receive)
+            length = headers.get(b"content-length")
+            body = await own.read(int(length) if length is not None else -1, receive)
             ticket.reader = None
             session = headers.get(b"x-session-id")
             sticky = session.decode("latin-1") if session else caller.id or request_id
@@ -152,45 +141,8 @@ class Rest:
                 raise
             raise ticket.error from None
         finally:
-            self._held_bytes -= held
+            own.release()
             plane.deadlines.close(ticket)
-
-    async def _body(self, headers: Given, receive: Receive) -> tuple[int, bytes]:
-        """The request's body, and how many bytes of it count as held.
-
-        Raises TooLarge before reading what says it is too large, and Overloaded when large bodies fill the memory
-        set aside for them.
-        """
-        length = headers.get(b"content-length")
-        announced = int(length) if length is not None else -1
-        limit = self._max_body_bytes
-        if announced > limit:
-            raise TooLarge(f"The request body is larger than the {limit} bytes that this server accepts")
-        if self._held_bytes + max(announced, 0) > limit * HELD_BODIES:
-            raise Overloaded(retry_after_s=1.0)
-        message = await receive()
-        body: bytes = message.get("body", b"")
-        if len(body) != announced and message.get("more_body"):
-            body = await _rest_of_body(body, announced, limit, receive)
-        held = len(body) if len(body) > BIG_BODY_BYTES else 0
-        self._held_bytes += held
-        return held, body
-
-
-async def _rest_of_body(first: bytes, announced: int, limit: int, receive: Receive) -> bytes:
-    parts, size = [first], len(first)
-    for _ in range(MAX_CHUNKS):
-        message = await receive()
-        if message["type"] != "http.request":
-            raise Malformed("the request body ended early")
-        part = message.get("body", b"")
-        size += len(part)
-        if size > limit:
-            raise TooLarge(f"The request body is larger than the {limit} bytes that this server accepts")
-        parts.append(part)
-        if size == announced or not message.get("more_body"):
-            return b"".join(parts)
-    raise TooLarge(f"The request body comes in more than {MAX_CHUNKS} chunks")
 
 
 def _reader(headers: Given, body: bytes) -> Callable[[str, Signature], calls.Call]:

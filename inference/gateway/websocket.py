@@ -28,9 +28,10 @@ from inference.errors import (
     Unsupported,
 )
 from inference.gateway import calls, codec, sockets
+from inference.gateway.bodies import Receive
 from inference.gateway.dataplane import DataPlane, Done
 from inference.gateway.deadlines import Ticket
-from inference.gateway.rest import Given, Receive, credential_of, timeout_of
+from inference.gateway.rest import Given, credential_of, timeout_of
 from inference.protocol.oip import Signature
 
 PROTOCOL = "serinus.v1"

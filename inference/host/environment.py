@@ -29,6 +29,8 @@ FIXED = {
     "ORT_TELEMETRY_DISABLED": "1",
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+    # torch then counts devices without opening the driver, which no fork survives.
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     "PYTHONUNBUFFERED": "1",
 }
 

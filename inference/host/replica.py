@@ -20,6 +20,7 @@ from inference.errors import NotReady
 from inference.host import folders as places
 from inference.host.child import Child
 from inference.host.decide import Held
+from inference.host.devices import Found
 from inference.host.exits import Exit, size_words
 from inference.host.folders import Folders
 from inference.host.processes import resident_bytes
@@ -47,6 +48,7 @@ class Ground:
     clock: Callable[[], float] = time.monotonic
     # Jitter, not a secret.
     chance: Callable[[], float] = random.random
+    found_devices: Callable[[], Found] = Found
 
 
 class Replica:
@@ -94,7 +96,13 @@ class Replica:
             memory_bytes=(self._report.memory_bytes or child.resident_bytes()) if child else 0,
             queue_depth=self._report.queue_depth if ready else 0,
             ready_since_s=self._ground.clock() - self._ready_at if ready else 0.0,
+            device_memory_bytes=self._device_memory_bytes(child.pid) if child else 0,
+            compiles_after_ready=self._report.compiles_after_ready,
         )
+
+    def _device_memory_bytes(self, pid: int) -> int:
+        # The driver counts all of it, but in a container names pids that are not ours; the child knows its allocator.
+        return max(self._ground.found_devices().held_bytes.get(pid, 0), self._report.device_memory_bytes)
 
     @property
     def is_over(self) -> bool:
@@ -193,7 +201,8 @@ class Replica:
     async def _fork(self, work: Path) -> Child | None:
         """Waits for standby, but no longer than this replica is wanted."""
         paths = ChildPaths(artifacts_dir=str(self._ground.folders.artifacts), work_dir=str(work))
-        forking = asyncio.create_task(Child.fork(self._ground.server, StartReplica(self.spec, paths), self._listener))
+        start = StartReplica(self.spec, paths, is_fake_device=self._ground.found_devices().is_fake(self.spec.device))
+        forking = asyncio.create_task(Child.fork(self._ground.server, start, self._listener))
         waking = asyncio.create_task(self._stopped())
         try:
             await asyncio.wait({forking, waking}, return_when=asyncio.FIRST_COMPLETED)

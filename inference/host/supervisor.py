@@ -27,7 +27,7 @@ from inference.host.processes import adopt_orphans, bury_orphans
 from inference.host.replica import Ground, Replica
 from inference.host.standby import ForkPlan, ForkServerProcess
 from inference.host.validations import Validations
-from inference.protocol.supervision import Converge, DeviceSeen, ReplicaSpec, Restart, Seen, ToSupervisor
+from inference.protocol.supervision import Converge, ReplicaSpec, Restart, Seen, ToSupervisor
 
 log = structlog.get_logger()
 TICK_S = 0.5
@@ -45,13 +45,13 @@ class Supervisor:
         self._config = config
         self._folders = folders
         self._server = ForkServerProcess(plan, self._changed)
-        self._ground = Ground(config, folders, self._server)
+        self._devices = devices.Found()
+        self._ground = Ground(config, folders, self._server, found_devices=lambda: self._devices)
         self._validations = Validations(self._ground, self._changed)
         self._door = Door(config.socket, self.answer, self._is_child)
         self._wanted: Wanted = {}
         self._newest: dict[str, int] = {}
         self._replicas: dict[tuple[str, int], Replica] = {}
-        self._devices: list[DeviceSeen] = []
         self._boot = secrets.token_hex(8)
         self._stirred = asyncio.Event()
         self._stopping = asyncio.Event()
@@ -97,7 +97,7 @@ class Supervisor:
             pid=os.getpid(),
             replicas=[replica.seen() for replica in self._replicas.values()],
             validations=self._validations.seen(),
-            devices=self._devices,
+            devices=self._devices.devices,
             standby_ready=self._server.is_ready,
         )
 

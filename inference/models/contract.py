@@ -22,14 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class LoadContext:
-    """What a loader may use: the artifact's read-only folder, the settings, the device ("cpu", "cuda:N", "tpu:N")
-    and the number of CPU threads.
+    """What a loader may use: the artifact's read-only folder, the settings, the device ("cpu", "cuda:N", "tpu:N"),
+    the number of CPU threads, and the device's memory in bytes and as a part (0..1) of the whole; 0 for no bound.
     """
 
     folder: Path
     settings: RuntimeSettings
     device: str = "cpu"
     threads: int = 1
+    device_memory_bytes: int = 0
+    device_memory_share: float = 0.0
 
 
 class Model(Protocol):

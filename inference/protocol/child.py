@@ -22,10 +22,14 @@ class ChildPaths(msgspec.Struct, frozen=True):
 
 
 class StartReplica(msgspec.Struct, tag="replica", frozen=True):
-    """Supervisor -> fork server, with descriptors [control, listener]."""
+    """Supervisor -> fork server, with descriptors [control, listener].
+
+    is_fake_device: the spec's device is one of SERINUS_FAKE_DEVICES, so the child computes on the CPU instead.
+    """
 
     spec: ReplicaSpec
     paths: ChildPaths
+    is_fake_device: bool = False
 
 
 class StartValidation(msgspec.Struct, tag="validation", frozen=True):
@@ -61,7 +65,8 @@ class Standby(msgspec.Struct, tag="standby", frozen=True):
 class PhaseReport(msgspec.Struct, tag="phase", frozen=True):
     """Child -> supervisor, at every change of phase and once a second when ready (the heartbeat).
 
-    busy_s: seconds of computing since it started, all in all.
+    busy_s: seconds of computing since it started, all in all. device_memory_bytes: what the framework holds of the
+    accelerator. compiles_after_ready: must stay 0, or a request paid for a compilation.
     """
 
     phase: ReplicaPhase
@@ -69,6 +74,8 @@ class PhaseReport(msgspec.Struct, tag="phase", frozen=True):
     memory_bytes: int = 0
     queue_depth: int = 0
     busy_s: float = 0.0
+    device_memory_bytes: int = 0
+    compiles_after_ready: int = 0
 
 
 class ValidationReport(msgspec.Struct, tag="validation", frozen=True):

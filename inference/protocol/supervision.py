@@ -23,7 +23,9 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     """Everything a replica is started from. It holds no secret.
 
     settings: the version's RuntimeSettings as a mapping (see inference.artifacts.manifest).
-    device: "cpu", "cuda:N" or "tpu:N"; memory_bytes: 0 for no limit, else the share it may take.
+    device: "cpu", "cuda:N" or "tpu:N"; memory_bytes: of the host's memory, 0 for no limit.
+    device_memory_bytes, device_memory_share: what its framework may take of an accelerator, and that as a part (0..1)
+    of the whole device; 0 where it was not said.
     """
 
     id: str
@@ -39,10 +41,15 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     device: str = "cpu"
     memory_bytes: int = 0
     threads: int = 1
+    device_memory_bytes: int = 0
+    device_memory_share: float = 0.0
 
 
 class ReplicaSeen(msgspec.Struct, frozen=True):
-    """What the supervisor sees of one replica. `address` is stable over restarts."""
+    """What the supervisor sees of one replica. `address` is stable over restarts.
+
+    device_memory_bytes: what it holds of its accelerator; compiles_after_ready: programs compiled while callers waited.
+    """
 
     id: str
     generation: int
@@ -54,6 +61,8 @@ class ReplicaSeen(msgspec.Struct, frozen=True):
     memory_bytes: int = 0
     queue_depth: int = 0
     ready_since_s: float = 0.0
+    device_memory_bytes: int = 0
+    compiles_after_ready: int = 0
 
 
 class ValidationSpec(msgspec.Struct, frozen=True):

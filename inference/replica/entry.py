@@ -49,6 +49,7 @@ class Loaded:
     runner: Runner
     settings: RuntimeSettings
     warm: WarmUp
+    device: str
 
 
 def run_replica(message: StartReplica, control_fd: int, listener_fd: int) -> int:
@@ -95,10 +96,12 @@ def _prepare(message: StartReplica, life: Lifecycle, control: Control, *, keep: 
     log.info("sandbox: %s", walls.describe())
     ground.verify()
     settings = settings_from(spec.settings)
-    device = devices.select(spec.device)
-    runner = Runner(load(spec.format, LoadContext(ground.artifact, settings, device, spec.threads)))
+    device = devices.select(spec.device, spec.device_memory_share, fake=message.is_fake_device)
+    bounds = (spec.device_memory_bytes, spec.device_memory_share)
+    log.info("device: %s, here %s; memory share %.4f", spec.device, device, spec.device_memory_share)
+    runner = Runner(load(spec.format, LoadContext(ground.artifact, settings, device, spec.threads, *bounds)))
     life.move(ReplicaPhase.WARMING)
-    return Loaded(runner, settings, warm_up(runner, repeats=WARM_REPEATS))
+    return Loaded(runner, settings, warm_up(runner, repeats=WARM_REPEATS), device)
 
 
 def _limits(message: StartReplica) -> Limits:
@@ -125,7 +128,7 @@ async def _serve(message: StartReplica, loaded: Loaded, life: Lifecycle, control
     control.on_drain(partial(_in_loop, loop, drain))
     loop.add_signal_handler(signal.SIGTERM, drain, TERM_DRAIN_S)
     life.move(ReplicaPhase.READY)
-    beating = loop.create_task(heartbeat.beat(life, server.batcher))
+    beating = loop.create_task(heartbeat.beat(life, server.batcher, heartbeat.Meter(loaded.runner, loaded.device)))
     status = await ended
     beating.cancel()
     server.batcher.stop()

@@ -3,15 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+from dataclasses import dataclass
 
 from inference.batching.batcher import Batcher
 from inference.replica.lifecycle import Lifecycle
+from inference.runtime import devices
+from inference.runtime.runner import Runner
 
 PERIOD_S = 1.0
+log = logging.getLogger(__name__)
 
 
-async def beat(life: Lifecycle, batcher: Batcher, period_s: float = PERIOD_S) -> None:
+@dataclass(slots=True)
+class Meter:
+    """What the model itself can tell. device: as `devices.select` named it."""
+
+    runner: Runner
+    device: str
+    compiles_told: int = 0
+
+    def device_memory_bytes(self) -> int:
+        return max(self.runner.device_memory_bytes, devices.torch_bytes(self.device))
+
+    def compiles(self) -> int:
+        """Programs compiled since the replica was ready; a line in the log when there is a new one."""
+        found = self.runner.compiles_after_ready
+        if found > self.compiles_told:
+            log.warning("%d programs were compiled after ready: callers waited for them", found - self.compiles_told)
+            self.compiles_told = found
+        return found
+
+
+async def beat(life: Lifecycle, batcher: Batcher, meter: Meter, period_s: float = PERIOD_S) -> None:
     """Until cancelled."""
     while True:
-        life.beat(queue_depth=batcher.queue_depth, busy_s=batcher.statistics.compute_ns / 1e9)
+        life.beat(
+            queue_depth=batcher.queue_depth,
+            busy_s=batcher.statistics.compute_ns / 1e9,
+            device_memory_bytes=meter.device_memory_bytes(),
+            compiles_after_ready=meter.compiles(),
+        )
         await asyncio.sleep(period_s)

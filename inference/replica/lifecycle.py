@@ -31,8 +31,10 @@ class Lifecycle:
         if self.phase not in (ReplicaPhase.DRAINING, ReplicaPhase.STOPPED):
             self.move(ReplicaPhase.FAILED, message)
 
-    def beat(self, *, queue_depth: int, busy_s: float) -> None:
-        self._control.beat(PhaseReport(self.phase, "", memory_bytes(), queue_depth, busy_s))
+    def beat(self, *, queue_depth: int, busy_s: float, device_memory_bytes: int, compiles_after_ready: int) -> None:
+        own = memory_bytes()
+        report = PhaseReport(self.phase, "", own, queue_depth, busy_s, device_memory_bytes, compiles_after_ready)
+        self._control.beat(report)
 
 
 def memory_bytes() -> int:

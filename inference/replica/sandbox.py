@@ -31,7 +31,10 @@ SYSTEM_READ = (
     "/proc/sys/vm/overcommit_memory", "/proc/sys/kernel/random", "/proc/filesystems", "/sys/devices/system",
     "/sys/fs/cgroup", "/sys/kernel/mm/transparent_hugepage", "/dev/urandom", "/dev/random", "/dev/zero",
 )  # fmt: skip
-CUDA_READ = ("/proc/driver/nvidia", "/sys/module/nvidia", "/sys/bus/pci", "/sys/devices", "/proc/devices", "/usr/share")
+CUDA_READ = (
+    "/proc/driver/nvidia", "/sys/module/nvidia", "/sys/bus/pci", "/sys/devices", "/proc/devices", "/usr/share",
+    "/usr/local/nvidia",
+)  # fmt: skip
 CUDA_DEVICES = ("/dev/nvidia*", "/dev/nvidia-caps/*", "/dev/dri/*")
 TPU_READ = ("/sys/bus/pci", "/sys/devices", "/sys/class", "/sys/kernel/iommu_groups")
 TPU_DEVICES = ("/dev/accel*", "/dev/vfio/*")
@@ -40,6 +43,7 @@ KEPT_VARIABLES = (
     "JAX_PLATFORMS", "XLA_PYTHON_CLIENT_PREALLOCATE", "ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED",
     "TF_CPP_MIN_LOG_LEVEL", "TRANSFORMERS_VERBOSITY", "PYTHONUNBUFFERED",
 )  # fmt: skip
+KEPT_PREFIXES = ("TPU_", "LIBTPU_")
 VIRTUAL_SLACK_BYTES = 4 << 30
 _NEWUSER, _NEWNET, _NEWIPC = 0x10000000, 0x40000000, 0x08000000
 _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _CAP_AMBIENT_CLEAR_ALL = 24, 38, 47, 4
@@ -164,7 +168,9 @@ def rules(plan: Plan) -> list[Rule]:
 
 def scrub_environment(home_folder: Path | None) -> None:
     """Replaces the environment by a minimal one, and wipes the old one's bytes: /proc/self/environ shows them else."""
-    kept = {name: os.environ[name] for name in KEPT_VARIABLES if name in os.environ}
+    kept = {
+        name: value for name, value in os.environ.items() if name in KEPT_VARIABLES or name.startswith(KEPT_PREFIXES)
+    }
     os.environ.clear()
     _libc().clearenv()
     with open("/proc/self/stat", encoding="ascii", errors="replace") as file:  # noqa: PTH123
@@ -227,8 +233,8 @@ def _set_limits(limits: Limits, *, device: str) -> None:
         # A second between the signal that says why and the one that cannot be caught.
         hard = _within(resource.RLIMIT_CPU, cpu_s + 1)[1]
         resource.setrlimit(resource.RLIMIT_CPU, (min(cpu_s, hard), hard))
-    # CUDA reserves more address space than there is memory.
-    if limits.memory_bytes and not device.startswith("cuda"):
+    # Accelerators map more address space than there is memory; there the supervisor watches what is resident.
+    if limits.memory_bytes and device.startswith("cpu"):
         virtual, data = memory_in_use()
         whole = virtual + limits.memory_bytes + limits.mapped_bytes + VIRTUAL_SLACK_BYTES
         resource.setrlimit(resource.RLIMIT_DATA, _within(resource.RLIMIT_DATA, data + limits.memory_bytes))

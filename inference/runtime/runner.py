@@ -59,6 +59,11 @@ class Runner:
         """How often the model compiled since `mark_ready`: must stay 0, or a request paid for it."""
         return self._compiles() - self._compiles_when_ready
 
+    @property
+    def device_memory_bytes(self) -> int:
+        """What the model says that it holds of its accelerator; 0 where it cannot tell."""
+        return int(getattr(self.model, "device_memory_bytes", 0))
+
     def mark_ready(self, known_good: Arrays | None = None) -> None:
         """Called after the warm-up; `known_good` is an input of which the model is known to answer."""
         self._known_good = known_good

@@ -50,7 +50,8 @@ class ReplicaSerializer(serializers.ModelSerializer[Replica]):
         model = Replica
         fields = (
             "id", "model", "version", "host", "device", "generation", "wanted", "phase", "pid", "restarts", "message",
-            "memory_bytes", "queue_depth", "ready_at", "created_at",
+            "memory_bytes", "device_memory_bytes", "device_memory_share", "compiles_after_ready", "queue_depth",
+            "ready_at", "created_at",
         )  # fmt: skip
 
 

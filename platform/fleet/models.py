@@ -68,6 +68,8 @@ class Replica(models.Model):
     wanted: "run" or "stop" (for good). phase: inference.protocol.status.ReplicaPhase as last seen, "pending" before
     that, "lost" when its host's lease lapsed. route_address and route_generation: what gateways are told, that is
     where it was last ready; they stay while it restarts, is lost or moves, until a newer generation is ready.
+    device_memory_share: the part (0..1) of its accelerator that its framework may take, 0 where nothing is bound;
+    device_memory_bytes: what it holds of it.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4)
@@ -85,6 +87,9 @@ class Replica(models.Model):
     restarts = models.IntegerField(default=0)
     message = models.CharField(max_length=1000, blank=True)
     memory_bytes = models.BigIntegerField(default=0)
+    device_memory_share = models.FloatField(default=0.0)
+    device_memory_bytes = models.BigIntegerField(default=0)
+    compiles_after_ready = models.IntegerField(default=0)
     queue_depth = models.IntegerField(default=0)
     lease_until = models.DateTimeField(null=True)
     ready_at = models.DateTimeField(null=True)

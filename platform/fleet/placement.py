@@ -3,6 +3,9 @@
 Laws: stable (a replica that stands well is never moved), idempotent (when the decisions are applied, placing again
 decides nothing), never more than a device's free memory, never onto a dead or draining host. A replica of a lost
 host moves under the next generation, and only when a living host can take it.
+
+On an accelerator a replica gets a share of its memory that its framework may not exceed, and all shares of a device
+fit into it, whatever is in use now. A TPU chip belongs to one process, so it takes one replica.
 """
 
 from __future__ import annotations
@@ -22,6 +25,9 @@ PREFERRED: dict[str, tuple[str, ...]] = {
 }
 CPU_FIRST = ("cpu", "cuda", "tpu")
 HOLDS_ITS_MEMORY = frozenset({"ready", "draining"})
+EXCLUSIVE = frozenset({"tpu"})
+# What a process holds of a CUDA device beside its allocator: context, kernels, libraries' own buffers.
+CONTEXT_BYTES = 512 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +70,9 @@ class ReplicaView:
 
 @dataclass(frozen=True, slots=True)
 class DeploymentView:
-    """A wish. device: "any", a kind ("cuda") or one device ("cuda:1"); memory_bytes: what one replica takes at its
-    peak, 0 unknown; platforms: kinds that the version can run on, empty for any; reason: as it stands in the row.
+    """A wish. device: "any", a kind ("cuda") or one device ("cuda:1"); memory_bytes: what one replica takes of a host
+    at its peak, 0 unknown; device_bytes: what its framework may take of an accelerator, 0 for no bound; platforms:
+    kinds that the version can run on, empty for any; reason: as it stands in the row.
     """
 
     id: int
@@ -75,16 +82,24 @@ class DeploymentView:
     tier: str = ""
     platforms: tuple[str, ...] = ()
     memory_bytes: int = 0
+    device_bytes: int = 0
     reason: str = ""
+
+    def need(self, kind: str) -> int:
+        """Bytes that one replica takes of a device of this kind."""
+        if kind == "cpu" or not self.device_bytes:
+            return self.memory_bytes
+        return self.device_bytes + CONTEXT_BYTES
 
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """Create a replica here."""
+    """Create a replica here. share: the part (0..1) of an accelerator's memory that its framework may take, 0 unsaid."""
 
     deployment: int
     host: str
     device: str
+    share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +110,7 @@ class Move:
     generation: int
     host: str
     device: str
+    share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,37 +134,71 @@ Decision = Start | Move | Stop | Explain
 @dataclass(frozen=True, slots=True)
 class _Spot:
     host: str
-    device: str
+    device: DeviceView
     rank: int
+
+    @property
+    def place(self) -> tuple[str, str]:
+        return (self.host, self.device.name)
+
+    @property
+    def free_bytes(self) -> float:
+        """As the host told it, whatever else is decided."""
+        return self.device.memory_free_bytes if self.device.memory_total_bytes else math.inf
 
 
 class _Ledger:
     """Free memory per device and replicas per host and device, as decisions use them up."""
 
-    def __init__(self, hosts: Iterable[HostView], replicas: Iterable[ReplicaView], needs: dict[int, int]) -> None:
-        self.free: dict[tuple[str, str], float] = {}
+    def __init__(
+        self, hosts: Iterable[HostView], replicas: Iterable[ReplicaView], wishes: dict[int, DeploymentView]
+    ) -> None:
+        self.unused: dict[tuple[str, str], float] = {}
+        self.unpromised: dict[tuple[str, str], float] = {}
         self.on_host: Counter[tuple[int, str]] = Counter()
         self.on_device: Counter[tuple[str, str]] = Counter()
         for host in hosts:
             for device in host.devices:
-                known = device.memory_total_bytes > 0
-                self.free[host.name, device.name] = device.memory_free_bytes if known else math.inf
+                place, known = (host.name, device.name), device.memory_total_bytes > 0
+                self.unused[place] = device.memory_free_bytes if known else math.inf
+                bounded = known and device.kind != "cpu"
+                self.unpromised[place] = device.memory_total_bytes if bounded else math.inf
         for replica in replicas:
-            if replica.host is None:
-                continue
-            # What is ready already shows in the device's free memory; what still loads does not.
-            need = 0 if replica.phase in HOLDS_ITS_MEMORY else needs.get(replica.deployment, 0)
-            self.take(replica.deployment, replica.host, replica.device, need)
+            if replica.host is not None:
+                wish = wishes.get(replica.deployment)
+                need = wish.need(replica.device.partition(":")[0]) if wish else 0
+                self._count(replica, need)
 
-    def take(self, deployment: int, host: str, device: str, need: int) -> None:
-        self.on_host[deployment, host] += 1
-        self.on_device[host, device] += 1
-        if (host, device) in self.free:
-            self.free[host, device] -= need
+    def _count(self, replica: ReplicaView, need: int) -> None:
+        place = (replica.host or "", replica.device)
+        self.on_device[place] += 1
+        if replica.wanted != "run":
+            return
+        self.on_host[replica.deployment, place[0]] += 1
+        if place in self.unused:
+            self.unpromised[place] -= need
+            # What is ready already shows in the device's free memory; what still loads does not.
+            self.unused[place] -= 0 if replica.phase in HOLDS_ITS_MEMORY else need
+
+    def take(self, wish: DeploymentView, spot: _Spot) -> None:
+        need = wish.need(spot.device.kind)
+        self.on_host[wish.id, spot.host] += 1
+        self.on_device[spot.place] += 1
+        self.unused[spot.place] -= need
+        self.unpromised[spot.place] -= need
+
+    def free(self, spot: _Spot) -> float:
+        return max(0, min(self.unused[spot.place], self.unpromised[spot.place]))
+
+    def fits(self, wish: DeploymentView, spot: _Spot) -> bool:
+        if spot.device.kind in EXCLUSIVE:
+            return not self.on_device[spot.place] and spot.free_bytes >= wish.need(spot.device.kind)
+        need = wish.need(spot.device.kind)
+        return self.unused[spot.place] >= need and self.unpromised[spot.place] >= need
 
     def cost(self, deployment: int, spot: _Spot) -> tuple[object, ...]:
-        place = (spot.host, spot.device)
-        return (spot.rank, self.on_host[deployment, spot.host], -self.free[place], self.on_device[place], *place)
+        place = spot.place
+        return (spot.rank, self.on_host[deployment, spot.host], -self.free(spot), self.on_device[place], *place)
 
 
 @dataclass(slots=True)
@@ -177,8 +227,9 @@ def place(
     a lapsed host is not yet lost; nothing new goes there either.
     """
     running = [r for r in replicas if r.wanted == "run"]
-    ledger = _Ledger(hosts, running, {d.id: d.memory_bytes for d in deployments})
-    wishes = {d.id for d in deployments}
+    wishes = {d.id: d for d in deployments}
+    # Those that are to stop hold their device until they are gone.
+    ledger = _Ledger(hosts, replicas, wishes)
     decisions: list[Decision] = [Stop(r.id) for r in running if r.deployment not in wishes]
     by_name = {host.name: host for host in hosts}
     for wish in deployments:
@@ -224,16 +275,23 @@ def _placements(
     movable = standing.lost[:missing]
     for index in range(missing):
         spots, reason = _spots(wish, hosts, now)
-        fitting = [s for s in spots if ledger.free[s.host, s.device] >= wish.memory_bytes]
+        fitting = [s for s in spots if ledger.fits(wish, s)]
         if not fitting:
             return made, reason or _too_big(wish, spots, ledger)
         best = min(fitting, key=lambda s: ledger.cost(wish.id, s))
-        ledger.take(wish.id, best.host, best.device, wish.memory_bytes)
+        ledger.take(wish, best)
+        share = _share(wish, best.device)
         if index < len(movable):
-            made.append(Move(movable[index].id, movable[index].generation, best.host, best.device))
+            made.append(Move(movable[index].id, movable[index].generation, *best.place, share))
         else:
-            made.append(Start(wish.id, best.host, best.device))
+            made.append(Start(wish.id, *best.place, share))
     return made, ""
+
+
+def _share(wish: DeploymentView, device: DeviceView) -> float:
+    if device.kind == "cpu" or not device.memory_total_bytes:
+        return 0.0
+    return round(min(1.0, wish.device_bytes / device.memory_total_bytes), 4)
 
 
 def _spots(wish: DeploymentView, hosts: Sequence[HostView], now: datetime) -> tuple[list[_Spot], str]:
@@ -251,7 +309,7 @@ def _spots(wish: DeploymentView, hosts: Sequence[HostView], now: datetime) -> tu
     if not kinds:
         return [], f"wants {wish.device}, but this version runs on {' or '.join(wish.platforms)} only"
     spots = [
-        _Spot(host.name, device.name, kinds.index(device.kind))
+        _Spot(host.name, device, kinds.index(device.kind))
         for host in trusted
         for device in host.devices
         if device.kind in kinds and wish.device in {"any", device.kind, device.name}
@@ -269,8 +327,13 @@ def _kinds(wish: DeploymentView) -> tuple[str, ...]:
 
 
 def _too_big(wish: DeploymentView, spots: list[_Spot], ledger: _Ledger) -> str:
-    best = max(max(ledger.free[s.host, s.device], 0) for s in spots)
-    return f"not enough memory: needs {wish.memory_bytes / GIB:.1f} GiB, best host has {best / GIB:.1f} GiB"
+    taken = [s for s in spots if s.device.kind in EXCLUSIVE and s.free_bytes >= wish.need(s.device.kind)]
+    if taken:
+        return f"every {taken[0].device.kind} that it could run on is taken: a chip serves one replica"
+    best = max(spots, key=lambda s: ledger.free(s) - wish.need(s.device.kind))
+    need, free = wish.need(best.device.kind) / GIB, ledger.free(best) / GIB
+    what = "best host" if best.device.kind == "cpu" else f"best {best.device.kind}"
+    return f"not enough memory: needs {need:.1f} GiB, {what} has {free:.1f} GiB"
 
 
 def _failure(wish: DeploymentView, good: list[ReplicaView]) -> str:

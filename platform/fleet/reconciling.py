@@ -33,6 +33,7 @@ LOCK = 0x5E71_F1EE
 GAP_S = 8
 GRACE_S = 15
 AFTER_START_S = 15
+DEVICE_FLOOR_BYTES = 1 << 30
 
 
 def reconcile() -> int:
@@ -109,6 +110,7 @@ def _deployments() -> list[DeploymentView]:
             tier=row.version.tier,
             platforms=tuple((row.version.signature or {}).get("platforms", ())),
             memory_bytes=peak_memory_bytes(row.version),
+            device_bytes=device_memory_bytes(row.version),
             reason=row.reason,
         )
         for row in rows
@@ -120,6 +122,13 @@ def peak_memory_bytes(version: Version) -> int:
     report: dict[str, Any] = version.report or {}
     measured = report.get("measurements") or report
     return int(measured.get("peak_memory_bytes") or 0)
+
+
+def device_memory_bytes(version: Version) -> int:
+    """What the framework of one replica may take of an accelerator. Validation measures on the CPU, where neither
+    workspaces of kernels nor an allocator's reserve show, hence twice the peak and a floor.
+    """
+    return max(DEVICE_FLOOR_BYTES, 2 * max(peak_memory_bytes(version), version.size_bytes))
 
 
 def _replicas() -> list[ReplicaView]:
@@ -141,13 +150,15 @@ def _replicas() -> list[ReplicaView]:
 def _carry_out(decision: Decision) -> set[str]:
     """Writes one decision; answers the hosts that it concerns."""
     match decision:
-        case Start(deployment, host, device):
-            Replica.objects.create(id=uuid.uuid4(), deployment_id=deployment, host_id=host, device=device)
+        case Start(deployment, host, device, share):
+            Replica.objects.create(
+                id=uuid.uuid4(), deployment_id=deployment, host_id=host, device=device, device_memory_share=share
+            )
             return {host}
-        case Move(replica, generation, host, device):
+        case Move(replica, generation, host, device, share):
             moved = Replica.objects.filter(id=replica, generation=generation, wanted="run").update(
                 host_id=host, device=device, generation=F("generation") + 1, phase="pending", pid=0, message="",
-                lease_until=None, restarts=0,
+                lease_until=None, restarts=0, device_memory_share=share,
             )  # fmt: skip
             return {host} if moved else set()
         case Stop(replica):

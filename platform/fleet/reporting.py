@@ -108,6 +108,8 @@ def _record_replica(row: Replica, report: ReplicaSeen) -> int:
         "restarts": report.restarts,
         "message": report.message[:1000],
         "memory_bytes": report.memory_bytes,
+        "device_memory_bytes": report.device_memory_bytes,
+        "compiles_after_ready": report.compiles_after_ready,
         "queue_depth": report.queue_depth,
         "lease_until": lease_end(),
     }

@@ -8,12 +8,14 @@ from collections.abc import Iterable
 import msgspec
 
 from fleet.models import Host, Replica
-from fleet.reconciling import peak_memory_bytes
+from fleet.reconciling import device_memory_bytes, peak_memory_bytes
 from inference.protocol.oip import Signature
 from inference.protocol.supervision import FileRef, ReplicaSpec, ValidationSpec
 from registry.models import ValidationRun, Version
 
 FLOOR_BYTES = 2 << 30
+# What CUDA's and XLA's runtimes map and stage on the host beside the model.
+RUNTIME_BYTES = 4 << 30
 log = logging.getLogger(__name__)
 
 
@@ -65,6 +67,8 @@ def _replica(row: Replica, threads: int) -> ReplicaSpec | None:
             device=row.device,
             memory_bytes=_limit_bytes(version, row.device),
             threads=threads,
+            device_memory_bytes=device_memory_bytes(version) if row.device_memory_share else 0,
+            device_memory_share=row.device_memory_share,
         )
     except (msgspec.ValidationError, KeyError):
         log.exception("replica %s of %s cannot be started from its rows", row.id, version)
@@ -72,7 +76,6 @@ def _replica(row: Replica, threads: int) -> ReplicaSpec | None:
 
 
 def _limit_bytes(version: Version, device: str) -> int:
-    """Of host memory, what validation allowed it, or twice what it then took; on an accelerator the device bounds it."""
-    if device != "cpu":
-        return 0
-    return max(FLOOR_BYTES, 4 * version.size_bytes, 2 * peak_memory_bytes(version))
+    """Of host memory, what validation allowed it, or twice what it then took; beside an accelerator its runtime too."""
+    own = max(FLOOR_BYTES, 4 * version.size_bytes, 2 * peak_memory_bytes(version))
+    return own if device == "cpu" else own + RUNTIME_BYTES

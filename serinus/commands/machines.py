@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.panel import Panel
 
-from inference.config import BadSetting
+from inference.config import BadSetting, is_loopback
 from serinus import doctor as checks
 from serinus.demo_deploy import Demo
 from serinus.output import Json, emit, err, fails_clearly, out, table
@@ -36,7 +36,6 @@ SERINUS_ARTIFACTS: folder of the artifact store (SERINUS_DATA_DIR/artifacts).
 
 SERINUS_HOST_NAME, SERINUS_RUNTIME_DIR, SERINUS_INSECURE, SERINUS_LONE_ADMIN_APPROVES: see docs/configuration.md.
 """
-LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 
 
 def _exec(command: list[str], environment: dict[str, str]) -> None:
@@ -52,7 +51,7 @@ def up(
 ) -> None:
     config = up_config()
     config = replace(config, insecure=insecure or config.insecure)
-    if config.insecure and config.host not in LOOPBACK:
+    if config.insecure and not is_loopback(config.host):
         raise BadSetting(f"--insecure needs SERINUS_HOST on loopback, not {config.host!r}")
     steps = err.status("starting") if sys.stderr.isatty() else None
 

@@ -17,6 +17,7 @@ from inference.protocol.status import ReplicaPhase
 from inference.protocol.supervision import ReplicaSeen, Seen
 from tests.support.fleet_cast import Rules, devices, lapse, person, team, version
 from worker.agent import BUSY_S, IDLE_S, converge_once
+from worker.specs import replica_specs
 
 pytestmark = pytest.mark.django_db
 committed = pytest.mark.django_db(transaction=True)
@@ -66,6 +67,34 @@ def test_a_wish_becomes_a_ready_replica_without_any_message(long_up: None) -> No
     assert all(row.route_address == f"unix:/run/a/{row.id}" and row.route_generation == 1 for row in rows)
     assert all(row.ready_at and row.lease_until for row in rows)
     assert actions.reconcile() == 0
+
+
+def test_a_share_of_an_accelerator_reaches_the_spec_and_what_is_held_of_it_comes_back(long_up: None) -> None:
+    actions.heartbeat_host("a", Seen("boot", 1, [], [], devices(16, cudas=2), standby_ready=True))
+    actions.want(version=version(peak_bytes=2 << 30), replicas=2, device="cuda")
+    actions.reconcile()
+    specs = replica_specs("a")
+    assert sorted(spec.device for spec in specs) == ["cuda:0", "cuda:1"]
+    assert {(spec.device_memory_share, spec.device_memory_bytes) for spec in specs} == {(0.25, 4 << 30)}
+    assert all(spec.memory_bytes == 8 << 30 for spec in specs), "twice the peak of host memory, and the runtime's own"
+    one = specs[0]
+    report = ReplicaSeen(one.id, 1, ReplicaPhase.READY, device_memory_bytes=3 << 30, compiles_after_ready=2)
+    actions.record_seen("a", Seen("boot", 1, [report], [], devices(16, cudas=2)))
+    row = Replica.objects.get(id=one.id)
+    assert (row.device_memory_bytes, row.compiles_after_ready, row.device_memory_share) == (3 << 30, 2, 0.25)
+
+
+def test_a_moved_replica_gets_the_share_that_fits_its_new_device(long_up: None) -> None:
+    for name, gib in (("a", 16), ("b", 8)):
+        actions.heartbeat_host(name, Seen("boot", 1, [], [], devices(gib, cudas=1), standby_ready=True))
+    actions.want(version=version(peak_bytes=1 << 30), replicas=1, device="cuda")
+    actions.reconcile()
+    row = Replica.objects.get()
+    assert (row.host_id, row.device_memory_share) == ("a", 0.125)
+    lapse("a")
+    actions.reconcile()
+    row.refresh_from_db()
+    assert (row.host_id, row.generation, row.device_memory_share) == ("b", 2, 0.25)
 
 
 def test_a_smaller_wish_stops_replicas_and_forgets_them(long_up: None) -> None:

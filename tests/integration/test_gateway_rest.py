@@ -1,8 +1,10 @@
 """The REST door of a real gateway process, with fake replicas behind it."""
 
+import contextlib
 import hashlib
 import random
 import re
+import select
 import socket
 import struct
 import time
@@ -11,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import msgspec
 import pytest
+from websockets.exceptions import InvalidStatus
+from websockets.sync.client import connect
 
 from inference.client import AsyncClient, Client
 from inference.errors import InvalidInput, NotFound, Unauthenticated
@@ -431,3 +435,69 @@ def test_the_table_on_disk_is_private(gateway):
     until(path.exists)
     assert path.stat().st_mode & 0o777 == 0o600
     assert hashlib.sha256(b"s2").hexdigest() in path.read_text()
+
+
+def test_many_slow_large_bodies_together_are_bounded(gateway):
+    """None of them ends; what has arrived of all of them stays below the memory set aside, and small ones pass."""
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(socket.create_connection(("127.0.0.1", gateway.port))) for _ in range(12)]
+        for peer in peers:
+            peer.sendall(HEAD + b"Content-Length: 1048576\r\n\r\n" + b" " * 1_000_000)
+        until(lambda: len(select.select(peers, [], [], 0)[0]) >= 3)
+        told = [peer.recv(4096) for peer in select.select(peers, [], [], 0)[0]]
+        assert all(text.startswith(b"HTTP/1.1 503") for text in told)
+        assert 12 - len(told) in {7, 8}
+        assert gateway.post().status_code == 200
+    until(lambda: gateway.post(content=b" " * 900_000).status_code == 400)
+
+
+@pytest.mark.parametrize("path", ["/v2/models/%6dlp/infer", "/v2/models/mlp%2finfer", "/v2%2fmodels/mlp/infer"])
+def test_an_address_with_escapes_is_no_address(gateway, path):
+    """A proxy that forbids an address must not be talked into passing it under another spelling."""
+    assert raw(
+        gateway, [HEAD.replace(b"/v2/models/mlp/infer", path.encode()) + b"Content-Length: 2\r\n\r\n{}"], 2
+    ).startswith(b"HTTP/1.1 404")
+
+
+@pytest.fixture(scope="module")
+def open_gateway(house):
+    found = house.gateway(SERINUS_INSECURE="1").wait_live()
+    until(lambda: found.get("/v2/models/mlp/ready", key="").status_code == 200, 15)
+    return found
+
+
+def test_without_keys_this_machine_needs_none(open_gateway):
+    assert open_gateway.post(key="").status_code == 200
+    assert open_gateway.post(key="", headers={"Origin": "http://localhost:3000"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "http://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1.evil.example"},
+        {"Host": "evil.example"},
+        {"Host": "evil.example:8000"},
+        {"Host": "127.0.0.1@evil.example"},
+        {"Host": "[::1"},
+    ],
+    ids=str,
+)
+def test_without_keys_no_foreign_page_gets_through_a_browser(open_gateway, headers):
+    error(open_gateway.post(key="", headers=headers), 403)
+    error(httpx.get(open_gateway.url + "/v2", headers=headers), 403)
+    url = f"{open_gateway.url.replace('http', 'ws')}/v2/models/mlp/stream"
+    if "Origin" in headers:
+        with pytest.raises(InvalidStatus):
+            connect(url, origin=headers["Origin"])
+    with connect(url, origin="http://localhost") as stream:
+        stream.send(msgspec.json.encode(request(identity="1")).decode())
+        assert "outputs" in stream.recv(timeout=5)
+
+
+def test_a_gateway_without_keys_serves_only_its_own_machine(house):
+    other = house.gateway(SERINUS_INSECURE="1", SERINUS_HOST="0.0.0.0")
+    assert other.process.wait(20) == 2
+    assert "SERINUS_INSECURE" in other.log.read_text()
+    house.gateways.remove(other)

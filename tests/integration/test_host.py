@@ -372,3 +372,12 @@ def test_fake_devices_are_seen(tmp_path: Path) -> None:
     assert devices[0].kind == "cpu"
     assert devices[0].memory_total_bytes > devices[0].memory_free_bytes > 0
     assert {"cuda:0", "cuda:1", "tpu:0"} <= {device.name for device in devices}
+
+
+@pytest.mark.parametrize(("device", "is_fake"), [("cuda:1", True), ("cpu", False)])
+def test_a_child_on_a_fake_device_is_told_so(tmp_path: Path, device: str, is_fake: bool) -> None:
+    with running(tmp_path, SERINUS_FAKE_DEVICES="cuda:2") as host:
+        host.client.converge([spec(device=device)])
+        host.wait_ready()
+        seen = witness(host)
+    assert seen["is_fake_device"] is is_fake

@@ -284,7 +284,9 @@ def test_a_hung_pass_fails_its_callers_and_ends_the_process_with_its_own_status(
     ask(wire, 1, HANG, timeout_ms=100)
     ask(wire, 2, HANG)
     found = answers(wire, 2)
-    assert (found[1][0].code, found[2][0].code) == ("deadline_exceeded", "model_failed")
+    assert found[1][0].code == "deadline_exceeded"
+    # On a busy machine the kernel's timer may end the process first; the other end then says that it was lost.
+    assert found[2][0].code in {"model_failed", "replica_lost"}
     last, _ = replica.control.until(lambda m: m.phase is ReplicaPhase.FAILED)
     assert "longer than 0.3 s" in last.message
     assert replica.exit_status() == 86

@@ -17,9 +17,9 @@ from django.test import Client
 from accounts.models import AuditEntry
 from accounts.names import SLUG
 from registry.models import Model
-from tests.integration.test_security_routes import LEAKS
 from tests.support.cast import Cast
 from tests.support.contents import new_version, sent
+from tests.support.hygiene import LEAKS
 from tests.support.routes import ROUTES, fill
 
 HOSTILE = [

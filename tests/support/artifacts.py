@@ -51,9 +51,16 @@ def torch_export(folder: Path, *, batch: int | None = None, largest: int | None 
 
 
 def jax_export(
-    folder: Path, *, batch: int | None = None, weights: bool = False, platforms: Any = ("cpu", "cuda", "tpu")
+    folder: Path,
+    *,
+    batch: int | None = None,
+    weights: bool = False,
+    platforms: Any = ("cpu", "cuda", "tpu"),
+    constraints: Any = (),
 ) -> Reference:
-    """x FP32 [-1, 6] -> y [-1, 3]; `weights`: the matrix comes from weights.safetensors instead of a constant."""
+    """x FP32 [-1, 6] -> y [-1, 3]; `weights`: the matrix comes from weights.safetensors instead of a constant;
+    `constraints`: of the symbolic batch b.
+    """
     import jax
     from jax import export
     from safetensors.numpy import save_file
@@ -61,7 +68,7 @@ def jax_export(
     def function(matrix: Any, x: Any) -> Any:
         return jax.numpy.tanh(x @ matrix)
 
-    rows = batch or export.symbolic_shape("b")[0]
+    rows = batch or export.symbolic_shape("b", constraints=constraints)[0]
     shape = jax.ShapeDtypeStruct((rows, 6), np.float32)
     made, given = (function, (jax.ShapeDtypeStruct((6, 3), np.float32), shape)) if weights else (
         lambda x: function(WEIGHT, x), (shape,))  # fmt: skip

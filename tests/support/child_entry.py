@@ -27,7 +27,7 @@ def run_replica(message: StartReplica, control_fd: int, listener_fd: int) -> int
     act = str(message.spec.settings.get("act", "serve"))
     control = socket.socket(fileno=control_fd)
     listener = socket.socket(fileno=listener_fd)
-    _tell_what_i_see(Path(message.paths.work_dir))
+    _tell_what_i_see(Path(message.paths.work_dir), is_fake_device=message.is_fake_device)
     if act == "crash":
         os.kill(os.getpid(), signal.SIGSEGV)
     if act == "leave_orphan":
@@ -74,7 +74,7 @@ def _serve(control: socket.socket, listener: socket.socket, act: str) -> int:
                 return 0
 
 
-def _tell_what_i_see(work: Path) -> None:
+def _tell_what_i_see(work: Path, **more: object) -> None:
     fds: dict[str, str] = {}
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):  # the listing itself was one of them
@@ -87,6 +87,7 @@ def _tell_what_i_see(work: Path) -> None:
         "sid": os.getsid(0),
         "pid": os.getpid(),
         "threads": len(os.listdir("/proc/self/task")),
+        **more,
     }
     work.joinpath("..", "..", "witness.json").resolve().write_text(json.dumps(seen))
     sys.stdout.write("child speaking\n")

@@ -143,8 +143,10 @@ class House:
         found: dict[str, Any] = control.wait_version(name, made["number"], lambda _: None, 120)
         return found
 
-    def deploy(self, name: str, number: int, *, endpoint: str = "", replicas: int = 1) -> dict[str, Any]:
-        body = {"name": endpoint or name, "model": name, "version": number, "replicas": replicas}
+    def deploy(
+        self, name: str, number: int, *, endpoint: str = "", replicas: int = 1, device: str = "any"
+    ) -> dict[str, Any]:
+        body = {"name": endpoint or name, "model": name, "version": number, "replicas": replicas, "device": device}
         self.ok("POST", "/api/endpoints/", body)
         found: dict[str, Any] = wait_ready(self.control, endpoint or name, number, 60)
         return found

@@ -15,26 +15,39 @@ from inference.artifacts.stablehlo import REMEDY, check_ops
 from inference.errors import Rejected
 
 CUSTOM_CALL = "stablehlo.custom_call"
+SHAPE_ASSERTION = "shape_assertion"
+MAX_ASSERTIONS = 256
 
 
-def check(exported: Any) -> None:
-    """Raises Rejected when the exported program holds anything beyond the allow-list. Runs nothing of it."""
+def check(exported: Any) -> list[str]:
+    """Raises Rejected when the exported program holds anything beyond the allow-list. Runs nothing of it.
+
+    Answers the messages of its shape assertions: the only place where bounds of symbolic dimensions are kept.
+    """
     if exported.nr_devices != 1:
         raise _rejected(f"the program is for {exported.nr_devices} devices; a replica has one")
     if exported.ordered_effects or exported.unordered_effects:
         raise _rejected("the program has side effects")
-    check_module(exported.mlir_module_serialized)
+    return check_module(exported.mlir_module_serialized)
 
 
-def check_module(serialized: bytes) -> None:
+def check_module(serialized: bytes) -> list[str]:
     """The same for a portable StableHLO module by itself; operations in the bodies of others included."""
     names: set[str] = set()
     targets: set[str] = set()
+    assertions: list[str] = []
 
     def look(operation: Any) -> Any:
         names.add(str(operation.name))
         if operation.name == CUSTOM_CALL:
-            targets.add(ir.StringAttr(operation.attributes["call_target_name"]).value)
+            target = ir.StringAttr(operation.attributes["call_target_name"]).value
+            targets.add(target)
+            if (
+                target == SHAPE_ASSERTION
+                and "error_message" in operation.attributes
+                and len(assertions) < MAX_ASSERTIONS
+            ):
+                assertions.append(ir.StringAttr(operation.attributes["error_message"]).value)
         return ir.WalkResult.ADVANCE
 
     with ir.Context():
@@ -44,6 +57,7 @@ def check_module(serialized: bytes) -> None:
             raise _rejected("the StableHLO module cannot be read") from error
         module.operation.walk(look)
     check_ops(sorted(names), sorted(targets))
+    return assertions
 
 
 def _rejected(reason: str) -> Rejected:

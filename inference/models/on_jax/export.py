@@ -19,6 +19,7 @@ from inference.artifacts import stablehlo
 from inference.errors import Rejected
 from inference.models import batch
 from inference.models.entry import entry_file
+from inference.models.on_jax import bounds
 from inference.models.on_jax.check import check
 from inference.protocol.oip import DATATYPES, Signature, TensorSpec
 
@@ -46,7 +47,7 @@ def load(context: LoadContext) -> JaxModel:
     """Deserialise, check, put the weights on the device. Raises Rejected before anything is compiled."""
     plan = _plan(context.folder)
     exported = _deserialised(context.folder, plan)
-    check(exported)
+    assertions = check(exported)
     platforms = [PLATFORMS[name] for name in exported.platforms if name in PLATFORMS]
     kind = context.device.split(":")[0]
     if kind not in platforms:
@@ -60,14 +61,21 @@ def load(context: LoadContext) -> JaxModel:
     device = _device(context.device)
     weights = _weights(context.folder / WEIGHTS_FILE, plan.weights, device)
     signature = _signature(exported, plan, platforms)
-    return JaxModel(exported, signature, weights, context.settings, device)
+    return JaxModel(exported, signature, weights, device, settings=context.settings, assertions=assertions)
 
 
 class JaxModel:
     """One executable per shape of inputs. `compiles` counts them; it stands still once every bucket is warm."""
 
     def __init__(
-        self, exported: Any, signature: Signature, weights: list[Any], settings: RuntimeSettings, device: Any
+        self,
+        exported: Any,
+        signature: Signature,
+        weights: list[Any],
+        device: Any,
+        *,
+        settings: RuntimeSettings,
+        assertions: list[str],
     ) -> None:
         self.compiles = 0
         self._device = device
@@ -78,9 +86,9 @@ class JaxModel:
         self._dtypes = [aval.dtype for aval in exported.in_avals[len(weights) :]]
         self.signature = signature
         if _is_symbolic_batch(exported, len(weights)):
-            largest = batch.max_batch(settings, None)
-            buckets = batch.buckets_up_to(settings, largest)
-            self.signature = msgspec.structs.replace(signature, max_batch_size=largest, buckets=buckets)
+            symbol = str(exported.in_avals[len(weights)].shape[0])
+            buckets = bounds.read(assertions, symbol).buckets(settings)
+            self.signature = msgspec.structs.replace(signature, max_batch_size=buckets[-1], buckets=buckets)
         else:
             self.signature = batch.with_fixed_batch(signature, self.run)
 
@@ -94,6 +102,11 @@ class JaxModel:
         result = self._executable(arrays, args, kwargs)(*args, **kwargs)
         outputs = jax.device_get(jax.tree.leaves(result))
         return {spec.name: _host(array) for spec, array in zip(self.signature.outputs, outputs, strict=True)}
+
+    @property
+    def device_memory_bytes(self) -> int:
+        """What JAX holds of its device; 0 where it does not count (the CPU)."""
+        return int((self._device.memory_stats() or {}).get("bytes_in_use", 0))
 
     def close(self) -> None:
         self._executables.clear()

@@ -37,9 +37,7 @@ def load(context: LoadContext) -> OnnxModel:
     """A session on the context's device with its number of threads. Raises Rejected."""
     path = entry_file(context.folder, ".onnx")
     try:
-        session = onnxruntime.InferenceSession(
-            str(path), _options(context.threads), providers=_providers(context.device)
-        )
+        session = onnxruntime.InferenceSession(str(path), _options(context.threads), providers=_providers(context))
     except Exception as error:
         remedy = "check it with onnx.checker.check_model and export it for a lower opset if need be"
         raise Rejected(
@@ -92,14 +90,17 @@ def _options(threads: int) -> Any:
     return options
 
 
-def _providers(device: str) -> list[Any]:
-    kind, _, index = device.partition(":")
+def _providers(context: LoadContext) -> list[Any]:
+    kind, _, index = context.device.partition(":")
     if kind == "cpu":
         return ["CPUExecutionProvider"]
     if kind == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-        return [("CUDAExecutionProvider", {"device_id": index or "0"}), "CPUExecutionProvider"]
+        options = {"device_id": index or "0"}
+        if context.device_memory_bytes:
+            options["gpu_mem_limit"] = str(context.device_memory_bytes)
+        return [("CUDAExecutionProvider", options), "CPUExecutionProvider"]
     raise Rejected(
-        f"this build of onnxruntime cannot run on {device}",
+        f"this build of onnxruntime cannot run on {context.device}",
         remedy="deploy the version with device cpu, or install Serinus with the extra [cuda]",
         check="load",
     )

@@ -30,7 +30,7 @@ REMEDY = "export it again with this torch version: torch.export.save(torch.expor
 
 def load(context: LoadContext) -> ExportedModel:
     """Lint, sanitise, load, move to the device. Raises Rejected."""
-    tensors.settle(context.threads)
+    tensors.settle(context)
     program = _program(entry_file(context.folder, ".pt2"))
     if context.device != "cpu":
         program = move_to_device_pass(program, context.device)

@@ -42,7 +42,7 @@ DROPPED_KEYS = {"auto_map", "custom_code", "attn_implementation", "quantization_
 
 def load(context: LoadContext) -> EncoderModel:
     """Builds the architecture, maps the weights, reads the tokenizer. Raises Rejected."""
-    tensors.settle(context.threads)
+    tensors.settle(context)
     encoder = hf.read(context.folder)
     config = _config(context.folder, encoder.model_type)
     task = context.settings.task or encoder.task

@@ -12,6 +12,8 @@ from inference.errors import Rejected
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from inference.models.contract import LoadContext
+
 DATATYPE_OF = {
     torch.bool: "BOOL",
     torch.uint8: "UINT8",
@@ -78,6 +80,10 @@ def _pairs(result: Any) -> Iterable[tuple[str, Any]]:
     raise TypeError(f"the model returned a {type(result).__name__}, not tensors")
 
 
-def settle(threads: int) -> None:
-    """Threads of this process's forward passes; after a preload the environment's word comes too late."""
-    torch.set_num_threads(max(1, threads))
+def settle(context: LoadContext) -> None:
+    """Threads of this process's forward passes (after a preload the environment's word comes too late), and the part
+    of a CUDA device that its allocator may take.
+    """
+    torch.set_num_threads(max(1, context.threads))
+    if context.device.startswith("cuda") and context.device_memory_share:
+        torch.cuda.set_per_process_memory_fraction(context.device_memory_share, context.device)

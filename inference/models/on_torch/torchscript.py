@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def load(context: LoadContext) -> TorchScriptModel:
     """Raises Rejected when the file or its `signature.json` cannot be read."""
-    tensors.settle(context.threads)
+    tensors.settle(context)
     signature = written_signature(context.folder, "a TorchScript program")
     path = entry_file(context.folder, ".pt", ".jit", ".pth", ".torchscript")
     try:

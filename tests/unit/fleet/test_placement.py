@@ -158,13 +158,65 @@ def test_a_replica_that_was_given_up_is_explained() -> None:
     ]
 
 
+def tpu(number: int) -> DeviceView:
+    return DeviceView(f"tpu:{number}", "tpu")
+
+
+def test_a_replica_on_an_accelerator_gets_its_share_and_the_context_is_counted_beside_it() -> None:
+    wish = DeploymentView(1, 1, "cuda", memory_bytes=GIB // 4, device_bytes=4 * GIB)
+    assert place([wish], [], [host("a", cuda(0))], NOW) == [Start(1, "a", "cuda:0", 0.25)]
+    just_too_small = host("a", cuda(0, 4.4))
+    assert explained(place([wish], [], [just_too_small], NOW)) == (
+        "not enough memory: needs 4.5 GiB, best cuda has 4.4 GiB"
+    )
+
+
+def test_on_the_cpu_a_replica_needs_what_was_measured_and_has_no_share() -> None:
+    wish = DeploymentView(1, 1, "cpu", memory_bytes=GIB, device_bytes=64 * GIB)
+    assert place([wish], [], [host("a", cpu(2))], NOW) == [Start(1, "a", "cpu", 0.0)]
+
+
+def test_several_replicas_stand_on_one_device_while_their_shares_fit() -> None:
+    wish = DeploymentView(1, 9, "cuda", device_bytes=int(4.5 * GIB))
+    decisions = place([wish], [], [host("a", cuda(0), cuda(1))], NOW)
+    starts = Counter(d.device for d in decisions if isinstance(d, Start))
+    assert starts == {"cuda:0": 3, "cuda:1": 3}
+    assert explained(decisions) == "not enough memory: needs 5.0 GiB, best cuda has 1.0 GiB"
+
+
+def test_what_was_promised_to_ready_replicas_is_not_promised_again_though_it_is_not_used_yet() -> None:
+    wishes = [DeploymentView(1, 1, "cuda", device_bytes=12 * GIB), DeploymentView(2, 1, "cuda", device_bytes=6 * GIB)]
+    ready = ReplicaView("r", 1, "a", "cuda:0", phase="ready")
+    reason = explained(place(wishes, [ready], [host("a", cuda(0, 15))], NOW))
+    assert reason == "not enough memory: needs 6.5 GiB, best cuda has 3.5 GiB"
+
+
+def test_what_others_hold_of_a_device_is_not_given_away() -> None:
+    wish = DeploymentView(1, 1, "cuda", device_bytes=4 * GIB)
+    assert place([wish], [], [host("a", cuda(0, 2), cuda(1, 8))], NOW) == [Start(1, "a", "cuda:1", 0.25)]
+
+
+def test_a_tpu_chip_takes_one_replica() -> None:
+    decisions = place([DeploymentView(1, 3, "tpu")], [], [host("a", tpu(0), tpu(1))], NOW)
+    assert decisions[:2] == [Start(1, "a", "tpu:0"), Start(1, "a", "tpu:1")]
+    assert explained(decisions) == "every tpu that it could run on is taken: a chip serves one replica"
+
+
+def test_a_chip_is_free_again_only_when_its_last_replica_is_gone() -> None:
+    leaving = ReplicaView("old", 1, "a", "tpu:0", wanted="stop", phase="draining")
+    wish = DeploymentView(2, 1, "tpu")
+    assert "is taken" in explained(place([wish], [leaving], [host("a", tpu(0))], NOW))
+    assert place([wish], [], [host("a", tpu(0))], NOW) == [Start(2, "a", "tpu:0")]
+
+
 # Random fleets.
 KINDS = ("cpu", "cuda", "tpu")
+HALF = GIB // 2
 devices_st = st.builds(
     lambda kind, number, total, free: DeviceView(
         "cpu" if kind == "cpu" else f"{kind}:{number}", kind, total, min(total, free)
     ),
-    st.sampled_from(KINDS), st.integers(0, 1), st.sampled_from([0, 4, 8, 16]), st.integers(0, 16),
+    st.sampled_from(KINDS), st.integers(0, 1), st.sampled_from([0, 4 * HALF, 8 * HALF, 16 * HALF]), st.integers(0, 16).map(HALF.__mul__),
 )  # fmt: skip
 hosts_st = st.lists(
     st.builds(
@@ -187,7 +239,8 @@ wishes_st = st.lists(
         format=st.sampled_from(["torch_export", "jax_export", "onnx"]),
         tier=st.sampled_from(["data", "code"]),
         platforms=st.sampled_from([(), ("cpu",), ("cuda", "tpu")]),
-        memory_bytes=st.integers(0, 6),
+        memory_bytes=st.integers(0, 6).map(HALF.__mul__),
+        device_bytes=st.sampled_from([0, 0, 2 * HALF, 5 * HALF]),
     ),
     max_size=4,
     unique_by=lambda d: d.id,
@@ -240,6 +293,7 @@ def test_placing_again_after_applying_decides_nothing(wishes, replicas, hosts, g
 def test_new_places_obey_every_rule(wishes, replicas, hosts) -> None:
     by_name, by_id = {h.name: h for h in hosts}, {w.id: w for w in wishes}
     taken: Counter = Counter()
+    chips: Counter = Counter((r.host, r.device) for r in replicas if r.device.startswith("tpu"))
     owner = {r.id: r.deployment for r in replicas}
     for decision in place(wishes, replicas, hosts, NOW):
         if not isinstance(decision, Start | Move):
@@ -252,9 +306,12 @@ def test_new_places_obey_every_rule(wishes, replicas, hosts) -> None:
         assert where.allow_code or wish.tier != "code"
         assert not wish.platforms or device.kind in wish.platforms
         assert wish.device in {"any", device.kind, device.name}
-        taken[decision.host, decision.device] += wish.memory_bytes
+        taken[decision.host, decision.device] += wish.need(device.kind)
+        chips[decision.host, decision.device] += device.kind == "tpu"
+        assert 0 <= decision.share <= 1
         if device.memory_total_bytes:
             assert taken[decision.host, decision.device] <= device.memory_free_bytes
+        assert chips[decision.host, decision.device] <= 1
 
 
 @settings(max_examples=300, deadline=None)

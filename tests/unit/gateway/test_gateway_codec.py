@@ -307,3 +307,49 @@ def test_ten_thousand_mutations_raise_nothing_but_typed_errors():
         except Exception as error:
             pytest.fail(f"seed 2020, turn {turn}: {error!r} for {whole!r}")
     assert 0 < read_well < 10_000
+
+
+LONG = b"[" + b"1.5," * 50_000 + b"1.5]"
+
+
+def large(shape, datatype="FP32", name="x", data=LONG):
+    head = b'{"inputs": [{"name": "%s", "datatype": "%s", "shape": %s, "data": ' % (
+        name.encode(), datatype.encode(), str(shape).encode())  # fmt: skip
+    return head + data + b"}]}"
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (large([4, 3]), "more elements"),
+        (large([16_667, 3]), "batch-size must be <= 4"),
+        (large([1, 50_001]), "unexpected shape"),
+        (large([1, 3], "INT8"), "data-type"),
+        (large([1, 3], name="nope"), "unexpected inference input"),
+        (large([-1, 3]), "invalid dimension"),
+    ],
+)
+def test_a_large_input_that_does_not_fit_is_refused_before_its_json_is_read(monkeypatch, body, text):
+    monkeypatch.setattr(codec, "_flat", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(InvalidInput, match=text):
+        read(body)
+
+
+@pytest.mark.parametrize("text", [b'"a",', b'"\\"",', b'"\\\\",', b'"",'])
+def test_a_large_array_of_texts_is_counted_before_it_is_read(monkeypatch, text):
+    signature = Signature(inputs=[TensorSpec("x", "BYTES", [-1])], outputs=[])
+    monkeypatch.setattr(codec, "_flat", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(InvalidInput, match="more elements"):
+        read(large([1], "BYTES", data=b"[" + text * 60_000 + b'""]'), signature=signature)
+
+
+def test_one_long_text_of_quotes_and_commas_is_one_element():
+    signature = Signature(inputs=[TensorSpec("x", "BYTES", [-1])], outputs=[])
+    text = b'["' + b'\\",' * 60_000 + b'"]'
+    assert read(large([1], "BYTES", data=text), signature=signature).tensors[0].size_bytes == 120_004
+
+
+def test_a_large_input_that_fits_is_read():
+    wide = Signature(inputs=[TensorSpec("x", "FP32", [-1, 50_001])], outputs=[], max_batch_size=4)
+    for data, shape in ((LONG, [1, 50_001]), (b"[" + LONG + b"]", [1, 50_001])):
+        assert read(large(shape, data=data), signature=wide).tensors[0].size_bytes == 4 * 50_001

@@ -1,6 +1,9 @@
 """jax.export programs: refused before anything runs if they could reach outside; compiled once per bucket; exact."""
 
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -8,7 +11,7 @@ import pytest
 from inference.artifacts.manifest import RuntimeSettings
 from inference.errors import Rejected
 from inference.models import LoadContext, load
-from inference.models.on_jax import check
+from inference.models.on_jax import bounds, check
 from inference.runtime import warmup
 from inference.runtime.runner import Runner
 from tests.support import artifacts
@@ -49,6 +52,66 @@ def test_the_signature_names_platforms_and_buckets(tmp_path):
 def test_buckets_of_the_settings_are_used_and_end_in_the_largest_batch(tmp_path):
     artifacts.jax_export(tmp_path)
     assert loaded(tmp_path, max_batch_size=12, buckets=[3, 6, 50]).signature.buckets == [3, 6, 12]
+
+
+@pytest.mark.parametrize(
+    ("constraints", "buckets"),
+    [
+        (["b <= 32"], [1, 2, 4, 8, 16, 32]),
+        (["b <= 5"], [1, 2, 4, 5]),
+        (["b >= 4", "b <= 24"], [4, 8, 16, 24]),
+        (["mod(b, 8) == 0", "b <= 40"], [8, 16, 32, 40]),
+        (["b <= 1000"], [1, 2, 4, 8, 16, 32, 64]),
+        (["b == 3"], [3]),
+    ],
+)
+def test_the_authors_constraints_bound_the_buckets_and_every_batch_runs(tmp_path, constraints, buckets):
+    reference = artifacts.jax_export(tmp_path, constraints=constraints)
+    runner = Runner(loaded(tmp_path))
+    assert runner.signature.buckets == buckets
+    warmup.warm_up(runner, repeats=1)
+    for rows in (1, buckets[-1] // 2 or 1, buckets[-1]):
+        assert np.allclose(runner.run(x(rows))["y"], reference(x(rows))["y"], atol=1e-5)
+    assert runner.compiles_after_ready == 0
+
+
+def test_a_wish_beyond_the_authors_bound_is_cut_to_it(tmp_path):
+    artifacts.jax_export(tmp_path, constraints=["b <= 32"])
+    assert loaded(tmp_path, max_batch_size=100).signature.max_batch_size == 32
+    assert loaded(tmp_path, max_batch_size=10).signature.buckets == [1, 2, 4, 8, 10]
+
+
+@pytest.mark.parametrize("text", ["b <= banana(", "b", "__import__('os')", "b <= 1e9999", "b >= 7 and b"])
+def test_an_assertion_that_jax_cannot_read_bounds_nothing(text):
+    assert bounds.read([f"symbolic shape constraint {text}. Expected x"], "b") == bounds.Bounds()
+
+
+def test_constraints_of_other_symbols_do_not_bound_the_batch():
+    said = [f"symbolic shape constraint {text}. Expected x" for text in ("s <= 8", "b <= s", "b <= 12")]
+    assert bounds.read(said, "b") == bounds.Bounds(1, 12)
+
+
+def test_a_program_runs_on_the_device_that_was_chosen(tmp_path):
+    """Four host devices stand for four accelerators: weights, inputs and results lie on the one that was named."""
+    artifacts.jax_export(tmp_path, weights=True)
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    subprocess.run([sys.executable, "-c", ON_THE_THIRD, str(tmp_path)], check=True, timeout=100, env=environment)
+
+
+ON_THE_THIRD = """
+import sys
+from pathlib import Path
+import jax, numpy as np
+from inference.artifacts.manifest import RuntimeSettings
+from inference.models import LoadContext, load
+model = load("jax_export", LoadContext(Path(sys.argv[1]), RuntimeSettings(max_batch_size=2), "cpu:2"))
+assert len(jax.devices()) == 4
+seen = set()
+real = jax.device_get
+jax.device_get = lambda leaves: seen.update(d for leaf in leaves for d in leaf.devices()) or real(leaves)
+assert model.run({"x": np.ones((2, 6), np.float32)})["y"].shape == (2, 3)
+assert {d.id for d in seen} == {2} == {d.id for w in model._weights for d in w.devices()}, seen
+"""
 
 
 def test_nothing_compiles_after_the_warm_up(tmp_path):

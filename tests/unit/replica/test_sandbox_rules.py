@@ -69,6 +69,8 @@ def test_cuda_gets_its_devices_and_keeps_its_address_space(monkeypatch):
     monkeypatch.setattr(sandbox.resource, "setrlimit", lambda kind, _: limited.append(kind))
     sandbox._set_limits(Limits(memory_bytes=1 << 30), device="cuda:0")
     assert sandbox.resource.RLIMIT_AS not in limited
+    sandbox._set_limits(Limits(memory_bytes=1 << 30), device="tpu:0")
+    assert sandbox.resource.RLIMIT_AS not in limited
     sandbox._set_limits(Limits(memory_bytes=1 << 30), device="cpu")
     assert {sandbox.resource.RLIMIT_AS, sandbox.resource.RLIMIT_DATA} <= set(limited)
 
