@@ -46,9 +46,13 @@ format: $(VENV)/.installed-dev ## Put the code in form
 unit: $(VENV)/.installed-dev ## Unit tests only
 	$(BIN)/python -m pytest tests/unit -q -n 2
 
+# Faults are injected into real processes on a machine that may be busy, so a test that failed gets one more try; the
+# summary names it (R), and one that fails twice fails.
+AGAIN := --reruns 1 --reruns-delay 2
+
 test: $(VENV)/.installed-dev ## Every test: unit, integration, journeys, faults
-	$(BIN)/python -m pytest tests/unit tests/integration tests/devices -q -n 2 --dist loadfile
-	$(BIN)/python -m pytest tests/journeys -q
+	$(BIN)/python -m pytest tests/unit tests/integration tests/devices -q -n 2 --dist loadfile $(AGAIN)
+	$(BIN)/python -m pytest tests/journeys -q -r fER $(AGAIN)
 
 e2e: $(VENV)/.installed-dev ## The journeys through the real doors, the browser among them
 	$(BIN)/python -m pytest tests/journeys -q

@@ -17,12 +17,13 @@ from channels.security.websocket import AllowedHostsOriginValidator
 from django.conf import settings
 
 from accounts.limits import RequestLimits
+from accounts.origin import SameOrigin
 from console.routing import websocket_urlpatterns
 from registry.tus import PREFIX
 from registry.tus import application as uploads
 
 limited_pages = RequestLimits(pages, max_body_bytes=settings.DATA_UPLOAD_MAX_MEMORY_SIZE)
-sockets = AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter(websocket_urlpatterns)))
+sockets = SameOrigin(AllowedHostsOriginValidator(AuthMiddlewareStack(URLRouter(websocket_urlpatterns))))
 
 
 async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:

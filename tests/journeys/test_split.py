@@ -14,7 +14,7 @@ from tests.support import artifacts
 from tests.support.house import House, until
 
 pytestmark = pytest.mark.timeout(240)
-TRIES = 400
+TRIES = 250
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xmlrpc.client import Fault
 
 import httpx
 
@@ -193,11 +194,16 @@ class House:
 
     def down(self, *programs: str) -> None:
         """Stops programs and keeps them down (SIGKILL first, so that nothing is tidied up)."""
-        remote = self.remote()
         for program in programs:
             with contextlib.suppress(ProcessLookupError):
                 self.kill(program)
-            remote.stopProcess(program, True)
+            until(f"{program} stays down", lambda program=program: self._stopped(program), 20)
+
+    def _stopped(self, program: str) -> bool:
+        """Asks for a stop again until it is one: just after a kill the program counts as not running, then restarts."""
+        with contextlib.suppress(Fault):
+            self.remote().stopProcess(program, True)
+        return bool(self.remote().getProcessInfo(program)["statename"] == "STOPPED")
 
     def up_again(self, *programs: str) -> None:
         remote = self.remote()
