@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings as hypothesis_settings
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,6 +23,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if marked and not find():
             for item in marked:
                 item.add_marker(pytest.mark.skip(reason=f"this machine has no {marker.upper()}"))
+
+
+# CI draws the same examples each time, so that a change is judged by what it changed; at a desk they are new each run.
+# No deadline: the machine may be busy, and timed claims live in the benchmarks.
+hypothesis_settings.register_profile("ci", derandomize=True, deadline=None)
+hypothesis_settings.register_profile("desk", deadline=None)
+hypothesis_settings.load_profile("ci" if os.environ.get("CI") else "desk")
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,27 @@ from hypothesis import strategies as st
 from console.prose import markdown
 from console.templatetags import serinus as tags
 
-TAG = re.compile(r"<\s*([a-zA-Z!/?]+)")
-ALLOWED = {"a", "p", "br", "strong", "em", "code", "pre", "ul", "ol", "li", "blockquote", "hr", "h1", "h2", "h3", "h4"}
+TAG = re.compile(r"<\s*([a-zA-Z!/?]+[0-9]?)")
+ALLOWED = {
+    "a",
+    "p",
+    "br",
+    "strong",
+    "em",
+    "code",
+    "pre",
+    "ul",
+    "ol",
+    "li",
+    "blockquote",
+    "hr",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "h5",
+    "h6",
+}
 ALLOWED |= {"table", "thead", "tbody", "tr", "th", "td"}
 
 
