@@ -15,10 +15,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import httpx
 import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,8 +29,9 @@ sys.path[:0] = [str(ROOT), str(ROOT / "platform"), str(Path(__file__).parent)]
 import loadgen  # noqa: E402
 import open_loop  # noqa: E402
 
+from inference.errors import SerinusError  # noqa: E402
 from tests.support import artifacts  # noqa: E402
-from tests.support.house import House, free_port, running_house  # noqa: E402
+from tests.support.house import House, free_port, running_house, until  # noqa: E402
 
 WORDS = [
     "time",
@@ -153,7 +156,8 @@ def measure(report: Report, house: House, windows: Windows) -> None:
         versions = {name: house.upload(name, Path(folder) / name) for name in ("mlp", "minilm")}
     for name, version in versions.items():
         assert version["status"] == "ready", version
-        house.deploy(name, version["number"])
+        # As many replicas as cores for the model that computes; the small one needs one.
+        house.deploy(name, version["number"], replicas=os.cpu_count() or 1 if name == "minilm" else 1)
     input_name = versions["mlp"]["signature"]["inputs"][0]["name"]
     work = {"mlp": numbers(input_name), "minilm": sentences()}
     for name, bodies in work.items():
@@ -191,6 +195,50 @@ def measure(report: Report, house: House, windows: Windows) -> None:
         ramp(report, name, url, requests, steps[name], windows.ramp_s)
 
 
+def recovery(report: Report, house: House) -> None:
+    """Kills each part with SIGKILL and times how long it takes until it serves, or steers, again."""
+    _url, requests = framed(house, "mlp", numbers("x")[:1])
+    body = json.loads(requests[0].split(b"\r\n\r\n", 1)[1])
+    replica = next(seen for seen in house.seen() if seen.phase == "ready")
+
+    def predicts() -> bool:
+        try:
+            return house.infer("mlp", body).status_code == 200
+        except httpx.HTTPError:  # nothing listens at this moment
+            return False
+
+    def agent_pid() -> int:
+        return int(house.ok("GET", "/api/hosts/testhost/")["agent_pid"])
+
+    agent, pids = agent_pid(), [seen.pid for seen in house.seen()]
+    cases: list[tuple[str, Callable[[], object], Callable[[], bool]]] = [
+        (
+            "a replica",
+            lambda: os.kill(replica.pid, 9),
+            lambda: any(s.id == replica.id and s.phase == "ready" and s.pid not in pids for s in _seen(house)),
+        ),
+        ("the host agent (next one adopts)", lambda: house.kill("agent"), lambda: agent_pid() != agent),
+        ("the supervisor (replicas back and serving)", lambda: house.kill("host"), predicts),
+        ("the gateway", lambda: house.kill("gateway"), predicts),
+    ]
+    report.say("\n## Recovery after kill -9\n")
+    report.head("killed", "back after s")
+    for name, kill, back in cases:
+        began = time.perf_counter()
+        kill()
+        time.sleep(0.05)
+        until(name, back, 60, 0.02)
+        report.row(name, f"{time.perf_counter() - began:.2f}")
+        time.sleep(3)
+
+
+def _seen(house: House) -> list:
+    try:
+        return house.seen()
+    except (OSError, SerinusError):  # the supervisor is being replaced
+        return []
+
+
 def machine() -> str:
     model = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                   if line.startswith("model name")), platform.machine())  # fmt: skip
@@ -218,6 +266,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="serinus-bench-") as folder, running_house(Path(folder)) as house:
         report.say(f"`serinus up` without demo was ready after {house.welcome['seconds']} s.\n")
         measure(report, house, windows)
+        recovery(report, house)
     if given.write:
         (ROOT / "docs" / "benchmarks.md").write_text("\n".join(report.lines) + "\n")
 

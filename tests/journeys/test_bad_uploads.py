@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 
 from tests.journeys.conftest import ECHO_BODY, write_echo
 from tests.support import artifacts, goodfiles, hostile
-from tests.support.house import House
+from tests.support.house import House, until
 
 pytestmark = pytest.mark.timeout(150)
 
@@ -164,7 +166,6 @@ def load(folder):
 
 def test_a_model_reaches_no_socket_no_file_and_no_secret(house: House, echo: str, tmp_path: Path) -> None:
     """It tries the database, the broker, the supervisor, another replica, the console, files and its parent."""
-    import json
     import urllib.parse
 
     database = dict(urllib.parse.parse_qsl(urllib.parse.urlsplit(house.services["DATABASE_URL"]).query))["host"]
@@ -217,33 +218,44 @@ def test_a_tokenizer_that_panics_costs_only_its_own_request(house: House, tmp_pa
     house.scale("panics", version["number"], 0)
 
 
-def test_row_26_a_changed_artifact_is_refused_at_load(house: House, tmp_path: Path) -> None:
-    """One byte of the store flips: the next process that loads it says so and serves nothing."""
-    import os
+def flip(blob: Path) -> None:
+    blob.write_bytes(blob.read_bytes().replace(b"3.0", b"4.0"))
 
-    from tests.support.house import until
 
-    version = house.upload("flipped", write_echo(tmp_path / "m", factor=3.0, offset=0.125))
-    house.deploy("flipped", version["number"])
-    house.serves("flipped", ECHO_BODY)
-    digest = version["files"][0]["sha256"]
-    (blob,) = list((house.data_dir / "artifacts").rglob(digest))
+def truncate(blob: Path) -> None:
+    blob.write_bytes(blob.read_bytes()[:-1])
+
+
+def swap(blob: Path) -> None:
+    """The content of another, honest model of the same store."""
+    blob.write_text(json.dumps({"sleep_ms": 5, "factor": 9.0}))
+
+
+@pytest.mark.parametrize("change", [flip, truncate, swap])
+def test_row_26_a_changed_artifact_is_refused_at_load(
+    house: House, tmp_path: Path, change: Callable[[Path], None]
+) -> None:
+    """The store is changed behind Serinus's back: the next process that loads it says so and serves nothing."""
+    name = f"changed-{change.__name__}"
+    version = house.upload(name, write_echo(tmp_path / "m", factor=3.0, offset=len(name) / 8))
+    house.deploy(name, version["number"])
+    house.serves(name, ECHO_BODY)
+    (blob,) = list((house.data_dir / "artifacts").rglob(version["files"][0]["sha256"]))
     good = blob.read_bytes()
     blob.chmod(0o644)
-    blob.write_bytes(good.replace(b"3.0", b"4.0"))
-    blob.chmod(0o444)
+    change(blob)
+    assert blob.read_bytes() != good
     try:
-        (row,) = house.ready_replicas("flipped")
+        (row,) = house.ready_replicas(name)
         os.kill(row["pid"], 9)
         until(
             "it says why", lambda: [s for s in house.seen() if s.id == row["id"] and "changed" in s.message.lower()], 20
         )
-        assert house.infer("flipped", ECHO_BODY, **{"X-Request-Timeout-Ms": "1500"}).status_code in {503, 504}
+        assert house.infer(name, ECHO_BODY, **{"X-Request-Timeout-Ms": "1500"}).status_code in {503, 504}
     finally:
-        blob.chmod(0o644)
         blob.write_bytes(good)
         blob.chmod(0o444)
-        house.scale("flipped", version["number"], 0)
+        house.scale(name, version["number"], 0)
 
 
 def test_row_23_a_forward_pass_that_hangs_ends_at_the_deadline_and_the_service_is_back(
