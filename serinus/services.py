@@ -109,17 +109,18 @@ class Postgres:
         return (
             "listen_addresses = ''\n"
             f"unix_socket_directories = '{self.sockets}'\n"
-            "unix_socket_permissions = 0777\n"
+            "unix_socket_permissions = 0700\n"
             "max_connections = 120\nshared_buffers = 64MB\nsynchronous_commit = on\n"
             "password_encryption = 'scram-sha-256'\nlog_min_messages = warning\n"
         )
 
     def _socket_dir(self) -> None:
         """Made or taken over, but never from a stranger: its path under the temporary folder can be foreseen."""
-        self.sockets.mkdir(mode=0o755, exist_ok=True)
+        self.sockets.mkdir(mode=0o700, exist_ok=True)
         ours = {os.getuid(), pwd.getpwnam(self.user).pw_uid if self.user else os.getuid()}
         if self.sockets.is_symlink() or self.sockets.stat().st_uid not in ours:
             raise ServiceError(f"{self.sockets} belongs to somebody else: remove it or set SERINUS_RUNTIME_DIR")
+        self.sockets.chmod(0o700)
         self._give(self.sockets)
 
     def _remove_stale_pid(self) -> None:

@@ -22,6 +22,7 @@ import httpx
 
 from serinus.paths import UpConfig, private_dir, write_private
 from serinus.processes import (
+    SECRETS,
     SERVICE,
     Program,
     StartError,
@@ -97,7 +98,9 @@ class Platform:
         self.postgres = None if config.database_url else Postgres(config)
         self.valkey = None if config.redis_url else Valkey(config)
         self.environment = self._environment()
-        self.supervisor = Supervisord(config, self._programs(), self.environment)
+        # The first admin's password is for the first start's bootstrap alone; no lasting process keeps it.
+        lasting = {name: value for name, value in self.environment.items() if name != "SERINUS_ADMIN_PASSWORD"}
+        self.supervisor = Supervisord(config, self._programs(), lasting)
 
     def _programs(self) -> list[Program]:
         services = []
@@ -105,9 +108,12 @@ class Platform:
             # setpriv changes the user, which forgets the death signal: it sets that itself, last.
             as_other = bool(self.postgres.user)
             command = self.postgres.command()
-            services.append(Program("postgres", command, "INT", 30, dies_with_parent=not as_other, stage=SERVICE))
+            blank = dict.fromkeys(SECRETS.split(","), "")
+            services.append(
+                Program("postgres", command, "INT", 30, dies_with_parent=not as_other, stage=SERVICE, environment=blank)
+            )
         if self.valkey:
-            services.append(Program("valkey", self.valkey.command(), stage=SERVICE))
+            services.append(Program("valkey", self.valkey.command(), stage=SERVICE, unset=SECRETS))
         return [*services, *host_programs(self.config), *control_programs(self.config), gateway_program()]
 
     def _environment(self) -> dict[str, str]:

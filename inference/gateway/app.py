@@ -26,7 +26,7 @@ from inference.errors import (
 from inference.gateway import problems
 from inference.gateway.bodies import Receive
 from inference.gateway.dataplane import DataPlane
-from inference.gateway.rest import Given, Response, Rest
+from inference.gateway.rest import Given, Response, Rest, credential_of
 from inference.gateway.websocket import Streams
 
 Scope = dict[str, Any]
@@ -39,7 +39,7 @@ _SERVER = {"/v2": "server", "/v2/health/live": "live", "/v2/health/ready": "read
 _MODEL_VERBS = {None: "model", "ready": "model_ready", "infer": "infer", "stream": "stream"}
 _LATER = re.compile(
     r"/v2/(?:repository(?:/[^/]+)?/(?:index|models/[^/]+/(?:load|unload))"
-    r"|(?:system|cuda)sharedmemory(?:/region/[^/]+)?/(?:status|register|unregister)|trace/setting|logging|models/stats)"
+    r"|(?:system|cuda)sharedmemory(?:/region/[^/]+)?/(?:status|register|unregister)|trace/setting|logging)"
 )
 _MODEL_LATER = frozenset({"generate", "generate_stream", "config", "stats", "trace/setting"})
 _POST = frozenset({"infer"})
@@ -131,6 +131,7 @@ class App:
             return rest.model(given, name, number)
         if what == "model_ready":
             return rest.model_ready(given, name, number)
+        self._plane.admit(name, credential_of(given))
         raise Malformed("This address speaks WebSocket")
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:

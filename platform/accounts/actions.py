@@ -139,6 +139,18 @@ def _require_rank(actor: Actor, team: Team, role: str, *, platform_admin: bool, 
         raise Forbidden(f"{actor.name} has no right to {what} a key with more rights ({role}) than their own")
 
 
+def _require_within(actor: Actor, endpoints: list[str], expires_at: datetime | None) -> None:
+    """A key that makes a key: the new one reaches no further and lives no longer."""
+    own = actor.key
+    if own is None:
+        return
+    if "*" not in own.endpoints and not set(endpoints) <= set(own.endpoints):
+        reach = ", ".join(own.endpoints) or "none"
+        raise Forbidden(f"{actor.name} has no right to create a key for endpoints beyond its own ({reach})")
+    if own.expires_at is not None and (expires_at is None or expires_at > own.expires_at):
+        raise Forbidden(f"{actor.name} has no right to create a key that lives longer than itself")
+
+
 def _checked_endpoints(endpoints: list[str]) -> list[str]:
     if len(endpoints) > MAX_KEY_ENDPOINTS:
         raise ClientError(f"a key can name at most {MAX_KEY_ENDPOINTS} endpoints: use '*' for all of its team")
@@ -160,7 +172,8 @@ def create_key(
 ) -> tuple[ApiKey, str]:
     """(row, token). The token is shown this once; only its digest is kept.
 
-    endpoints: names it may call for predictions; None or ["*"] is all of its team.
+    endpoints: names it may call for predictions; None or ["*"] is all of its team. A key made by a key reaches no
+    further and lives no longer than its maker.
     """
     if role not in Role.values:
         raise ClientError(f"'{role}' is no role: choose one of {', '.join(Role.values)}")
@@ -170,6 +183,8 @@ def create_key(
     check_text("name", name, 100)
     if expires_at is not None and (timezone.is_naive(expires_at) or expires_at <= timezone.now()):
         raise ClientError("expires_at must be a time in the future, with its time zone")
+    reach = _checked_endpoints(["*"] if endpoints is None else endpoints)
+    _require_within(actor, reach, expires_at)
     key_id, secret = keys.new_key()
     maker = actor.user or (actor.key.created_by if actor.key else None)
     key = ApiKey.objects.create(
@@ -179,7 +194,7 @@ def create_key(
         team=team,
         role=role,
         platform_admin=platform_admin,
-        endpoints=_checked_endpoints(["*"] if endpoints is None else endpoints),
+        endpoints=reach,
         created_by=maker,
         expires_at=expires_at,
     )

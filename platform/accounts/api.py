@@ -207,9 +207,7 @@ class Audit(KeysetView):
         """Who did what; of the teams where the caller may read the audit trail."""
         who, wanted = actor(request), shapes.read_query(shapes.AuditQuery, request)
         require(who, Verb.VIEW_AUDIT)
-        rows = AuditEntry.objects.select_related("team")
-        if not who.superuser:
-            rows = rows.filter(team__in=[team for team, role in who.roles.items() if Verb.VIEW_AUDIT in MAY[role]])
+        rows = visible(who, AuditEntry.objects.select_related("team"), verb=Verb.VIEW_AUDIT)
         paths = {"team": "team__name", "since": "at__gte", "until": "at__lt"}
         rows = rows.filter(**{paths.get(name, name): value for name, value in wanted.items()})
         return self.page(request, rows, shapes.AuditShown)

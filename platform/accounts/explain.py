@@ -47,9 +47,13 @@ def explain(asker: Actor, actor_text: str, verb_text: str, object_text: str) -> 
     if thing is not None and not can(asker, Verb.VIEW, thing):
         kind, _, name = object_text.partition(":")
         raise NotFound(f"there is no {kind} '{name[:64]}'")
+    if actor_text and thing is None and not asker.superuser:
+        raise ClientError("say which object this is about: roles are held in teams")
     if actor_text and not can(asker, Verb.MANAGE_PEOPLE, thing):
         raise Forbidden("only an admin of the team may ask about somebody else")
     actor = find_actor(actor_text) if actor_text else asker
+    if not asker.superuser and actor.key is not None and actor.key.team_id not in asker.roles:
+        raise NotFound(f"there is no key '{actor_text.partition(':')[2][:64]}'")
     return {
         "actor": actor.name,
         "verb": verb.value,

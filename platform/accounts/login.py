@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -14,7 +15,7 @@ from django.http import HttpRequest
 
 from accounts.audit import record
 from accounts.models import LoginFailure, User
-from accounts.permissions import ANONYMOUS
+from accounts.permissions import ANONYMOUS, actor_of_user
 
 WINDOW = timedelta(minutes=15)
 PER_PERSON_AND_ADDRESS = 5
@@ -50,7 +51,8 @@ class LimitedBackend(ModelBackend):
         self, request: HttpRequest | None, username: str | None = None, password: str | None = None, **kwargs: Any
     ) -> User | None:
         """1. Writes the attempt down as failed, so that parallel guesses see each other. 2. Refuses when locked.
-        3. Checks the password. 4. A success forgets the failures from this address.
+        3. Checks the password. 4. A success forgets the failures from this address. 5. Writes the audit entry; the
+        brake bounds how many of them a stranger can cause.
         """
         if not username or password is None or "\0" in username:
             return None
@@ -60,11 +62,14 @@ class LimitedBackend(ModelBackend):
             attempt.delete()
             return None
         user = super().authenticate(request, username, password, **kwargs)
-        if user is not None:
+        told, request_id = {"address": address}, str(getattr(request, "request_id", ""))
+        if isinstance(user, User):
             LoginFailure.objects.filter(username=name, address=address).delete()
-        elif is_locked(name, address):
-            record(ANONYMOUS, "login_locked", "user", name, after={"address": address})
-        return user if isinstance(user, User) else None
+            record(actor_of_user(user, request_id), "login", "user", user.username, after=told)
+            return user
+        verb = "login_locked" if is_locked(name, address) else "login_failed"
+        record(replace(ANONYMOUS, request_id=request_id), verb, "user", name, after=told)
+        return None
 
 
 class LoginForm(AuthenticationForm):

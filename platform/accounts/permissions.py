@@ -114,11 +114,16 @@ def require(actor: Actor, verb: Verb, obj: Any = None) -> None:
         raise Forbidden(f"{actor.name} has no right to {verb.value.replace('_', ' ')}{where}: ask an admin for a role")
 
 
+def teams_where(actor: Actor, verb: Verb) -> list[int]:
+    """Ids of the teams in which the actor may do `verb`; a superuser's are in no list."""
+    return [team for team, role in actor.roles.items() if verb in MAY[role]]
+
+
 M = TypeVar("M", bound=Model)
 
 
-def visible(actor: Actor, rows: QuerySet[M], team_path: str = "team") -> QuerySet[M]:
-    """Those of `rows` that belong to the actor's teams."""
+def visible(actor: Actor, rows: QuerySet[M], team_path: str = "team", *, verb: Verb = Verb.VIEW) -> QuerySet[M]:
+    """Those of `rows` that belong to the teams in which the actor may do `verb`."""
     if actor.superuser:
         return rows
-    return rows.filter(**{f"{team_path}__in": list(actor.roles)})
+    return rows.filter(**{f"{team_path}__in": teams_where(actor, verb)})

@@ -57,6 +57,11 @@ def main() -> int:
     except engine.BadSetting as error:
         print(error, file=sys.stderr)  # noqa: T201 (the process's last word)
         return 2
+    if not os.environ.get("SERINUS_SECRET_KEY") and not (engine.data_dir() / "secret_key").exists():
+        print(  # noqa: T201 (the process's last word)
+            "the console needs its secret: start it with 'serinus up', or set SERINUS_SECRET_KEY", file=sys.stderr
+        )
+        return 2
     why = taken(host, port)
     if why:
         print(  # noqa: T201 (the process's last word)

@@ -57,7 +57,7 @@ class ConsoleConsumer(AsyncJsonWebsocketConsumer):  # type: ignore[misc]  # chan
         try:
             message = await self.decode_json(text_data)
             kind, topic = str(message["type"]), str(message["topic"])
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             await self.send_json(_error("", ClientError("messages look like {type, topic}")))
             return
         if kind == "subscribe":

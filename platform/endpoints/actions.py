@@ -20,6 +20,7 @@ from endpoints.models import Endpoint, Variant
 from endpoints.shares import make_room
 from fleet import actions as fleet
 from fleet import messages
+from fleet.models import Replica
 from inference.errors import Conflict, InvalidInput
 from inference.protocol.routes import WEIGHT_TOTAL_BP
 from registry.models import Version
@@ -67,11 +68,19 @@ def deploy(
 
 
 def set_weights(
-    *, endpoint: Endpoint, weights: dict[int, int], actor: Actor, revision: int | None = None, reason: str = ""
+    *,
+    endpoint: Endpoint,
+    weights: dict[int, int],
+    actor: Actor,
+    revision: int | None = None,
+    reason: str = "",
+    force: bool = False,
 ) -> Endpoint:
     """Splits the traffic: version number -> basis points; who is not named gets none.
 
-    Raises InvalidInput for unknown versions or a wrong sum, Conflict when `revision` is not the newest.
+    Raises InvalidInput for unknown versions or a wrong sum, Conflict when `revision` is not the newest, and, unless
+    `force`, when a version without traffic would get some while none of its replicas is ready: every call that the
+    split sent there would wait and fail.
     """
     require(actor, Verb.DEPLOY, endpoint)
     if any(not 0 <= share <= WEIGHT_TOTAL_BP for share in weights.values()) or sum(weights.values()) != WEIGHT_TOTAL_BP:
@@ -82,6 +91,8 @@ def set_weights(
         unknown = sorted(set(weights) - set(before))
         if unknown:
             raise InvalidInput(f"endpoint '{endpoint.name}' has no version {unknown[0]}: deploy it first")
+        if not force:
+            _require_ready(endpoint, [number for number, share in weights.items() if share and not before[number]])
         _write_shares(endpoint, dict.fromkeys(before, 0) | weights)
         named = {"weights": _named(weights_of(endpoint))}
         _changed(endpoint, actor, "set_weights", before={"weights": _named(before)}, after=named, reason=reason)
@@ -188,6 +199,17 @@ def _write_shares(endpoint: Endpoint, shares: dict[int, int]) -> None:
             endpoint.variants.exclude(version__number=number).exclude(role=ROLE.SHADOW).update(role=ROLE.CANARY)
             endpoint.variants.filter(version__number=number).update(role=ROLE.PRIMARY)
         endpoint.variants.filter(version__number=number).update(**changed)
+
+
+def _require_ready(endpoint: Endpoint, numbers: list[int]) -> None:
+    rows = Replica.objects.filter(wanted="run", phase="ready", deployment__version__variants__endpoint=endpoint)
+    ready = set(rows.values_list("deployment__version__number", flat=True))
+    for number in numbers:
+        if number not in ready:
+            raise Conflict(
+                f"version {number} has no ready replica, so its share of the calls would fail: scale it up and wait "
+                "until one is ready, or force the split ('serinus split --force', \"force\": true at the API)"
+            )
 
 
 def _release(version: Version) -> None:

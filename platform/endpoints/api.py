@@ -14,6 +14,7 @@ from rest_framework.response import Response
 
 from accounts.pagination import KeysetPagination
 from accounts.permissions import Actor, actor_of, visible
+from accounts.serializers import StrictSerializer
 from endpoints import actions
 from endpoints.models import Endpoint, Variant
 from fleet.actions import MAX_REPLICAS
@@ -71,7 +72,7 @@ class EndpointSerializer(serializers.ModelSerializer[Endpoint]):
         fields = ("name", "model", "team", "access", "revision", "timeout_ms", "queue_limit", "variants", "created_at")
 
 
-class DeploySerializer(serializers.Serializer[Any]):
+class DeploySerializer(StrictSerializer):
     """Put this version behind this name; without `name`, behind its model's."""
 
     name = serializers.CharField(required=False, max_length=64)
@@ -83,14 +84,18 @@ class DeploySerializer(serializers.Serializer[Any]):
     access = serializers.ChoiceField(choices=Endpoint.Access.choices, default=Endpoint.Access.KEY)
 
 
-class WeightsSerializer(serializers.Serializer[Any]):
-    """Version number -> basis points, summing to 10,000; `revision` guards against somebody else's change."""
+class WeightsSerializer(StrictSerializer):
+    """Version number -> basis points, summing to 10,000; `revision` guards against somebody else's change.
+
+    force: give traffic even to a version without a ready replica.
+    """
 
     weights = serializers.DictField(
         child=serializers.IntegerField(min_value=0, max_value=WEIGHT_TOTAL_BP), allow_empty=False
     )
     revision = serializers.IntegerField(required=False, min_value=1)
     reason = serializers.CharField(required=False, max_length=500, allow_blank=True, default="")
+    force = serializers.BooleanField(required=False, default=False)
 
     def validate_weights(self, weights: dict[str, int]) -> dict[int, int]:
         if not all(number.isascii() and number.isdigit() and len(number) < 10 for number in weights):
@@ -98,12 +103,12 @@ class WeightsSerializer(serializers.Serializer[Any]):
         return {int(number): share for number, share in weights.items()}
 
 
-class AccessSerializer(serializers.Serializer[Any]):
+class AccessSerializer(StrictSerializer):
     access = serializers.ChoiceField(choices=Endpoint.Access.choices)
     revision = serializers.IntegerField(required=False, min_value=1)
 
 
-class UndeploySerializer(serializers.Serializer[Any]):
+class UndeploySerializer(StrictSerializer):
     version = serializers.IntegerField(min_value=1, max_value=2**31 - 1)
     revision = serializers.IntegerField(required=False, min_value=1)
 
@@ -185,7 +190,7 @@ class EndpointViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets
         """Requests, errors and latency by version: a series and its sum."""
         endpoint = self.get_object()
         text = request.query_params.get("seconds", "300")
-        if not (text.isascii() and text.isdigit()) or not 1 <= int(text[:9]) <= MAX_METRICS_S:
+        if not (text.isascii() and text.isdigit() and len(text) < 10) or not 1 <= int(text) <= MAX_METRICS_S:
             raise InvalidInput(f"seconds must be a whole number from 1 to {MAX_METRICS_S}")
         seconds = int(text)
         series = queries.series(endpoint.name, seconds)

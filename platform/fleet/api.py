@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from django.db.models import BooleanField, Count, ExpressionWrapper, Q, QuerySet
 from django.db.models.functions import Now
 from drf_spectacular.utils import extend_schema
@@ -14,6 +12,7 @@ from rest_framework.response import Response
 
 from accounts.pagination import KeysetPagination
 from accounts.permissions import Verb, actor_of, require, visible
+from accounts.serializers import StrictSerializer
 from fleet import actions
 from fleet.models import Deployment, Device, Host, Replica
 from inference.errors import NotFound
@@ -65,7 +64,7 @@ class DeploymentSerializer(serializers.ModelSerializer[Deployment]):
         fields = ("id", "model", "version", "replicas", "ready", "device", "reason", "created_at")
 
 
-class ScaleSerializer(serializers.Serializer[Any]):
+class ScaleSerializer(StrictSerializer):
     """How many replicas, and optionally on which device new ones go."""
 
     replicas = serializers.IntegerField(min_value=0, max_value=actions.MAX_REPLICAS)

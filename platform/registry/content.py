@@ -12,7 +12,7 @@ import msgspec
 from django.db.models import Q
 
 from accounts.names import is_storable
-from accounts.permissions import Actor, visible
+from accounts.permissions import Actor, Verb, visible
 from inference.artifacts import archive
 from inference.artifacts.manifest import RuntimeSettings, settings_from
 from inference.artifacts.paths import check_paths
@@ -58,7 +58,7 @@ def resolve(actor: Actor, files: Sequence[NamedFile]) -> list[FileRef]:
 
 def _of_uploads(actor: Actor, files: Sequence[NamedFile]) -> list[tuple[str, str]]:
     wanted = {file["path"]: _upload_id(file["upload"]) for file in files if "upload" in file}
-    rows = visible(actor, Upload.objects.filter(id__in=set(wanted.values()))).in_bulk()
+    rows = visible(actor, Upload.objects.filter(id__in=set(wanted.values())), verb=Verb.UPLOAD).in_bulk()
     found = []
     for path, upload_id in wanted.items():
         row = rows.get(upload_id)
@@ -87,16 +87,18 @@ def _of_digests(actor: Actor, files: Sequence[NamedFile]) -> list[tuple[str, str
 
 
 def usable(actor: Actor, digests: Iterable[str]) -> set[str]:
-    """Those of `digests` whose content the actor may use: that of versions and finished uploads of their own teams.
+    """Those of `digests` whose content the actor may use: that of versions and finished uploads of the teams for which
+    they may upload.
 
-    Knowing a digest is no proof of having the content, so what only others have looks like what nobody has.
+    Knowing a digest is no proof of having the content, so what only others have looks like what nobody has; and who
+    may only look at a team's models must not carry their weights to another team.
     """
     listed = [digest for digest in digests if SHA256.fullmatch(digest)]
     if not listed:
         return set()
     rows = VersionFile.objects.filter(blob_id__in=listed)
-    owned = visible(actor, rows, "version__model__team").values_list("blob_id", flat=True)
-    sent = visible(actor, Upload.objects.filter(sha256__in=listed)).values_list("sha256", flat=True)
+    owned = visible(actor, rows, "version__model__team", verb=Verb.UPLOAD).values_list("blob_id", flat=True)
+    sent = visible(actor, Upload.objects.filter(sha256__in=listed), verb=Verb.UPLOAD).values_list("sha256", flat=True)
     return set(owned) | set(sent)
 
 

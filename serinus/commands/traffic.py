@@ -86,10 +86,12 @@ def split(
     endpoint: str,
     shares: Annotated[list[str], typer.Argument(metavar="VERSION=PERCENT...")],
     *,
+    force: Annotated[bool, typer.Option(help="Even to a version without a ready replica.")] = False,
     as_json: Json = False,
 ) -> None:
     """Share an endpoint's traffic out over versions, for example: serinus split digits 1=90 2=10"""
-    row = Control().call("PUT", f"/api/endpoints/{endpoint}/weights/", {"weights": weights(shares)})
+    body = {"weights": weights(shares), "force": force}
+    row = Control().call("PUT", f"/api/endpoints/{endpoint}/weights/", body)
     emit(row, as_json=as_json, text=f"{endpoint}: {_split_text(row['variants'])}")
 
 

@@ -139,7 +139,7 @@ async def test_a_foreign_page_is_not_let_in(console: Any) -> None:
     assert not await socket.connect()
 
 
-@pytest.mark.parametrize("text", ["", "nonsense", "[]", "1", '{"type": "subscribe"}', "x" * 5000])
+@pytest.mark.parametrize("text", ["", "nonsense", "[]", "1", '{"type": "subscribe"}', "x" * 5000, "[" * 4000])
 async def test_unreadable_messages_are_answered(console: Any, text: str) -> None:
     socket = await joined(console.owner)
     await socket.say(text)

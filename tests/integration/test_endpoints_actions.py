@@ -9,7 +9,7 @@ from endpoints import actions
 from endpoints.models import Endpoint, Variant
 from fleet.models import Deployment
 from inference.errors import Conflict, Forbidden, InvalidInput
-from tests.support.fleet_cast import person, team, version
+from tests.support.fleet_cast import person, ready_replica, team, version
 
 pytestmark = pytest.mark.django_db
 
@@ -53,7 +53,9 @@ def test_deploying_again_changes_the_wish_and_no_weight(dev) -> None:
 
 def test_weights_are_written_with_their_history(dev) -> None:
     endpoint = actions.deploy(version=version(), actor=dev)
-    endpoint = actions.deploy(version=version(), actor=dev)
+    second = version()
+    endpoint = actions.deploy(version=second, actor=dev)
+    ready_replica(second)
     endpoint = actions.set_weights(
         endpoint=endpoint, weights={1: 9000, 2: 1000}, actor=dev, revision=endpoint.revision, reason="first look"
     )
@@ -68,9 +70,30 @@ def test_whoever_takes_everything_is_the_primary(dev) -> None:
     endpoint = actions.deploy(version=version(), actor=dev)
     actions.deploy(version=version(), actor=dev)
     endpoint.refresh_from_db()
-    actions.set_weights(endpoint=endpoint, weights={2: 10_000}, actor=dev)
+    actions.set_weights(endpoint=endpoint, weights={2: 10_000}, actor=dev, force=True)
     assert dict(endpoint.variants.values_list("version__number", "role")) == {1: "canary", 2: "primary"}
     assert actions.weights_of(endpoint) == {1: 0, 2: 10_000}
+
+
+def test_traffic_for_a_version_that_cannot_answer_needs_force(dev) -> None:
+    """Only where it rises from nothing: what has traffic already may lose its replicas and be split on."""
+    endpoint = actions.deploy(version=version(), actor=dev)
+    second = version()
+    actions.deploy(version=second, actor=dev)
+    replica = ready_replica(second)
+    for change in ({"phase": "loading"}, {"phase": "ready", "wanted": "stop"}):
+        type(replica).objects.update(**change)
+        with pytest.raises(Conflict, match=r"version 2 has no ready replica.*force"):
+            actions.set_weights(endpoint=endpoint, weights={1: 9000, 2: 1000}, actor=dev)
+    assert actions.weights_of(endpoint) == {1: 10_000, 2: 0}
+    type(replica).objects.update(phase="ready", wanted="run")
+    actions.set_weights(endpoint=endpoint, weights={1: 9000, 2: 1000}, actor=dev)
+    replica.delete()
+    actions.set_weights(endpoint=endpoint, weights={1: 8000, 2: 2000}, actor=dev)
+    actions.set_weights(endpoint=endpoint, weights={2: 10_000}, actor=dev)
+    with pytest.raises(Conflict, match="version 1"):
+        actions.set_weights(endpoint=endpoint, weights={1: 10_000}, actor=dev)
+    actions.set_weights(endpoint=endpoint, weights={1: 10_000}, actor=dev, force=True)
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,10 @@ def test_deploy_split_and_remove(dev: APIClient) -> None:
     ]  # fmt: skip
     revision = deployed(dev, 2).json()["revision"]
     split = {"weights": {"1": 9000, "2": 1000}, "revision": revision}
+    refused = dev.put("/api/endpoints/front/weights/", split, format="json")
+    assert refused.status_code == 409
+    assert "no ready replica" in refused.json()["error"]["message"]
+    split["force"] = True
     answer = dev.put("/api/endpoints/front/weights/", split, format="json")
     assert [v["weight_bp"] for v in answer.json()["variants"]] == [9000, 1000]
     again = dev.put("/api/endpoints/front/weights/", split, format="json")

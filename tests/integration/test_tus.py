@@ -379,6 +379,7 @@ def console(data: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     url = f"postgresql://{held['USER']}:{held['PASSWORD']}@{where}/{held['NAME']}"
     url += f"?host={held['HOST']}" if str(held["HOST"]).startswith("/") else ""
     environment = os.environ | {
+        "SERINUS_SECRET_KEY": "for this test",
         "PYTHONPATH": f"{REPO}:{REPO / 'platform'}",
         "DATABASE_URL": url,
         "SERINUS_DATA_DIR": str(data),
@@ -447,7 +448,11 @@ def test_a_taken_port_is_named(tmp_path: Path) -> None:
         holder.bind(("127.0.0.1", 0))
         holder.listen()
         port = str(holder.getsockname()[1])
-        environment = os.environ | {"SERINUS_CONSOLE_PORT": port, "SERINUS_DATA_DIR": str(tmp_path)}
+        environment = os.environ | {
+            "SERINUS_SECRET_KEY": "for this test",
+            "SERINUS_CONSOLE_PORT": port,
+            "SERINUS_DATA_DIR": str(tmp_path),
+        }
         environment["PYTHONPATH"] = f"{REPO}:{REPO / 'platform'}"
         done = subprocess.run(
             [sys.executable, "-m", "config.server"], env=environment, capture_output=True, text=True, check=False,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from accounts.models import Membership, Role, Team, User
 from accounts.permissions import Actor, actor_of_user
-from fleet.models import Host
+from fleet.models import Deployment, Host, Replica
 from inference.protocol.status import ReplicaPhase
 from inference.protocol.supervision import DeviceSeen, ReplicaSeen, ReplicaSpec, Seen, ValidationSeen, ValidationSpec
 from registry.models import Model, Version, VersionStatus
@@ -48,6 +48,12 @@ def version(model: str = "digits", *, of: Team | None = None, peak_bytes: int = 
         "report": {"checks": [], "measurements": {"peak_memory_bytes": peak_bytes}},
     }
     return Version.objects.create(model=row, number=number, **(values | more))
+
+
+def ready_replica(row: Version) -> Replica:
+    """One replica of this deployed version that answers."""
+    deployment = Deployment.objects.get(version=row)
+    return Replica.objects.create(deployment=deployment, wanted="run", phase="ready")
 
 
 def devices(memory_gib: int = 8, cudas: int = 0) -> list[DeviceSeen]:
@@ -115,4 +121,4 @@ def lapse(host: str) -> None:
     Host.objects.filter(name=host).update(lease_until=Now() - timedelta(minutes=1))
 
 
-__all__ = ["Rules", "devices", "lapse", "person", "replace", "team", "version"]
+__all__ = ["Rules", "devices", "lapse", "person", "ready_replica", "replace", "team", "version"]

@@ -108,7 +108,7 @@ ROUTES: dict[str, Route] = {
     # endpoints
     "/api/endpoints/": Route({**GET, "POST": Call(Verb.DEPLOY, {"model": "digits", "version": 1, "name": "other"})}),
     "/api/endpoints/<name>/": Route({**GET, "DELETE": Call(Verb.DEPLOY)}, scoped=True),
-    "/api/endpoints/<name>/access/": Route({"PUT": Call(Verb.DEPLOY, {"access": "public"})}, scoped=True),
+    "/api/endpoints/<name>/access/": Route({"PUT": Call(Verb.OPERATE, {"access": "public"})}, scoped=True),
     "/api/endpoints/<name>/deploy/": Route({"POST": Call(Verb.DEPLOY, {"version": 1})}, scoped=True),
     "/api/endpoints/<name>/metrics/": Route(GET, scoped=True),
     "/api/endpoints/<name>/undeploy/": Route({"POST": Call(Verb.DEPLOY, {"version": 1})}, scoped=True),
@@ -132,7 +132,7 @@ ROUTES: dict[str, Route] = {
     "/endpoints/": Route(GET, page=True),
     "/endpoints/<name>/": Route(GET, scoped=True, page=True),
     "/endpoints/<name>/weights/": _post(Verb.DEPLOY, {"percent_1": "100"}),
-    "/endpoints/<name>/access/": _post(Verb.DEPLOY, {"access": "public"}),
+    "/endpoints/<name>/access/": _post(Verb.OPERATE, {"access": "public"}),
     "/endpoints/<name>/delete/": _post(Verb.DEPLOY),
     "/endpoints/<name>/try/": Route({"POST": Call(Verb.VIEW, {"request": {"inputs": []}})}, scoped=True, page=True),
     "/endpoints/<name>/versions/<number>/undeploy/": _post(Verb.DEPLOY),

@@ -7,7 +7,7 @@ from django.shortcuts import render
 from django.views.decorators.http import require_GET
 
 from accounts.models import AuditEntry
-from accounts.permissions import MAY, Verb, actor_of, require
+from accounts.permissions import Verb, actor_of, require, visible
 from console.pages import keyset, page
 
 FILTERS = {"verb": "verb", "kind": "object_kind", "object": "object_name__icontains", "actor": "actor__icontains"}
@@ -18,9 +18,7 @@ FILTERS = {"verb": "verb", "kind": "object_kind", "object": "object_name__iconta
 def audit(request: HttpRequest) -> HttpResponse:
     actor = actor_of(request)
     require(actor, Verb.VIEW_AUDIT)
-    rows = AuditEntry.objects.select_related("team")
-    if not actor.superuser:
-        rows = rows.filter(team__in=[team for team, role in actor.roles.items() if Verb.VIEW_AUDIT in MAY[role]])
+    rows = visible(actor, AuditEntry.objects.select_related("team"), verb=Verb.VIEW_AUDIT)
     chosen = {name: request.GET.get(name, "").replace("\0", "").strip()[:200] for name in FILTERS}
     found = rows.filter(**{FILTERS[name]: value for name, value in chosen.items() if value})
     held, more = keyset(found, request)

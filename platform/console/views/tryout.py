@@ -51,7 +51,7 @@ def _read(data: bytes) -> tuple[dict[str, Any], int | None]:
         if not fine or not all(isinstance(tensor, dict) for tensor in tensors):
             raise Malformed("“inputs” must be a list of tensors: {name, datatype, shape, data}")
         return wish, int(version) if version else None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise Malformed("The request must be JSON with “inputs”.") from error
 
 

@@ -44,6 +44,28 @@ def test_after_the_limit_even_the_right_password_waits(cast: Cast) -> None:
     assert attempt(PASSWORD) == cast.owner
 
 
+def test_who_logs_in_and_who_fails_is_in_the_trail(cast: Cast) -> None:
+    cast.owner.set_password(PASSWORD)
+    cast.owner.save()
+    attempt("wrong")
+    attempt("wrong", username="nobody<script>")
+    attempt(PASSWORD)
+    found = AuditEntry.objects.order_by("pk").values_list("actor_kind", "actor", "verb", "object_name", "after")
+    there = {"address": "10.0.0.1"}
+    assert list(found) == [
+        ("anonymous", "anonymous", "login_failed", "owner", there),
+        ("anonymous", "anonymous", "login_failed", "nobody<script>", there),
+        ("user", "owner", "login", "owner", there),
+    ]
+    assert "wrong" not in str(found)
+
+
+def test_a_stranger_cannot_flood_the_trail(cast: Cast) -> None:
+    for number in range(login.PER_ADDRESS * 2):
+        attempt("wrong", username=f"guess{number}")
+    assert AuditEntry.objects.count() <= login.PER_ADDRESS + 1
+
+
 def test_one_address_does_not_try_many_names(cast: Cast) -> None:
     for number in range(login.PER_ADDRESS):
         attempt("wrong", username=f"guess{number}")

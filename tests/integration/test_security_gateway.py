@@ -1,0 +1,177 @@
+"""Every address of the gateway, every method, every kind of caller: generated from the gateway's own table of routes."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+
+import httpx
+import pytest
+
+from inference.gateway import app
+from tests.support.gateway_house import Gateway, House, key, until
+from tests.support.hygiene import LEAKS, check_refusal
+from tests.support.rawhttp import Answer, exchange
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "PROPFIND", "get", "A")
+
+
+@dataclass(frozen=True)
+class Door:
+    """methods: those that it has. public: needs no key. scope: "model" for keys of that endpoint, "all" for keys of
+    every endpoint, "any" for any key. later: kept for what is not there yet, 501 with a key.
+    """
+
+    methods: frozenset[str] = frozenset({"GET", "HEAD"})
+    scope: str = "model"
+    public: bool = False
+    later: bool = False
+
+
+READ, POST = Door(), Door(frozenset({"POST"}))
+LATER = Door(frozenset(METHODS), scope="any", later=True)
+# The expectation: a route of the gateway that is not here fails the first test.
+SERVER = {
+    "/v2": Door(scope="any"),
+    "/v2/health/live": Door(public=True),
+    "/v2/health/ready": Door(public=True),
+    "/metrics": Door(scope="all"),
+}
+MODEL = {None: READ, "ready": READ, "infer": POST, "stream": READ}
+LATER_PATHS = (
+    "/v2/repository/index", "/v2/repository/models/mlp/load", "/v2/repository/models/mlp/unload",
+    "/v2/repository/r/index", "/v2/systemsharedmemory/status", "/v2/cudasharedmemory/register",
+    "/v2/systemsharedmemory/region/x/unregister", "/v2/trace/setting", "/v2/logging",
+)  # fmt: skip
+
+
+def walk() -> dict[str, Door]:
+    """Path -> what is expected of it, for every route that the gateway's tables have."""
+    assert set(app._SERVER) == set(SERVER), "add the new route to this table"
+    assert set(app._MODEL_VERBS) == set(MODEL), "add the new verb to this table"
+    found = dict(SERVER)
+    for verb, number in product([*MODEL, *app._MODEL_LATER], ("", "/versions/1")):
+        found[f"/v2/models/mlp{number}" + (f"/{verb}" if verb else "")] = MODEL.get(verb, LATER)
+    assert all(app._LATER.fullmatch(path) for path in LATER_PATHS)
+    return found | dict.fromkeys(LATER_PATHS, LATER)
+
+
+ROUTES = walk()
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[Gateway]:
+    house = House()
+    house.replica()
+    found = house.gateway()
+    keys = [key("all", "s", ["*"]), key("mlp", "s", ["mlp"]), key("other", "s", ["nope"]), key("none", "s", []),
+            key("late", "s", ["*"], time.time() - 1)]  # fmt: skip
+    house.publish(house.table(keys=keys))
+    found.wait_live()
+    until(lambda: found.get("/v2/models/mlp/ready", key="ser_all.s").status_code == 200, 15)
+    yield found
+    house.close()
+
+
+def call(gateway: Gateway, method: str, path: str, credential: str = "", **headers: str) -> Answer:
+    lines = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", "Content-Length: 0", "Connection: close"]
+    lines += [f"Authorization: Bearer {credential}"] if credential else []
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return exchange(gateway.port, ["\r\n".join([*lines, "", ""]).encode()])
+
+
+BAD = ("", "ser_all.wrong", "ser_gone.s", "ser_late.s", "nonsense", "ser_tok.e30." + "0" * 64)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_nobody_unknown_gets_in(gateway: Gateway, path: str) -> None:
+    door = ROUTES[path]
+    for method, credential in product(METHODS, BAD):
+        found = call(gateway, method, path, credential)
+        if found.status_code == 400 and not found.body:
+            continue  # the HTTP parser's own refusal of what is no method
+        if door.public:
+            assert found.status_code in {200, 405}, (method, credential)
+        elif method in door.methods:
+            assert found.status_code == 401, (method, credential, found.status_code)
+        else:
+            assert found.status_code in {401, 405}, (method, credential, found.status_code)
+        assert not LEAKS.search(found.text)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_only_its_own_methods_exist(gateway: Gateway, path: str) -> None:
+    door = ROUTES[path]
+    for method in METHODS:
+        found = call(gateway, method, path, "ser_all.s")
+        if found.status_code == 400 and not found.body and method in {"get", "A", "CONNECT"}:
+            continue  # the HTTP parser's own refusal of what is no method
+        if door.later:
+            assert found.status_code == 501, (method, found.status_code)
+        elif method not in door.methods:
+            assert found.status_code == 405, (method, found.status_code)
+            assert set(found.headers["allow"].split(", ")) == door.methods
+        else:
+            assert found.status_code in {200, 400}, (method, found.text)
+
+
+@pytest.mark.parametrize("path", ROUTES)
+def test_a_key_opens_what_it_is_for(gateway: Gateway, path: str) -> None:
+    door = ROUTES[path]
+    method = "POST" if door is POST else "GET"
+    for name in ("mlp", "other", "none"):
+        found = call(gateway, method, path, f"ser_{name}.s")
+        if door.public or door.scope == "any" or (door.scope == "model" and name == "mlp"):
+            assert found.status_code in {200, 400, 501}, (name, found.text)
+        else:
+            check_refusal(found, 403)
+
+
+@pytest.mark.parametrize("path", [path for path in ROUTES if path.startswith("/v2/models/mlp")])
+def test_what_one_may_not_use_and_what_is_not_there_look_the_same(gateway: Gateway, path: str) -> None:
+    method = "POST" if ROUTES[path] is POST else "GET"
+    for credential in ("", "ser_none.s"):
+        here, nowhere = (call(gateway, method, place, credential) for place in (path, path.replace("mlp", "zzz")))
+        assert here.status_code == nowhere.status_code
+        assert here.text.replace("mlp", "zzz") == nowhere.text
+
+
+def test_a_stream_opens_for_the_same_keys(gateway: Gateway) -> None:
+    upgrade = {"Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "MDEyMzQ1Njc4OTAxMjM0NQ=="}
+
+    def status(credential: str, path: str = "/v2/models/mlp/stream") -> int:
+        lines = [f"GET {path} HTTP/1.1", "Host: 127.0.0.1", "Connection: Upgrade"]
+        lines += [f"Authorization: Bearer {credential}"] if credential else []
+        lines += [f"{name}: {value}" for name, value in upgrade.items()]
+        return exchange(gateway.port, ["\r\n".join([*lines, "", ""]).encode()], timeout_s=1).status_code
+
+    assert status("ser_mlp.s") == 101
+    for credential in (*BAD, "ser_other.s", "ser_none.s"):
+        assert status(credential) == 403, credential
+    for path in (*ROUTES, "/", "/v2/models/zzz/stream", "/v2/models/mlp/versions/9/stream", "/v2/models/mlp%2fstream"):
+        if ROUTES.get(path) is not READ or not path.endswith("/stream"):
+            assert status("ser_all.s", path) == 403, path
+
+
+def test_every_address_beside_the_table_is_a_404(gateway: Gateway) -> None:
+    for path in (*ROUTES, "/v1/models", "/api/keys/", "/admin/", "/docs", "/openapi.json", "/debug", "/static/x"):
+        for odd in (path + "x", path + "/", "/" + path, path.upper(), path.replace("/", "//", 1)):
+            if odd not in ROUTES:
+                found = call(gateway, "GET", odd, "ser_all.s")
+                assert found.status_code == 404, odd
+                assert not LEAKS.search(found.text)
+
+
+def test_answers_carry_nothing_that_a_caller_put_into_headers(gateway: Gateway) -> None:
+    for value in ("<script>", "a b", "x" * 200, "a\x01"):
+        answer = call(gateway, "GET", "/v2", "ser_all.s", **{"X-Request-Id": value})
+        if answer.body:
+            assert answer.headers["x-request-id"] != value
+
+
+def test_no_answer_of_the_whole_walk_left_a_traceback(gateway: Gateway) -> None:
+    assert httpx.get(gateway.url + "/v2/health/live").status_code == 200
+    assert not re.search("Traceback|Error", gateway.log.read_text())

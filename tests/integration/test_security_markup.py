@@ -1,0 +1,177 @@
+"""H5: whatever people, models and hosts call their things, no page makes markup of it. Every page of the route table,
+over rows in which every text that somebody else chooses is an attack.
+"""
+
+from __future__ import annotations
+
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+from django.db.models import CharField, TextField
+from django.test import Client
+
+from accounts.audit import record
+from accounts.models import ApiKey, Team, User
+from endpoints.models import Endpoint
+from fleet.models import Deployment, Device, Host, Replica
+from registry.models import AliasChange, Model, Upload, ValidationRun, Version
+from tests.support.cast import Cast
+from tests.support.routes import ROUTES, fill
+from tests.support.showroom import IMAGE, furnish, report, version
+
+ATTACK = "\"'><img src=x onerror=alert(1)></script><script>alert(1)</script><svg/onload=alert(1)>{{7*7}}[a](javascript:alert(1))"
+SHORT = "<b onclick=a>"
+PARTS = ("", "?part=overview", "?part=list", "?part=version", "?part=replicas", "?part=fleet")
+# Columns that code and not people choose, or whose form a rule fixes: slugs, states, digests.
+FIXED = {"name", "username", "password", "role", "access", "status", "state", "phase", "wanted", "digest", "sha256",
+         "salt", "id", "kind", "device", "address", "route_address", "boot", "wanted_alias", "tier", "format"}  # fmt: skip
+ROWS = (User, Model, Host, Device, Deployment, Replica, Upload, Endpoint, Team)
+
+
+class Markup(HTMLParser):
+    """What a browser would act on."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag in {"iframe", "object", "embed", "base", "style"} or given.get("src") == "x":
+            self.found.append(f"<{tag}>")
+        if tag == "script" and "src" not in given and given.get("type") != "application/json":
+            self.found.append("an inline script")
+        for name, value in given.items():
+            word = (value or "").strip().lower()
+            if name.startswith("on") or name == "style" or word.startswith(("javascript:", "data:text", "vbscript:")):
+                self.found.append(f"<{tag} {name}={word[:30]}>")
+
+
+def poison(rows: Any) -> None:
+    """Every text of these rows that somebody may choose."""
+    for field in rows.model._meta.get_fields():
+        if isinstance(field, CharField | TextField) and field.name not in FIXED and not field.choices:
+            rows.update(**{field.name: ATTACK[: field.max_length or 1000] if (field.max_length or 99) > 60 else SHORT})
+
+
+def hostile_version(cast: Cast) -> Version:
+    """Its author chose the names of inputs, outputs, labels and files, and the texts of its report."""
+    model = Model.objects.get(name="digits")
+    tensor = {"name": ATTACK, "datatype": "FP32", "shape": [-1, 4]}
+    signature = IMAGE | {"inputs": [tensor], "outputs": [tensor], "labels": [ATTACK], "platform": SHORT}
+    checks = [{"name": ATTACK, "state": "failed", "message": ATTACK, "remedy": ATTACK, "ms": 1.0}]
+    files = [{"path": ATTACK, "size_bytes": 1, "sha256": "a" * 64}]
+    return version(
+        model, cast, signature=signature, manifest={"files": files}, reason=ATTACK, remedy=ATTACK, creator=ATTACK[:200],
+        approved_by=ATTACK[:200], settings={ATTACK: ATTACK, "task": ATTACK}, report=report() | {"checks": checks, "host": ATTACK},
+    )  # fmt: skip
+
+
+@pytest.fixture
+def values(cast: Cast) -> dict[str, Any]:
+    furnish(cast, traffic=False)
+    made = hostile_version(cast)
+    running = ValidationRun.objects.get()
+    ValidationRun.objects.update(
+        checks=[{"name": ATTACK, "state": "running", "message": ATTACK, "remedy": "", "ms": 0}]
+    )
+    endpoint = Endpoint.objects.get(name="digits")
+    endpoint.variants.update(weight_bp=0)
+    endpoint.variants.create(version=made, weight_bp=10_000)
+    Deployment.objects.create(version=made, replicas=1)
+    AliasChange.objects.create(model=made.model, name=SHORT, to_version=made, actor=ATTACK[:200], reason=ATTACK[:500])
+    for number in range(3):
+        record(cast.actor("owner"), SHORT, SHORT, f"{ATTACK[:150]}{number}", team=cast.red, before={ATTACK: ATTACK},
+               after={ATTACK: [ATTACK], "x": {ATTACK: ATTACK}}, reason=ATTACK)  # fmt: skip
+    for row in ROWS:
+        poison(row.objects.all())
+    ApiKey.objects.update(name=ATTACK[:100])
+    return {
+        "name": "digits", "number": made.number, "model": "digits", "alias": "champion", "key": ApiKey.objects.first(),
+        "username": "teammate", "running": running.version.number,
+    }  # fmt: skip
+
+
+PAGES = sorted(route for route, entry in ROUTES.items() if entry.page and "GET" in entry.methods)
+
+
+def test_every_page_shows_it_as_text(cast: Cast, values: dict[str, Any]) -> None:
+    client, shown = Client(), set()
+    client.force_login(cast.root, backend="accounts.login.LimitedBackend")
+    for route in PAGES:
+        numbers = (values["number"], 3, values["running"], 5) if "<number>" in route else (0,)
+        for part in PARTS:
+            for number in numbers:
+                path = fill(route, values | {"number": number or values["number"]}) + part
+                query = {"user": "teammate", "team": "red", "verb": "deploy"} if route == "/people/why/" else None
+                response = client.get(path, query) if query else client.get(path)
+                assert response.status_code in {200, 302, 404} - ({404} if number == values["number"] else set()), path
+                if response["Content-Type"].startswith("text/html"):
+                    text = response.content.decode()
+                    assert Markup(text).found == [], path
+                    assert "49[a]" not in text, f"{path}: a template was run"
+                    assert "script-src 'self'" in response["Content-Security-Policy"]
+                    if "&lt;img src=x" in text or "\\u003Cimg" in text:
+                        shown.add(route)
+                else:
+                    assert response["X-Content-Type-Options"] == "nosniff", path
+    assert shown >= {"/audit/", "/endpoints/<name>/", "/fleet/", "/keys/", "/models/<name>/",
+                     "/models/<name>/versions/<number>/", "/people/"}, shown  # fmt: skip
+
+
+def test_messages_about_bad_input_are_text_too(cast: Cast, values: dict[str, Any]) -> None:
+    client = Client()
+    client.force_login(cast.root, backend="accounts.login.LimitedBackend")
+    forms = {
+        "/models/digits/aliases/": {"alias": ATTACK, "version": "1"},
+        "/endpoints/digits/weights/": {"percent_1": ATTACK},
+        "/people/new/": {"username": ATTACK, "password": "x"},
+        "/people/teams/new/": {"name": ATTACK},
+        "/people/member/": {"username": ATTACK, "team": "red", "role": "viewer"},
+        "/keys/new/": {"name": "", "team": "red", "role": ATTACK},
+        f"/models/digits/versions/{values['number']}/deploy/": {"endpoint": ATTACK, "replicas": "1"},
+        "/login/": {"username": ATTACK, "password": "x"},
+    }
+    for path, data in forms.items():
+        page = client.post(path, data, follow=True)
+        assert Markup(page.content.decode()).found == [], path
+    for path in (
+        f"/audit/?verb={ATTACK}&actor={ATTACK}",
+        f"/models/?q={ATTACK}",
+        f"/upload/?model={ATTACK}",
+        f"/{ATTACK}",
+    ):
+        assert Markup(client.get(path).content.decode()).found == [], path
+
+
+def test_the_admin_shows_it_as_text(cast: Cast, values: dict[str, Any]) -> None:
+    from django.contrib import admin
+
+    client = Client()
+    client.force_login(cast.root, backend="accounts.login.LimitedBackend")
+    for model in admin.site._registry:
+        place = f"/admin/{model._meta.app_label}/{model._meta.model_name}/"
+        rows = [place, *[f"{place}{row.pk}/change/" for row in model.objects.all()[:3]]]
+        for path in rows:
+            page = client.get(path, follow=True)
+            assert page.status_code in {200, 403, 404}, path
+            acts = [
+                one for one in Markup(page.content.decode()).found if "src=x" in one or "alert" in one or "<b>" in one
+            ]
+            assert acts == [], path
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<img src=x onerror=alert(1)>",
+        "<script>alert(1)</script>",
+        "<b onclick=a>",
+        "<a href=javascript:a>",
+        "<p style=a>",
+    ],
+)
+def test_the_check_sees_markup(text: str) -> None:
+    assert Markup(text).found
