@@ -7,11 +7,23 @@ from __future__ import annotations
 
 import hashlib
 from enum import StrEnum
-from typing import Annotated
 
 import msgspec
 
+from inference.protocol.settings import RuntimeSettings
 from inference.protocol.supervision import FileRef
+
+__all__ = [
+    "TIER_OF",
+    "FileRef",
+    "Format",
+    "Manifest",
+    "RuntimeSettings",
+    "Tier",
+    "canonical",
+    "digest_of",
+    "settings_from",
+]
 
 
 class Format(StrEnum):
@@ -45,23 +57,6 @@ TIER_OF: dict[Format, Tier] = {
     Format.TORCH_PICKLE: Tier.DATA,
     Format.ECHO: Tier.DATA,
 }
-
-
-class RuntimeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a version is to be run. Part of its digest.
-
-    max_batch_size: 0 lets validation choose; window_ms: how long the first request of a batch may wait for others;
-    buckets: batch sizes to compile (JAX programs with a symbolic batch); task: for Hugging Face encoders;
-    queue_limit: requests that may wait at one replica; hang_timeout_s: a forward pass longer than this is killed.
-    """
-
-    max_batch_size: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
-    window_ms: Annotated[float, msgspec.Meta(ge=0, le=50)] = 5.0
-    buckets: list[Annotated[int, msgspec.Meta(ge=1, le=4096)]] = msgspec.field(default_factory=list)
-    task: str = ""
-    queue_limit: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 1024
-    hang_timeout_s: Annotated[float, msgspec.Meta(gt=0, le=3600)] = 30.0
-    labels: list[str] = msgspec.field(default_factory=list)
 
 
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import ceil, inf
 
 from inference.batching.estimates import Arrivals, StepEstimate
 from inference.batching.lane import Lane
-from inference.batching.line import Arrays, Group, Line, Outcome, Ticket
+from inference.batching.line import Group, Line
 from inference.batching.window import Release, Rules, Wait, Waiting, decide
+from inference.batching.work import Arrays, Outcome, Ticket, awaited
 from inference.errors import (
     DeadlineExceeded,
     Draining,
@@ -27,12 +27,14 @@ from inference.errors import (
     ReplicaLost,
     SerinusError,
 )
+from inference.protocol.statistics import BatchStatistics, ModelStatistics
+from inference.runtime.runner import Ran
 
 log = logging.getLogger(__name__)
 MIN_RETRY_S, MAX_RETRY_S = 0.05, 30.0
 
-Results = Sequence[Arrays | SerinusError]
-RunBatch = Callable[[list[Arrays]], Results]
+
+RunBatch = Callable[[list[Arrays]], Ran]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,22 +44,6 @@ class Bounds:
     rules: Rules
     queue_limit: int = 1024
     hang_timeout_s: float = 30.0
-
-
-@dataclass(slots=True)
-class Statistics:
-    """Sums since the start. cancelled: dropped before they ran. sizes: rows of a batch -> how many such batches ran."""
-
-    requests: int = 0
-    rows: int = 0
-    batches: int = 0
-    failed: int = 0
-    cancelled: int = 0
-    expired: int = 0
-    overloaded: int = 0
-    queue_ns: int = 0
-    compute_ns: int = 0
-    sizes: Counter[int] = field(default_factory=Counter)
 
 
 class Batcher:
@@ -79,7 +65,7 @@ class Batcher:
         self._on_hang = on_hang
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._lane: Lane[Results] = Lane(self._loop)
+        self._lane: Lane[Ran] = Lane(self._loop)
         self._line = Line()
         self._running: list[Ticket] = []
         self._running_rows = 0
@@ -90,7 +76,7 @@ class Batcher:
         self._hang_timer: asyncio.TimerHandle | None = None
         self._arrivals = Arrivals()
         self.step = StepEstimate()
-        self.statistics = Statistics()
+        self.statistics = ModelStatistics()
 
     @property
     def queue_depth(self) -> int:
@@ -100,33 +86,31 @@ class Batcher:
     def in_flight(self) -> int:
         return self._line.count + len(self._running)
 
-    def submit(self, inputs: Arrays, rows: int, *, deadline: float = inf) -> Ticket:
-        """Puts a request in the line; its ticket's future ends with an Outcome or a SerinusError.
+    def submit(self, ticket: Ticket) -> None:
+        """Puts a request in the line.
 
         Raises InvalidInput (more rows than a batch may have), DeadlineExceeded, Overloaded, or what closed this.
         """
         now = self._clock()
         if self._closed:
             raise self._closed
-        if rows > self._bounds.rules.max_batch_size:
+        if ticket.rows > self._bounds.rules.max_batch_size:
             raise InvalidInput(f"inference request batch-size must be <= {self._bounds.rules.max_batch_size}")
-        if deadline <= now:
-            self.statistics.expired += 1
-            raise DeadlineExceeded
+        if ticket.deadline <= now:
+            raise self._refused(DeadlineExceeded())
         if self._line.count >= self._bounds.queue_limit:
-            self.statistics.overloaded += 1
-            raise Overloaded(retry_after_s=self._retry_after_s())
-        ticket = Ticket(inputs, rows, deadline, now, self._loop.create_future())
+            raise self._refused(Overloaded(retry_after_s=self._retry_after_s()))
         self._line.add(ticket)
         self._arrivals.arrived(now, self._line.rows + self._running_rows)
         self._consider_soon()
-        return ticket
 
     async def predict(self, inputs: Arrays, rows: int, *, deadline: float = inf) -> Outcome:
         """Submits and waits. A caller that is cancelled meanwhile cancels the request."""
-        ticket = self.submit(inputs, rows, deadline=deadline)
+        future: asyncio.Future[Outcome] = self._loop.create_future()
+        ticket = Ticket(inputs, rows, deadline, self._clock(), awaited(future))
+        self.submit(ticket)
         try:
-            return await ticket.future
+            return await future
         finally:
             self.cancel(ticket)
 
@@ -134,8 +118,15 @@ class Batcher:
         """The caller has left: a waiting request is dropped, a running one's answer will go nowhere."""
         if ticket.is_waiting:
             self._line.drop(ticket)
-            self.statistics.cancelled += 1
-        ticket.future.cancel()
+            if not ticket.has_ended:
+                self.statistics.cancelled += 1
+        ticket.has_ended = True
+
+    def pause(self, ticket: Ticket) -> None:
+        """One answer a request: there is nothing to hold."""
+
+    def resume(self, ticket: Ticket) -> None:
+        """See pause."""
 
     def close(self, reason: SerinusError | None = None) -> None:
         """Refuses new requests with `reason` (Draining); what is in the line still runs."""
@@ -169,7 +160,7 @@ class Batcher:
         self._is_considering = False
         now = self._clock()
         self._expire(now)
-        wake_at = min((ticket.deadline for ticket in self._running if not ticket.future.done()), default=inf)
+        wake_at = min((ticket.deadline for ticket in self._running if not ticket.has_ended), default=inf)
         for oldest, group in self._line.groups():
             decision = self._decide(oldest, group, now)
             if isinstance(decision, Release):
@@ -205,8 +196,7 @@ class Batcher:
 
     def _expire(self, now: float) -> None:
         late = list(self._line.expired(now))
-        late += [ticket for ticket in self._running if ticket.deadline <= now and not ticket.future.done()]
-        self.statistics.expired += len(late)
+        late += [ticket for ticket in self._running if ticket.deadline <= now and not ticket.has_ended]
         self._fail(late, DeadlineExceeded())
 
     # Running
@@ -221,42 +211,54 @@ class Batcher:
         inputs = [ticket.inputs for ticket in batch]
         self._lane.run(lambda: self._run(inputs), lambda results: self._finished(batch, now, results))
 
-    def _finished(self, batch: list[Ticket], began: float, results: Results | BaseException) -> None:
+    def _finished(self, batch: list[Ticket], began: float, ran: Ran | BaseException) -> None:
         if self._running is not batch:
             return  # it was given up before
         if self._hang_timer:
             self._hang_timer.cancel()
         now = self._clock()
-        if isinstance(results, BaseException):
-            log.error("running a batch raised %s", type(results).__name__, exc_info=results)
-            results = [ModelFailed() for _ in batch]
-        self._count(batch, began, now, results)
-        self._answer(batch, began, now, results)
+        if isinstance(ran, BaseException):
+            log.error("running a batch raised %s", type(ran).__name__, exc_info=ran)
+            ran = Ran([ModelFailed() for _ in batch])
+        self._count(batch, began, now, ran)
+        self._answer(batch, began, now, ran)
         self._running, self._running_rows, self._idle_since = [], 0, now
         self._consider()
 
-    def _count(self, batch: list[Ticket], began: float, now: float, results: Results) -> None:
+    def _count(self, batch: list[Ticket], began: float, now: float, ran: Ran) -> None:
         sums, rows = self.statistics, self._running_rows
-        failed = sum(isinstance(result, SerinusError) for result in results)
-        if not failed:
+        if not any(isinstance(result, SerinusError) for result in ran.results):
             self.step.observe(rows, now - began)
-        sums.batches += 1
-        sums.sizes[rows] += 1
-        sums.requests += len(batch)
-        sums.rows += rows
-        sums.failed += failed
-        sums.compute_ns += _ns(now - began)
-        sums.queue_ns += sum(_ns(began - ticket.arrived_at) for ticket in batch)
-
-    def _answer(self, batch: list[Ticket], began: float, now: float, results: Results) -> None:
-        rows, compute_ns = self._running_rows, _ns(now - began)
-        for ticket, result in zip(batch, results, strict=True):
-            if ticket.future.done():
+        stages = (("compute_input", ran.input_ns), ("compute_infer", ran.infer_ns), ("compute_output", ran.output_ns))
+        sums.execution_count += 1
+        sums.last_inference_ms = int(time.time() * 1e3)
+        sums.padded_rows += ran.padded_rows
+        sums.elements += ran.elements
+        sums.padding_elements += ran.padding_elements
+        size = sums.batches.setdefault(rows, BatchStatistics())
+        for name, ns in stages:
+            getattr(size, name).add(ns)
+        for ticket, result in zip(batch, ran.results, strict=True):
+            if ticket.has_ended:
                 continue
+            total_ns = _ns(now - ticket.arrived_at)
             if isinstance(result, SerinusError):
-                ticket.future.set_exception(result)
+                sums.fail.add(total_ns)
+                continue
+            sums.inference_count += ticket.rows
+            sums.success.add(total_ns)
+            sums.queue.add(_ns(began - ticket.arrived_at))
+            for name, ns in stages:
+                getattr(sums, name).add(ns)
+
+    def _answer(self, batch: list[Ticket], began: float, now: float, ran: Ran) -> None:
+        rows, infer_ns = self._running_rows, ran.infer_ns or _ns(now - began)
+        for ticket, result in zip(batch, ran.results, strict=True):
+            if isinstance(result, SerinusError):
+                ticket.end(result)
             else:
-                ticket.future.set_result(Outcome(result, rows, _ns(began - ticket.arrived_at), compute_ns))
+                waited_ns = _ns(began - ticket.arrived_at)
+                ticket.end(Outcome(result, rows, waited_ns, infer_ns, ran.input_ns, ran.output_ns))
 
     def _hung(self) -> None:
         timeout_s = self._bounds.hang_timeout_s
@@ -271,10 +273,17 @@ class Batcher:
         passes = -(-(self._line.rows + self._running_rows) // largest)
         return min(max(passes * self.step.value.of(largest), MIN_RETRY_S), MAX_RETRY_S)
 
+    def _refused(self, error: SerinusError) -> SerinusError:
+        rejected = self.statistics.rejected
+        rejected[error.code] = rejected.get(error.code, 0) + 1
+        self.statistics.fail.add(0)
+        return error
+
     def _fail(self, tickets: Sequence[Ticket], error: SerinusError) -> None:
         for ticket in tickets:
-            if not ticket.future.done():
-                ticket.future.set_exception(type(error)(error.message))
+            if not ticket.has_ended:
+                self._refused(error)
+                ticket.end(type(error)(error.message))
 
 
 def _ns(seconds: float) -> int:

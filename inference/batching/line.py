@@ -7,42 +7,15 @@ they come to the front.
 from __future__ import annotations
 
 import heapq
-from asyncio import Future
 from collections import deque
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any
 
-import numpy as np
-
-Arrays = dict[str, np.ndarray[Any, Any]]
+from inference.batching.work import Arrays, Ticket
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """A request's outputs, the rows that ran together with it (its own included), and where its time went."""
-
-    outputs: Arrays
-    batch_size: int
-    queue_ns: int
-    compute_ns: int
-
-
-@dataclass(slots=True, eq=False)
-class Ticket:
-    """One request under way. `is_waiting` until it is taken into a batch, cancelled or expired."""
-
-    inputs: Arrays
-    rows: int
-    deadline: float
-    arrived_at: float
-    future: Future[Outcome]
-    order: int = 0
-    is_waiting: bool = True
-
-
-def shape_of(inputs: Mapping[str, np.ndarray[Any, Any]]) -> Hashable:
+def shape_of(inputs: Arrays) -> Hashable:
     """What two requests must have in common to run together: all dimensions but the first, by name."""
     return tuple((name, inputs[name].shape[1:]) for name in sorted(inputs))
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import msgspec
 
+from inference.protocol.statistics import ModelStatistics
+
 
 class TensorHeader(msgspec.Struct, frozen=True, array_like=True):
     """A tensor whose `size_bytes` bytes lie in the frame's body. Its shape holds no -1."""
@@ -18,10 +20,20 @@ class TensorHeader(msgspec.Struct, frozen=True, array_like=True):
     size_bytes: int
 
 
-class Infer(msgspec.Struct, tag="infer", frozen=True):
+class SequenceControl(msgspec.Struct, frozen=True, array_like=True):
+    """Which sequence a request belongs to, and whether it begins or ends it. `id`: a number or a name, never 0 or ""."""
+
+    id: int | str
+    start: bool = False
+    end: bool = False
+
+
+class Infer(msgspec.Struct, tag="infer", frozen=True, array_like=True):
     """Gateway -> replica: run these inputs; answer or fault under the same `id` within `timeout_ms`.
 
-    `outputs` names the wanted outputs, empty for all.
+    `outputs` names the wanted outputs, empty for all. `priority` 0 is the version's default, 1 the highest.
+    `queue_timeout_us`: how long it may wait in the queue, where the queue's policy lets requests say so; 0: not said.
+    `traceparent`: W3C trace context, "" without any. `key`: the caller's key id, for fair queueing.
     """
 
     id: int
@@ -29,25 +41,46 @@ class Infer(msgspec.Struct, tag="infer", frozen=True):
     tensors: list[TensorHeader]
     outputs: list[str] = msgspec.field(default_factory=list)
     parameters: dict[str, str | int | float | bool] = msgspec.field(default_factory=dict)
+    priority: int = 0
+    queue_timeout_us: int = 0
+    sequence: SequenceControl | None = None
+    traceparent: str = ""
+    key: str = ""
 
 
-class Cancel(msgspec.Struct, tag="cancel", frozen=True):
+class Cancel(msgspec.Struct, tag="cancel", frozen=True, array_like=True):
     """Gateway -> replica: the caller of `id` has left; drop it if it is not running yet. No answer."""
 
     id: int
 
 
-class Ping(msgspec.Struct, tag="ping", frozen=True):
+class Pause(msgspec.Struct, tag="pause", frozen=True, array_like=True):
+    """Gateway -> replica: the reader of the streaming request `id` is slow; hold further answers until Resume."""
+
+    id: int
+
+
+class Resume(msgspec.Struct, tag="resume", frozen=True, array_like=True):
+    id: int
+
+
+class Ask(msgspec.Struct, tag="ask", frozen=True, array_like=True):
+    """Gateway -> replica: what did you do so far? Answered by Told under the same `id`."""
+
+    id: int
+
+
+class Ping(msgspec.Struct, tag="ping", frozen=True, array_like=True):
     """Either way; the other end answers Pong with the same token."""
 
     token: int
 
 
-class Pong(msgspec.Struct, tag="pong", frozen=True):
+class Pong(msgspec.Struct, tag="pong", frozen=True, array_like=True):
     token: int
 
 
-class Hello(msgspec.Struct, tag="hello", frozen=True):
+class Hello(msgspec.Struct, tag="hello", frozen=True, array_like=True):
     """Replica -> gateway, first frame on every connection."""
 
     replica: str
@@ -57,18 +90,26 @@ class Hello(msgspec.Struct, tag="hello", frozen=True):
     queue_limit: int
 
 
-class Answer(msgspec.Struct, tag="answer", frozen=True):
-    """Replica -> gateway: the outputs of request `id`, and where its time went (ns)."""
+class Answer(msgspec.Struct, tag="answer", frozen=True, array_like=True):
+    """Replica -> gateway: outputs of request `id`, and where its time went (ns).
+
+    `final` is False while a decoupled model has more answers for this request; the final one may have no tensors.
+    """
 
     id: int
     tensors: list[TensorHeader]
     batch_size: int
     queue_ns: int
     compute_ns: int
+    final: bool = True
+    input_ns: int = 0
+    output_ns: int = 0
+    is_cached: bool = False
+    parameters: dict[str, str | int | float | bool] = msgspec.field(default_factory=dict)
 
 
-class Fault(msgspec.Struct, tag="fault", frozen=True):
-    """Replica -> gateway: request `id` failed; `code` names a class of inference.errors."""
+class Fault(msgspec.Struct, tag="fault", frozen=True, array_like=True):
+    """Replica -> gateway: request `id` failed; `code` names a class of inference.errors. It ends the request."""
 
     id: int
     code: str
@@ -76,9 +117,16 @@ class Fault(msgspec.Struct, tag="fault", frozen=True):
     retry_after_s: float | None = None
 
 
-class Goodbye(msgspec.Struct, tag="goodbye", frozen=True):
+class Told(msgspec.Struct, tag="told", frozen=True, array_like=True):
+    """Replica -> gateway: the answer to Ask."""
+
+    id: int
+    statistics: ModelStatistics
+
+
+class Goodbye(msgspec.Struct, tag="goodbye", frozen=True, array_like=True):
     """Replica -> gateway: it drains; send nothing more here. What is under way is still answered."""
 
 
-ToReplica = Infer | Cancel | Ping | Pong
-FromReplica = Hello | Answer | Fault | Goodbye | Ping | Pong
+ToReplica = Infer | Cancel | Pause | Resume | Ask | Ping | Pong
+FromReplica = Hello | Answer | Fault | Told | Goodbye | Ping | Pong

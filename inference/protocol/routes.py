@@ -9,6 +9,7 @@ from __future__ import annotations
 import msgspec
 
 from inference.protocol.oip import Signature
+from inference.protocol.settings import RuntimeSettings
 
 TABLE_KEY = "serinus:routes"
 TABLE_CHANNEL = "serinus:routes:changed"
@@ -24,14 +25,41 @@ class ReplicaRoute(msgspec.Struct, frozen=True):
     address: str
 
 
+class StepRoute(msgspec.Struct, frozen=True):
+    """One step of a pipeline: a version, where it runs, and how its tensors are named in the graph.
+
+    input_map: the step's input -> the graph's tensor; output_map: the step's output -> the graph's tensor.
+    """
+
+    name: str
+    model: str
+    version: int
+    signature: Signature
+    input_map: dict[str, str]
+    output_map: dict[str, str]
+    replicas: list[ReplicaRoute] = msgspec.field(default_factory=list)
+    settings: RuntimeSettings = RuntimeSettings()
+
+
+class PipelineRoute(msgspec.Struct, frozen=True):
+    """A directed graph without cycles. Tensors of the graph are its inputs, by name, and what steps make."""
+
+    steps: list[StepRoute]
+
+
 class VariantRoute(msgspec.Struct, frozen=True):
-    """One version behind an endpoint. Weight 0: reachable only by /versions/{n}."""
+    """One version behind an endpoint. Weight 0: reachable only by /versions/{n}.
+
+    pipeline: set where the version is a graph of other versions; it then has no replicas of its own.
+    """
 
     version: int
     arm: str
     weight_bp: int
     signature: Signature
     replicas: list[ReplicaRoute] = msgspec.field(default_factory=list)
+    settings: RuntimeSettings = RuntimeSettings()
+    pipeline: PipelineRoute | None = None
 
 
 class EndpointRoute(msgspec.Struct, frozen=True):

@@ -17,15 +17,12 @@ from functools import partial
 from typing import Any
 
 from inference.artifacts.manifest import RuntimeSettings, settings_from
-from inference.batching.batcher import Batcher, Bounds
-from inference.batching.line import Arrays
-from inference.batching.window import Rules
 from inference.errors import OutOfMemory, Rejected, SerinusError
 from inference.models import LoadContext, load
 from inference.protocol.child import StartReplica, StartValidation
 from inference.protocol.messages import Hello
 from inference.protocol.status import ReplicaPhase
-from inference.replica import heartbeat
+from inference.replica import executors, heartbeat
 from inference.replica.control import Control
 from inference.replica.ground import lay_out
 from inference.replica.lifecycle import EXIT_HUNG, EXIT_NOT_LOADED, Lifecycle
@@ -39,7 +36,6 @@ log = logging.getLogger(__name__)
 WARM_REPEATS = 2
 TERM_DRAIN_S = 1.5
 FLUSH_S = 0.2
-ALARM_GRACE_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,35 +124,19 @@ async def _serve(message: StartReplica, loaded: Loaded, life: Lifecycle, control
     control.on_drain(partial(_in_loop, loop, drain))
     loop.add_signal_handler(signal.SIGTERM, drain, TERM_DRAIN_S)
     life.move(ReplicaPhase.READY)
-    beating = loop.create_task(heartbeat.beat(life, server.batcher, heartbeat.Meter(loaded.runner, loaded.device)))
+    beating = loop.create_task(heartbeat.beat(life, server.executor, heartbeat.Meter(loaded.runner, loaded.device)))
     status = await ended
     beating.cancel()
-    server.batcher.stop()
+    server.executor.stop()
     server.close()
     return status
 
 
 def _server(message: StartReplica, loaded: Loaded, hung: Callable[[], None]) -> Server:
     spec, signature, settings = message.spec, loaded.runner.signature, loaded.settings
-    rules = Rules(signature.max_batch_size or 1, settings.window_ms / 1e3)
-    bounds = Bounds(rules, settings.queue_limit, settings.hang_timeout_s)
-    batcher = Batcher(_watched(loaded.runner, settings.hang_timeout_s + ALARM_GRACE_S), bounds, on_hang=hung)
-    for rows, ms in loaded.warm.latency_ms.items():
-        batcher.step.observe(rows, ms / 1e3)
+    executor = executors.make(loaded.runner, settings, loaded.warm, on_hang=hung)
     hello = Hello(spec.id, spec.generation, spec.model, spec.version, settings.queue_limit)
-    return Server(Served(hello, signature), batcher)
-
-
-def _watched(runner: Runner, alarm_s: float) -> Callable[[list[Arrays]], list[Arrays | SerinusError]]:
-    # The event loop's own watchdog cannot run while native code holds the interpreter's lock; the kernel's can.
-    def run(requests: list[Arrays]) -> list[Arrays | SerinusError]:
-        signal.setitimer(signal.ITIMER_REAL, alarm_s)
-        try:
-            return runner.run_isolated(requests)
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-
-    return run
+    return Server(Served(hello, signature), executor)
 
 
 def _drainer(

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from inference.batching.batcher import Batcher
+from inference.batching.work import Executor
 from inference.replica.lifecycle import Lifecycle
 from inference.runtime import devices
 from inference.runtime.runner import Runner
@@ -26,6 +26,9 @@ class Meter:
     def device_memory_bytes(self) -> int:
         return max(self.runner.device_memory_bytes, devices.torch_bytes(self.device))
 
+    def busy_s(self) -> float:
+        return self.runner.measures.busy_s
+
     def compiles(self) -> int:
         """Programs compiled since the replica was ready; a line in the log when there is a new one."""
         found = self.runner.compiles_after_ready
@@ -35,12 +38,12 @@ class Meter:
         return found
 
 
-async def beat(life: Lifecycle, batcher: Batcher, meter: Meter, period_s: float = PERIOD_S) -> None:
+async def beat(life: Lifecycle, executor: Executor, meter: Meter, period_s: float = PERIOD_S) -> None:
     """Until cancelled."""
     while True:
         life.beat(
-            queue_depth=batcher.queue_depth,
-            busy_s=batcher.statistics.compute_ns / 1e9,
+            queue_depth=executor.queue_depth,
+            busy_s=meter.busy_s(),
             device_memory_bytes=meter.device_memory_bytes(),
             compiles_after_ready=meter.compiles(),
         )

@@ -17,20 +17,23 @@ from typing import cast
 
 import msgspec
 
-from inference.batching.batcher import Batcher
-from inference.batching.line import Outcome, Ticket
+from inference.batching.work import Executor, Outcome, Ticket
 from inference.errors import ClientError, Draining, InvalidInput, ModelFailed, SerinusError, ServerError
 from inference.protocol.frames import MAX_BODY_BYTES, Decoder, encode, encode_head
 from inference.protocol.messages import (
     Answer,
+    Ask,
     Cancel,
     Fault,
     Goodbye,
     Hello,
     Infer,
+    Pause,
     Ping,
     Pong,
+    Resume,
     TensorHeader,
+    Told,
     ToReplica,
 )
 from inference.protocol.oip import Signature
@@ -58,9 +61,9 @@ class Served:
 class Server:
     """All connections of one replica."""
 
-    def __init__(self, served: Served, batcher: Batcher) -> None:
+    def __init__(self, served: Served, executor: Executor) -> None:
         self.served = served
-        self.batcher = batcher
+        self.executor = executor
         self.connections: set[Connection] = set()
         self.is_draining = False
         self._server: asyncio.Server | None = None
@@ -81,10 +84,10 @@ class Server:
         self.is_draining = True
         if self._server:
             self._server.close()
-        self.batcher.close(Draining())
+        self.executor.close(Draining())
         for connection in list(self.connections):
             connection.send(Goodbye())
-        done = await self.batcher.drained(timeout_s)
+        done = await self.executor.drained(timeout_s)
         await asyncio.sleep(0)  # the answers' callbacks
         while any(connection.unsent for connection in self.connections) and time.monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(FLUSH_STEP_S)
@@ -126,7 +129,7 @@ class Connection(asyncio.Protocol):
         self._is_open = False
         self._server.connections.discard(self)
         for ticket in list(self._tickets.values()):
-            self._server.batcher.cancel(ticket)
+            self._server.executor.cancel(ticket)
         self._tickets.clear()
 
     def pause_writing(self) -> None:
@@ -152,42 +155,63 @@ class Connection(asyncio.Protocol):
         elif isinstance(message, Cancel):
             ticket = self._tickets.pop(message.id, None)
             if ticket:
-                self._server.batcher.cancel(ticket)
+                self._server.executor.cancel(ticket)
         elif isinstance(message, Ping):
             self.send(Pong(message.token))
+        elif isinstance(message, Ask):
+            self.send(Told(message.id, self._server.executor.statistics))
+        elif isinstance(message, Pause):
+            if ticket := self._tickets.get(message.id):
+                self._server.executor.pause(ticket)
+        elif isinstance(message, Resume) and (ticket := self._tickets.get(message.id)):
+            self._server.executor.resume(ticket)
 
     def _infer(self, request: Infer, body: memoryview) -> None:
+        if request.id in self._tickets:
+            self._refuse(request.id, InvalidInput("the id of a request that is under way was used again"))
+            return
         try:
-            if request.id in self._tickets:
-                raise InvalidInput("the id of a request that is under way was used again")
             inputs, rows = checks.read(self._server.served.signature, self._server.served.model, request, body)
-            deadline = time.monotonic() + request.timeout_ms / 1e3 if request.timeout_ms > 0 else inf
-            ticket = self._server.batcher.submit(inputs, rows, deadline=deadline)
+            now = time.monotonic()
+            ticket = Ticket(
+                inputs,
+                rows,
+                now + request.timeout_ms / 1e3 if request.timeout_ms > 0 else inf,
+                now,
+                partial(self._replied, request),
+                request.priority,
+                request.queue_timeout_us,
+                request.sequence,
+                request.parameters,
+                request.outputs,
+                request.key,
+                request.traceparent,
+            )
+            self._tickets[request.id] = ticket
+            self._server.executor.submit(ticket)
         except BaseException as error:  # noqa: BLE001 (a boundary: whatever it is, its caller gets a typed fault)
             self._fault(request.id, error)
-            return
-        self._tickets[request.id] = ticket
-        ticket.future.add_done_callback(partial(self._ended, request, ticket))
 
     # What leaves
 
-    def _ended(self, request: Infer, ticket: Ticket, future: asyncio.Future[Outcome]) -> None:
+    def _replied(self, request: Infer, ticket: Ticket, result: Outcome | SerinusError, final: bool) -> None:
         if self._tickets.get(request.id) is not ticket:
-            if not future.cancelled():
-                future.exception()
             return
-        del self._tickets[request.id]
-        if future.cancelled():
+        if isinstance(result, SerinusError):
+            self._fault(request.id, result)
             return
+        if final:
+            del self._tickets[request.id]
         try:
-            self._answer(request, future.result())
+            self._answer(request, result, final=final)
         except BaseException as error:  # noqa: BLE001 (a boundary)
+            self._server.executor.cancel(ticket)
             self._fault(request.id, error)
 
-    def _answer(self, request: Infer, outcome: Outcome) -> None:
+    def _answer(self, request: Infer, outcome: Outcome, *, final: bool) -> None:
         headers, parts, size = [], [], 0
         for spec in self._server.served.signature.outputs:
-            if request.outputs and spec.name not in request.outputs:
+            if (request.outputs and spec.name not in request.outputs) or spec.name not in outcome.outputs:
                 continue
             array = outcome.outputs[spec.name]
             data = tensors.to_bytes(spec.datatype, array)
@@ -196,10 +220,25 @@ class Connection(asyncio.Protocol):
             size += len(data)
         if size > MAX_BODY_BYTES:
             raise ModelFailed(f"the answer has {size} bytes; {MAX_BODY_BYTES} are the limit")
-        answer = Answer(request.id, headers, outcome.batch_size, outcome.queue_ns, outcome.compute_ns)
+        answer = Answer(
+            request.id,
+            headers,
+            outcome.batch_size,
+            outcome.queue_ns,
+            outcome.compute_ns,
+            final,
+            outcome.input_ns,
+            outcome.output_ns,
+            outcome.is_cached,
+            dict(outcome.parameters),
+        )
         self._write(encode_head(answer, size), *parts)
 
     def _fault(self, request_id: int, error: BaseException) -> None:
+        self._tickets.pop(request_id, None)
+        self._refuse(request_id, error)
+
+    def _refuse(self, request_id: int, error: BaseException) -> None:
         if not isinstance(error, SerinusError):
             log.error("a request failed with %s", type(error).__name__, exc_info=error)
             error = ServerError()

@@ -40,6 +40,22 @@ class Measures:
     busy_s: float = 0.0
 
 
+@dataclass(slots=True)
+class Ran:
+    """What one pass gave: each request's outputs or error, and the time (ns) to put the batch together, run it and
+    take it apart. padded_rows: rows that were run for nothing; elements, padding_elements: the same in elements where
+    rows have lengths.
+    """
+
+    results: Sequence[Arrays | SerinusError]
+    input_ns: int = 0
+    infer_ns: int = 0
+    output_ns: int = 0
+    padded_rows: int = 0
+    elements: int = 0
+    padding_elements: int = 0
+
+
 class Runner:
     """One model, one forward pass at a time. `busy_since` (monotonic s) is for a watchdog; None when idle."""
 
@@ -47,6 +63,7 @@ class Runner:
         self.model = model
         self.measures = Measures()
         self.busy_since: float | None = None
+        self._ran = Ran([])
         self._known_good: Arrays | None = None
         self._compiles_when_ready = 0
 
@@ -85,6 +102,12 @@ class Runner:
         self._count(outputs, rows, size - rows)
         return outputs
 
+    def run_requests(self, requests: Sequence[Arrays]) -> Ran:
+        """`run_isolated`, and where the time went."""
+        ran = self._ran = Ran([])
+        ran.results = self.run_isolated(requests)
+        return ran
+
     def run_isolated(self, requests: Sequence[Arrays]) -> list[Arrays | SerinusError]:
         """One forward pass for all; when it fails, each request's own answer or its own error.
 
@@ -99,8 +122,11 @@ class Runner:
 
     def _bisected(self, requests: Sequence[Arrays]) -> list[Arrays | SerinusError]:
         try:
+            began = time.perf_counter_ns()
             rows = [tensors.rows_of(self.signature, request) for request in requests]
-            outputs = self.run(tensors.stack(requests))
+            stacked = tensors.stack(requests)
+            self._ran.input_ns += time.perf_counter_ns() - began
+            outputs = self.run(stacked)
         except SerinusError as error:
             if len(requests) == 1:
                 return [error]
@@ -110,7 +136,12 @@ class Runner:
             if len(requests) == 1:
                 return [_translated(error)]
             return [answer for request in requests for answer in self._bisected([request])]
-        return [outputs] if len(requests) == 1 else list(tensors.split(outputs, rows))
+        if len(requests) == 1:
+            return [outputs]
+        began = time.perf_counter_ns()
+        found: list[Arrays | SerinusError] = list(tensors.split(outputs, rows))
+        self._ran.output_ns += time.perf_counter_ns() - began
+        return found
 
     def _blamed(self, found: list[Arrays | SerinusError]) -> list[Arrays | SerinusError]:
         works = any(isinstance(one, dict) for one in found) or self._control_passes()
@@ -126,8 +157,8 @@ class Runner:
         return True
 
     def _forward(self, inputs: Arrays) -> Arrays:
-        started = time.monotonic()
-        self.busy_since = started
+        self.busy_since = time.monotonic()
+        started = time.perf_counter_ns()
         try:
             return self.model.run(inputs)
         except BaseException as error:
@@ -135,7 +166,9 @@ class Runner:
             raise _translated(error) from error
         finally:
             self.busy_since = None
-            self.measures.busy_s += time.monotonic() - started
+            took_ns = time.perf_counter_ns() - started
+            self._ran.infer_ns += took_ns
+            self.measures.busy_s += took_ns / 1e9
 
     def _check_rows(self, outputs: Arrays, rows: int) -> None:
         """A model that gives back other rows than it was given would hand one caller's answer to another."""
@@ -149,6 +182,7 @@ class Runner:
         self.measures.runs += 1
         self.measures.rows += rows
         self.measures.padded_rows += padded
+        self._ran.padded_rows += padded
         self.measures.nonfinite += tensors.nonfinite_rows(outputs)
 
     def _compiles(self) -> int:

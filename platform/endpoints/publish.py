@@ -39,6 +39,7 @@ from inference.protocol.routes import (
     VariantRoute,
     encode,
 )
+from inference.protocol.settings import RuntimeSettings
 
 GENERATION = re.compile(rb'^\{"generation":(\d+)')
 HEAD_BYTES = 40
@@ -153,6 +154,7 @@ def _variant(variant: Variant, replicas: list[Replica]) -> VariantRoute:
         arm=variant.role,
         weight_bp=variant.weight_bp,
         signature=msgspec.convert(variant.version.signature, Signature),
+        settings=msgspec.convert(variant.version.settings, RuntimeSettings),
         replicas=[ReplicaRoute(str(r.id), r.route_generation, r.route_address) for r in routable(replicas)],
     )
 

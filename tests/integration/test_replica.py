@@ -363,9 +363,9 @@ def test_the_kernel_ends_a_pass_that_hangs_without_letting_python_run():
     # PyDLL keeps the interpreter's lock, so that no watchdog written in Python could act.
     body = """
 import ctypes, types
-from inference.replica.entry import _watched
-runner = types.SimpleNamespace(run_isolated=lambda requests: ctypes.PyDLL(None).sleep(30))
-_watched(runner, 0.2)([{}])
+from inference.replica.executors import watched
+runner = types.SimpleNamespace(run_requests=lambda requests: ctypes.PyDLL(None).sleep(30))
+watched(runner, 0.2)([{}])
 """
     done = subprocess.run([sys.executable, "-c", body], env={"PYTHONPATH": str(Path.cwd())}, timeout=20, check=False)
     assert done.returncode == -signal.SIGALRM

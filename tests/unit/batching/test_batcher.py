@@ -9,6 +9,7 @@ import pytest
 
 from inference.batching.batcher import Batcher, Bounds
 from inference.batching.window import Rules
+from inference.batching.work import Ticket, awaited
 from inference.errors import (
     DeadlineExceeded,
     Draining,
@@ -18,6 +19,7 @@ from inference.errors import (
     PoisonInput,
     ReplicaLost,
 )
+from inference.runtime.runner import Ran
 
 
 class Doubler:
@@ -33,7 +35,7 @@ class Doubler:
         self.began.set()
         self.gate.wait(5)
         self.batches.append([request["x"][:, 0].tolist() for request in requests])
-        return [PoisonInput() if (r["x"] == 13).any() else {"y": r["x"] * 2} for r in requests]
+        return Ran([PoisonInput() if (r["x"] == 13).any() else {"y": r["x"] * 2} for r in requests])
 
     @property
     def values(self):
@@ -58,11 +60,25 @@ async def make():
         batcher.stop()
 
 
+class Asked(Ticket):
+    """A ticket whose caller waits on `future`."""
+
+    __slots__ = ("future",)
+
+
+def submit(batcher, inputs, count, deadline=float("inf")):
+    future = asyncio.get_running_loop().create_future()
+    ticket = Asked(inputs, count, deadline, time.monotonic(), awaited(future))
+    ticket.future = future
+    batcher.submit(ticket)
+    return ticket
+
+
 async def hold(model, batcher):
     """Keeps the executor busy with a request of its own."""
     model.gate.clear()
     model.began.clear()
-    ticket = batcher.submit(rows(99), 1)
+    ticket = submit(batcher, rows(99), 1)
     await asyncio.to_thread(model.began.wait, 5)
     return ticket
 
@@ -80,21 +96,21 @@ async def test_requests_that_wait_together_run_together_and_get_their_own_rows_b
     model = Doubler()
     batcher = make(model)
     first = await hold(model, batcher)
-    waiting = [batcher.submit(rows(*values), len(values)) for values in ((1,), (2, 3), (4, 5, 6))]
+    waiting = [submit(batcher, rows(*values), len(values)) for values in ((1,), (2, 3), (4, 5, 6))]
     model.gate.set()
     outcomes = [await ticket.future for ticket in waiting]
     await first.future
     assert [outcome.outputs["y"][:, 0].tolist() for outcome in outcomes] == [[2], [4, 6], [8, 10, 12]]
     assert {outcome.batch_size for outcome in outcomes} == {6}
     assert len(model.batches) == 2
-    assert batcher.statistics.sizes == {1: 1, 6: 1}
+    assert {size: batch.compute_infer.count for size, batch in batcher.statistics.batches.items()} == {1: 1, 6: 1}
 
 
 async def test_a_batch_never_exceeds_the_maximum_and_keeps_the_order(make):
     model = Doubler()
     batcher = make(model, largest=4)
     await hold(model, batcher)
-    tickets = [batcher.submit(rows(*[n] * size), size) for n, size in enumerate((3, 2, 2, 1, 4))]
+    tickets = [submit(batcher, rows(*[n] * size), size) for n, size in enumerate((3, 2, 2, 1, 4))]
     model.gate.set()
     await asyncio.gather(*(ticket.future for ticket in tickets))
     assert [sum(len(request) for request in batch) for batch in model.batches[1:]] == [3, 4, 1, 4]
@@ -105,7 +121,7 @@ async def test_different_shapes_are_not_merged(make):
     model = Doubler()
     batcher = make(model)
     await hold(model, batcher)
-    tickets = [batcher.submit(rows(n, width=1 + n % 2), 1) for n in range(6)]
+    tickets = [submit(batcher, rows(n, width=1 + n % 2), 1) for n in range(6)]
     model.gate.set()
     outcomes = await asyncio.gather(*(ticket.future for ticket in tickets))
     assert [outcome.batch_size for outcome in outcomes] == [3] * 6
@@ -116,37 +132,37 @@ async def test_a_full_line_refuses_at_once_and_says_when_to_come_back(make):
     model = Doubler()
     batcher = make(model, queue_limit=2)
     await hold(model, batcher)
-    tickets = [batcher.submit(rows(n), 1) for n in range(2)]
+    tickets = [submit(batcher, rows(n), 1) for n in range(2)]
     with pytest.raises(Overloaded) as refused:
-        batcher.submit(rows(3), 1)
+        submit(batcher, rows(3), 1)
     assert refused.value.retry_after_s > 0
     batcher.cancel(tickets[0])
-    batcher.submit(rows(4), 1)
+    submit(batcher, rows(4), 1)
 
 
 async def test_a_request_larger_than_a_batch_is_refused(make):
     with pytest.raises(InvalidInput, match="batch-size must be <= 8"):
-        make(Doubler()).submit(rows(*range(9)), 9)
+        submit(make(Doubler()), rows(*range(9)), 9)
 
 
 async def test_expired_work_is_never_executed(make):
     model = Doubler()
     batcher = make(model)
     await hold(model, batcher)
-    doomed = batcher.submit(rows(7), 1, deadline=time.monotonic() + 0.02)
-    kept = batcher.submit(rows(8), 1, deadline=time.monotonic() + 30)
+    doomed = submit(batcher, rows(7), 1, deadline=time.monotonic() + 0.02)
+    kept = submit(batcher, rows(8), 1, deadline=time.monotonic() + 30)
     with pytest.raises(DeadlineExceeded):
         await asyncio.wait_for(doomed.future, 1)
     model.gate.set()
     await kept.future
     assert 7 not in model.values
-    assert batcher.statistics.expired == 1
+    assert batcher.statistics.rejected == {"deadline_exceeded": 1}
 
 
 async def test_a_deadline_in_the_past_is_refused_before_it_waits(make):
     model = Doubler()
     with pytest.raises(DeadlineExceeded):
-        make(model).submit(rows(1), 1, deadline=time.monotonic() - 1)
+        submit(make(model), rows(1), 1, deadline=time.monotonic() - 1)
     assert model.batches == []
 
 
@@ -154,7 +170,7 @@ async def test_a_running_request_is_answered_at_its_deadline(make):
     model = Doubler()
     batcher = make(model)
     model.gate.clear()
-    ticket = batcher.submit(rows(7), 1, deadline=time.monotonic() + 0.05)
+    ticket = submit(batcher, rows(7), 1, deadline=time.monotonic() + 0.05)
     with pytest.raises(DeadlineExceeded):
         await asyncio.wait_for(ticket.future, 1)
     model.gate.set()
@@ -182,7 +198,7 @@ async def test_only_the_poisonous_request_fails(make):
     model = Doubler()
     batcher = make(model)
     await hold(model, batcher)
-    tickets = [batcher.submit(rows(n), 1) for n in (1, 13, 2)]
+    tickets = [submit(batcher, rows(n), 1) for n in (1, 13, 2)]
     model.gate.set()
     outcomes = await asyncio.gather(*(ticket.future for ticket in tickets), return_exceptions=True)
     assert [type(outcome).__name__ for outcome in outcomes] == ["Outcome", "PoisonInput", "Outcome"]
@@ -195,7 +211,7 @@ async def test_whatever_a_pass_raises_its_callers_get_a_typed_error_and_the_lane
     def run(requests):
         if failures:
             raise failures.pop()
-        return [{"y": request["x"]} for request in requests]
+        return Ran([{"y": request["x"]} for request in requests])
 
     batcher = make(run)
     with pytest.raises(ModelFailed):
@@ -207,7 +223,7 @@ async def test_a_hung_pass_fails_its_callers_then_ends_the_process(make):
     model, ended = Doubler(), asyncio.Event()
     batcher = make(model, hang_s=0.1, on_hang=ended.set)
     running = await hold(model, batcher)
-    waiting = batcher.submit(rows(1), 1)
+    waiting = submit(batcher, rows(1), 1)
     await asyncio.wait_for(ended.wait(), 2)
     model.gate.set()
     with pytest.raises(ModelFailed, match="did not answer"):
@@ -215,17 +231,17 @@ async def test_a_hung_pass_fails_its_callers_then_ends_the_process(make):
     with pytest.raises(ReplicaLost):
         await waiting.future
     with pytest.raises(ReplicaLost):
-        batcher.submit(rows(1), 1)
+        submit(batcher, rows(1), 1)
 
 
 async def test_draining_refuses_newcomers_and_answers_the_others(make):
     model = Doubler()
     batcher = make(model)
     running = await hold(model, batcher)
-    waiting = batcher.submit(rows(4), 1)
+    waiting = submit(batcher, rows(4), 1)
     batcher.close()
     with pytest.raises(Draining):
-        batcher.submit(rows(5), 1)
+        submit(batcher, rows(5), 1)
     assert not await batcher.drained(0.02)
     model.gate.set()
     assert await batcher.drained(2)
@@ -239,7 +255,7 @@ async def test_32_clients_in_a_closed_loop_share_large_batches(make):
     def run(requests):
         sizes.append(len(requests))
         time.sleep(0.01)
-        return [{"y": request["x"]} for request in requests]
+        return Ran([{"y": request["x"]} for request in requests])
 
     batcher = make(run, largest=64)
 
@@ -258,5 +274,6 @@ async def test_nothing_is_left_behind(make):
     await asyncio.gather(*(batcher.predict(rows(n), 1) for n in range(20, 70)))
     assert batcher.in_flight == 0
     assert batcher._line.rows == 0
-    assert batcher.statistics.requests == 50
-    assert batcher.statistics.compute_ns > 0
+    sums = batcher.statistics
+    assert sums.success.count == sums.queue.count == sums.compute_infer.count == sums.inference_count == 50
+    assert sums.execution_count == sum(batch.compute_infer.count for batch in sums.batches.values())
