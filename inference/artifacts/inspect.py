@@ -6,11 +6,12 @@ folder, serinus_model.py of a Python package, echo.json.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from inference.artifacts import echo, hf, onnx, pt2, pysource, sniff, stablehlo, torchscript
+from inference.artifacts import echo, hf, onnx, pickles, pt2, pysource, sniff, stablehlo, torchscript
 from inference.artifacts.archive import is_litter
 from inference.artifacts.manifest import TIER_OF, Format, Tier
 from inference.artifacts.paths import check_paths, shown
@@ -58,6 +59,7 @@ def inspect(folder: Path) -> Inspection:
     if len(models) > 1:
         _several([path for path, _ in models])
     if not models:
+        _refuse_pickle(folder, found)
         sniff.refuse(paths, found)
     path, kind = models[0]
     return READERS[kind](folder, path)
@@ -126,6 +128,16 @@ READERS = {
     Kind.ONNX: _onnx,
     Kind.TORCHSCRIPT: _torchscript,
 }
+
+
+def _refuse_pickle(folder: Path, found: Sequence[tuple[str, Kind]]) -> None:
+    """A torch pickle of weights and no other weights: cannot be served, but converted when a person asks for it."""
+    pickled = [path for path, kind in found if kind is Kind.TORCH_PICKLE]
+    if len(pickled) != 1 or any(kind is Kind.SAFETENSORS for _, kind in found):
+        return
+    name = shown(pickled[0])
+    pickles.check_weights(folder / pickled[0], name, sniff.STATE_DICT)
+    raise Rejected(f"{name}: {sniff.PICKLE}", remedy=sniff.CONVERT, check="format", format=Format.TORCH_PICKLE.value)
 
 
 def _several(paths: list[str]) -> NoReturn:

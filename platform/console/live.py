@@ -170,5 +170,5 @@ def running_checks(version: Version) -> list[Data]:
     """The checklist as far as it is known: the report when there is one, else what the running validation has sent."""
     if version.report:
         return list(version.report.get("checks", []))
-    run = ValidationRun.objects.filter(version=version).order_by("-created_at").first()
+    run = version.validation_runs.filter(purpose=ValidationRun.Purpose.VALIDATE).order_by("-created_at").first()
     return list(run.checks) if run else []

@@ -6,6 +6,7 @@ Every action of a person takes the actor, checks the right first, and raises onl
 from __future__ import annotations
 
 from registry.aliases import delete_alias, set_alias
+from registry.conversions import convert_version, converted_file
 from registry.uploads import (
     begin_upload,
     cancel_upload,
@@ -32,6 +33,8 @@ __all__ = [
     "claim_validations",
     "collect_blobs",
     "complete_upload",
+    "convert_version",
+    "converted_file",
     "create_model",
     "create_version",
     "delete_alias",

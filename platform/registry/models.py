@@ -165,7 +165,14 @@ class Upload(models.Model):
 
 
 class ValidationRun(models.Model):
-    """The wish that a host validates a version. Leased: a lapsed lease is run again under a higher `lease`."""
+    """The wish that a host validates a version. Leased: a lapsed lease is run again under a higher `lease`.
+
+    purpose CONVERT: the version is a rejected torch pickle, and `result` says what was made of it (see conversions.py).
+    """
+
+    class Purpose(models.TextChoices):
+        VALIDATE = "validate", "Validate"
+        CONVERT = "convert", "Convert"
 
     class State(models.TextChoices):
         WANTED = "wanted", "Wanted"
@@ -174,12 +181,14 @@ class ValidationRun(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4)
     version = models.ForeignKey(Version, models.CASCADE, related_name="validation_runs")
+    purpose = models.CharField(max_length=16, choices=Purpose.choices, default=Purpose.VALIDATE)
     state = models.CharField(max_length=16, choices=State.choices, default=State.WANTED)
     host = models.CharField(max_length=64, blank=True)
     lease = models.PositiveIntegerField(default=0)
     lease_until = models.DateTimeField(null=True)
     attempts = models.PositiveIntegerField(default=0)
     checks = models.JSONField(default=list)
+    result = models.JSONField(null=True)
     created_at = models.DateTimeField(auto_now_add=True)
 
     def __str__(self) -> str:

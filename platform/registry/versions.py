@@ -149,8 +149,8 @@ def attach_files(version: Version, files: Sequence[FileRef]) -> None:
     )
 
 
-def want_validation(version: Version) -> ValidationRun:
-    run = ValidationRun.objects.create(version=version)
+def want_validation(version: Version, purpose: str = ValidationRun.Purpose.VALIDATE) -> ValidationRun:
+    run = ValidationRun.objects.create(version=version, purpose=purpose)
     send_on_commit(WAKE)
     return run
 

@@ -78,7 +78,7 @@ def furnish(cast: Cast, *, traffic: bool = True) -> None:
         description="# Handwritten digits\n\nTells **ten digits** apart.\n\n- 8 by 8 pixels\n- trained in seconds\n\n" + HOSTILE,
     )  # fmt: skip
     first, second = version(digits, cast), version(digits, cast, format="jax_export")
-    cause, way_out = f"weights.bin is a pickle {HOSTILE}", "Convert it: serinus upload --convert"
+    cause, way_out = f"weights.bin is a pickle {HOSTILE}", "Convert it: serinus convert digits 3"
     version(digits, cast, status="rejected", signature=None, reason=cause, remedy=way_out, tier="", format="torch_pickle",
             report=report(until=1, last="failed", message=cause, remedy=way_out))  # fmt: skip
     checking = version(digits, cast, status="validating", report=None, signature=None, format="", tier="", settings={})
