@@ -15,6 +15,7 @@ import logging
 import re
 import secrets
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import cast
 
 import msgspec
@@ -154,9 +155,23 @@ def _variant(variant: Variant, replicas: list[Replica]) -> VariantRoute:
         arm=variant.role,
         weight_bp=variant.weight_bp,
         signature=msgspec.convert(variant.version.signature, Signature),
-        settings=msgspec.convert(variant.version.settings, RuntimeSettings),
+        settings=_settings(variant),
         replicas=[ReplicaRoute(str(r.id), r.route_generation, r.route_address) for r in routable(replicas)],
     )
+
+
+def _settings(variant: Variant) -> RuntimeSettings:
+    """The version's settings. Those that this release cannot read must not keep every endpoint from being published."""
+    try:
+        return msgspec.convert(variant.version.settings, RuntimeSettings)
+    except msgspec.ValidationError as error:
+        _warn_once(str(variant.version), str(error))
+        return RuntimeSettings()
+
+
+@lru_cache(maxsize=1000)  # the table is built every second
+def _warn_once(version: str, error: str) -> None:
+    log.warning("the settings of %s cannot be read, defaults are published: %s", version, error)
 
 
 def _replicas() -> dict[int, list[Replica]]:

@@ -190,6 +190,7 @@ UNCHANGED = {
     "/logout/",
     "/models/<name>/versions/<number>/approve/",
     "/models/<name>/versions/<number>/archive/",
+    "/models/<name>/versions/<number>/convert/",
     "/models/<name>/versions/<number>/reject/",
 }
 
