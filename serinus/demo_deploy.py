@@ -75,12 +75,14 @@ class Demo:
         return int(version["number"])
 
     def _ready(self, model: str, number: int) -> int:
+        self.say(f"demo: {model}:{number} is validated in the sandbox")
         version = self.control.wait_version(model, number, lambda _: None, 300)
         if version["status"] != "ready":
             raise ControlError(f"the demo model {model}:{number} is {version['status']}: {version['reason']}")
         return number
 
     def _deploy(self, model: str, number: int) -> None:
+        self.say(f"demo: {model}:{number} is deployed")
         body = {"name": model, "model": model, "version": number, "replicas": 1, "access": "key", "device": "any"}
         self.control.call("POST", "/api/endpoints/", body)
 
@@ -89,6 +91,7 @@ class Demo:
         second = self._version("digits", "digits", "jax")
         for number in (first, second):
             self._deploy("digits", self._ready("digits", number))
+        self.say("demo: the replicas of digits load")
         for number in (first, second):
             wait_ready(self.control, "digits", number, 120)
         shares = {str(first): 9_000, str(second): 1_000}

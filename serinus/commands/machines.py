@@ -59,8 +59,9 @@ def up(
         if steps:
             steps.update(text)
         else:
-            err.print(f"  {text}")
+            err.print(f"{time.monotonic() - began:5.1f} s  {text}")
 
+    began = time.monotonic()
     platform = Platform(config, say)
     models = Demo(config, say) if demo else None
     try:
@@ -89,8 +90,9 @@ def _welcome(config: UpConfig, shown: dict[str, Any], platform: Platform, *, as_
     }
     password = shown.get("admin_password")
     lines = [
-        f"Console   [bold]{config.console_url}[/]   log in as [bold]{shown.get('admin_user', 'admin')}[/]"
-        + (f", password [bold]{password}[/] (shown once)" if password else ""),
+        f"Console   [bold]{config.console_url}[/]",
+        f"Log in    as [bold]{shown.get('admin_user', 'admin')}[/]"
+        + (f" with the password [bold]{password}[/] (shown once)" if password else ", with your password"),
         f"Gateway   [bold]{config.gateway_url}[/]",
         f"Data      {config.data_dir}",
         f"Up after  {seconds:.1f} s"
