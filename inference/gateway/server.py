@@ -122,16 +122,22 @@ async def _drain(
     """Ends without breaking an answer.
 
     1. Readiness turns and every answer closes its connection, so that clients with kept connections leave politely;
-    2. WebSockets are told and finish; 3. the listener closes; 4. what is under way finishes, what does not is failed
-    shortly before time is up.
+    2. WebSockets are told and finish; 3. the listener closes, after them, for the server would cut them with it (what
+    comes meanwhile is refused); 4. what is under way finishes, what does not is failed shortly before time is up.
     """
     end = time.monotonic() + max(drain_s - 1.0, 0.1)
     plane.draining = True
     _log.info("draining: %s requests under way, %s streams", len(plane.deadlines), len(streams))
     told = asyncio.ensure_future(streams.drain())
     await asyncio.sleep(min(LINGER_S, drain_s / 4))
+    while not told.done() and time.monotonic() < end:  # noqa: ASYNC110
+        await asyncio.sleep(0.02)
+    if not told.done():
+        plane.deadlines.fail_all(Draining())
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(told, 0.3)
     server.stop()  # type: ignore[no-untyped-call]
-    while (len(plane.deadlines) or not told.done()) and time.monotonic() < end:  # noqa: ASYNC110
+    while len(plane.deadlines) and time.monotonic() < end:  # noqa: ASYNC110
         await asyncio.sleep(0.02)
     plane.deadlines.fail_all(Draining())
     with contextlib.suppress(asyncio.TimeoutError, asyncio.CancelledError):

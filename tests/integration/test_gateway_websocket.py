@@ -284,20 +284,21 @@ def test_the_stream_address_says_so_to_plain_http(house):
 
 
 async def test_a_drain_tells_and_finishes(house):
-    gateway = house.gateway(SERINUS_GATEWAY_DRAIN_S="8").wait_live().wait_ready()
+    gateway = house.gateway(SERINUS_GATEWAY_DRAIN_S="20").wait_live().wait_ready()
     url = f"ws://127.0.0.1:{gateway.port}/v2/models/mlp/versions/1/stream"
-    house.replicas["r1"].latency_s = 0.8
+    replica = house.replicas["r1"]
+    replica.latency_s, before = 2.5, len(replica.seen)
     async with websockets.connect(url, subprotocols=KEY) as stream:
         await stream.send(json.dumps(request(identity="last")))
-        await asyncio.sleep(0.1)
+        await asyncio.to_thread(until, lambda: len(replica.seen) > before)
         gateway.process.terminate()
         assert json.loads(await stream.recv()) == {"type": "draining"}
         assert (await ask(stream, request(identity="new")))["code"] == "draining"
         assert json.loads(await stream.recv())["id"] == "last"
         with pytest.raises(ConnectionClosed) as caught:
-            await asyncio.wait_for(stream.recv(), 5)
+            await asyncio.wait_for(stream.recv(), 15)
         assert caught.value.rcvd.code == 1012
-    house.replicas["r1"].latency_s = 0.0
+    replica.latency_s = 0.0
     assert await asyncio.to_thread(gateway.stop) == 0
 
 
