@@ -10,6 +10,7 @@ import asyncio
 import base64
 import binascii
 import hashlib
+import time
 from collections import deque
 from typing import cast
 
@@ -64,6 +65,7 @@ class Socket(asyncio.Protocol):
         self._is_text = False
         self._is_paused = False
         self._is_lost = False
+        self.stalled_since = 0.0  # when the client began to take nothing; 0: it takes
         self._reader: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
         transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
@@ -92,9 +94,11 @@ class Socket(asyncio.Protocol):
         self.resume_writing()
 
     def pause_writing(self) -> None:
+        self.stalled_since = time.monotonic()
         self._writable = asyncio.get_running_loop().create_future()
 
     def resume_writing(self) -> None:
+        self.stalled_since = 0.0
         writable, self._writable = self._writable, None
         if writable is not None and not writable.done():
             writable.set_result(None)
@@ -170,8 +174,8 @@ class Socket(asyncio.Protocol):
 
     async def drained(self) -> None:
         """Waits until the client has taken most of what was sent."""
-        if self._writable is not None:
-            await self._writable
+        while self._writable is not None:
+            await asyncio.shield(self._writable)
 
     def close(self, code: int, reason: str = "") -> None:
         """Begins the closing handshake; what is sent after this is dropped."""

@@ -102,7 +102,6 @@ class _Stream:
         self.pings = False
         self.closing = False
         self.heard = self.pinged = time.monotonic()
-        self.sending_since = 0.0
         self.closed_at = 0.0
         self._of_id: dict[str, asyncio.Task[None]] = {}
         self._room = asyncio.Event()
@@ -210,14 +209,10 @@ class _Stream:
             await self.close(1008, error.code)
 
     async def send(self, message: str | bytes) -> None:
-        """Sends one frame, and waits while the client takes nothing; drops it when the connection is closing."""
-        if self.closing:
-            return
-        self.socket.send(message)
-        if not self.sending_since:
-            self.sending_since = time.monotonic()
+        """Sends one frame once the client has taken most of those before it; drops it when the connection is closing."""
         await self.socket.drained()
-        self.sending_since = 0.0
+        if not self.closing:
+            self.socket.send(message)
 
     async def close(self, code: int, reason: str = "") -> None:
         """Begins the closing handshake; whatever is sent after this is dropped."""
@@ -237,8 +232,9 @@ class _Stream:
 
     def beat(self, now: float) -> Awaitable[None] | None:
         """What is due at `now`: nothing, a ping or a goodbye, as an awaitable. Cuts a reader that takes nothing."""
-        if self.sending_since:
-            if now - self.sending_since > STALL_S:
+        stalled_since = self.socket.stalled_since
+        if stalled_since:
+            if now - stalled_since > STALL_S:
                 self.cut()
             return None
         if self.closed_at and now - self.closed_at > CLOSE_S:
