@@ -53,14 +53,14 @@ def _as_started(config: UpConfig) -> UpConfig:
     """`config` with the ports of the platform that runs in this folder: they were chosen where it was started."""
     try:
         started = json.loads((config.run_dir / "environment.json").read_text())
-        ports = {
-            "console_port": int(started["SERINUS_CONSOLE_PORT"]),
-            "http_port": int(started["SERINUS_HTTP_PORT"]),
-            "host": str(started["SERINUS_HOST"]),
-        }
+        found = replace(
+            config,
+            console_port=int(started["SERINUS_CONSOLE_PORT"]),
+            http_port=int(started["SERINUS_HTTP_PORT"]),
+            host=str(started["SERINUS_HOST"]),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return config
-    found = replace(config, **ports)
     return found if _answers(found.console_url + "/livez") else config
 
 
