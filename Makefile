@@ -47,12 +47,14 @@ unit: $(VENV)/.installed-dev ## Unit tests only
 	$(BIN)/python -m pytest tests/unit -q -n 2
 
 # Faults are injected into real processes on a machine that may be busy, so a test that failed gets one more try; the
-# summary names it (R), and one that fails twice fails.
-AGAIN := --reruns 1 --reruns-delay 2
+# summary names it (R, "rerun"), and one that fails twice fails.
+AGAIN := --reruns 1 --reruns-delay 2 -r fEsR
+# CI has just run the unit tests by `make check` and leaves them out here.
+SUITES ?= tests/unit tests/integration tests/devices
 
 test: $(VENV)/.installed-dev ## Every test: unit, integration, journeys, faults
-	$(BIN)/python -m pytest tests/unit tests/integration tests/devices -q -n 2 --dist loadfile $(AGAIN)
-	$(BIN)/python -m pytest tests/journeys -q -r fER $(AGAIN)
+	$(BIN)/python -m pytest $(SUITES) -q -n 2 --dist loadfile $(AGAIN)
+	$(BIN)/python -m pytest tests/journeys -q $(AGAIN)
 
 e2e: $(VENV)/.installed-dev ## The journeys through the real doors, the browser among them
 	$(BIN)/python -m pytest tests/journeys -q
