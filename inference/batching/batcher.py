@@ -48,7 +48,8 @@ RunBatch = Callable[[list[Arrays]], Ran]
 @dataclass(frozen=True, slots=True)
 class Bounds:
     """queue_limit: requests that may wait; hang_timeout_s: a pass longer than this is taken for hung; delay_until: so
-    many must wait before the first pass; objective_s: a p99 to be held by choosing window and size, 0 for none.
+    many must wait before the first pass; objective_s: a p99 to be held by choosing window and size, 0 for none;
+    keeps_window: then only the size is chosen.
     """
 
     rules: Rules
@@ -58,6 +59,7 @@ class Bounds:
     delay_until: int = 0
     preserve_ordering: bool = False
     objective_s: float = 0.0
+    keeps_window: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,7 @@ class Batcher:
         self._ordering = Ordering() if bounds.preserve_ordering else None
         self._preparation = self._prepares(lengths) if lengths else None
         self._restore = lengths.restore if lengths else None
-        self._objective = Objective(bounds.objective_s, bounds.rules) if bounds.objective_s else None
+        self._objective = _objective(bounds)
         self._delay_until = bounds.delay_until
         self._closed: SerinusError | None = None
         self._is_considering = False
@@ -388,7 +390,7 @@ class Batcher:
                 self._step_of_elements.observe(ran.elements, now - one.began)
         if self._objective:
             self._objective.saw(now, [now - ticket.arrived_at for ticket in one.batch])
-            self._rules = self._objective.rules(now, self.step.value, self._line.rows)
+            self._rules = self._objective.rules(self.step.value, self._line.rows)
 
     def _results(self, one: Pass, now: float, ran: Ran) -> list[Ended]:
         rows, infer_ns, began = one.rows, ran.infer_ns or ns(now - one.began), one.began
@@ -442,3 +444,9 @@ class Batcher:
                 ticket.end(type(error)(error.message))
         if tickets and self._ordering:
             self._tell(())
+
+
+def _objective(bounds: Bounds) -> Objective | None:
+    if not bounds.objective_s:
+        return None
+    return Objective(bounds.objective_s, bounds.rules, keeps_window=bounds.keeps_window)

@@ -1,9 +1,9 @@
 """Finds window and batch size for a latency objective: a p99 in, rules out. Pure: it is told the time.
 
 A request waits at worst for the pass that runs and for its own: with the learned step time a*n + b, the largest batch is
-the largest n whose two passes stay within the objective, less a margin that is corrected by what is measured. What
-remains of the objective after the passes may be spent on waiting for company, up to the version's own window at most
-MAX_WINDOW_S. Where the line grows the batch is not made smaller, because only larger ones drain it.
+the largest n whose two passes stay within the objective, less a margin that is corrected by what is measured, and less
+the window, a share of the same budget. Where the line grows the batch is not made smaller, because only larger ones
+drain it.
 
 Source: additive-increase multiplicative-decrease on batch size as in Clipper (Crankshaw et al., NSDI 2017), with the
 step model of BentoML's dispatcher in place of blind probing.
@@ -59,17 +59,16 @@ class Objective:
         ordered = sorted(self._latencies)
         return ordered[ceil(0.99 * len(ordered)) - 1] if ordered else 0.0
 
-    def rules(self, now: float, step: StepTime, waiting_rows: int) -> Rules:
-        """The rules from `now` on, for passes that take `step` and a line of `waiting_rows`."""
+    def rules(self, step: StepTime, waiting_rows: int) -> Rules:
+        """The rules from now on, for passes that take `step` and a line of `waiting_rows`."""
         budget_s = self._objective_s / self.margin
         largest = self._explicit.max_batch_size
+        window_s = self._explicit.window_s
+        if not self._keeps_window:
+            window_s = min(WINDOW_SHARE * budget_s, MAX_WINDOW_S)
         rows = largest
         if step.per_row_s > 0:
-            rows = int(min(max((budget_s / 2 - step.fixed_s) / step.per_row_s, 1), largest))
-        if waiting_rows > rows:
-            rows = min(largest, max(rows, waiting_rows))
-        if self._keeps_window:
-            return replace(self._explicit, max_batch_size=rows)
-        spare_s = budget_s - 2 * step.of(rows)
-        window_s = min(max(spare_s, 0.0), WINDOW_SHARE * budget_s, MAX_WINDOW_S)
+            rows = int(min(max(((budget_s - window_s) / 2 - step.fixed_s) / step.per_row_s, 1), largest))
+        # A line that is longer than that drains sooner in larger batches.
+        rows = min(largest, max(rows, waiting_rows))
         return replace(self._explicit, max_batch_size=rows, window_s=window_s)
