@@ -158,7 +158,8 @@ class Batcher:
         if ticket.deadline <= now:
             raise self._tally.refused(DeadlineExceeded())
         level = self._admitted(ticket) if self._policies else 0
-        if self.queue_depth >= self._bounds.queue_limit:
+        preparing = len(self._preparation.tickets) if self._preparation else 0
+        if self._line.count + preparing >= self._bounds.queue_limit:
             raise self._tally.refused(Overloaded(retry_after_s=self._retry_after_s()))
         if self._ordering:
             self._ordering.came(ticket)
@@ -239,11 +240,13 @@ class Batcher:
         return level
 
     def _enter(self, ticket: Ticket, level: int, now: float) -> None:
-        self._line.add(ticket, level)
-        self._arrivals.arrived(now, self._line.rows + self._running_rows)
+        line = self._line
+        line.add(ticket, level)
+        self._arrivals.arrived(now, line.rows + self._running_rows)
         if self._idle:
-            self._consider_soon()
-        else:
+            if not self._is_considering:
+                self._consider_soon()
+        elif ticket.due < self._timer_at:
             self._wake_by(ticket.due, now)
 
     def _prepares(self, lengths: Lengths) -> Preparation:

@@ -1,7 +1,8 @@
 """Which requests of different lengths run together where a batch is padded to its longest. Pure.
 
 The law: the oldest always goes; whoever was passed over MAX_PASSED times goes next, so nobody is passed over for longer;
-the rest of the batch is the run of similar lengths around the oldest that costs least for each element it does.
+the rest of the batch is the largest run of similar lengths around the oldest that costs within SLACK of the cheapest for
+each element that it does.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from collections.abc import Sequence
 from inference.batching.work import Ticket
 
 MAX_PASSED = 4
+MIN_FIXED_ELEMENTS = 256.0  # small matrices run far below the machine's rate, whatever a straight line says
+SLACK = 1.1
 
 
 def pick(waiting: Sequence[Ticket], max_rows: int, fixed_elements: float) -> list[Ticket]:
@@ -41,15 +44,16 @@ def _around(anchor: Ticket, waiting: Sequence[Ticket], max_rows: int, fixed_elem
     at = ordered.index(anchor)
     low = high = at
     rows, elements = anchor.rows, anchor.elements
-    best, best_cost = (low, high), (rows * anchor.length + fixed_elements) / max(elements, 1)
+    fixed = max(fixed_elements, MIN_FIXED_ELEMENTS)
+    runs = [(low, high, (rows * anchor.length + fixed) / max(elements, 1))]
     while (side := _nearer(ordered, low, high, max_rows - rows)) is not None:
-        low, high = (low - 1, high) if side is ordered[low - 1] and low > 0 else (low, high + 1)
+        low, high = (low - 1, high) if low and side is ordered[low - 1] else (low, high + 1)
         rows += side.rows
         elements += side.elements
-        cost = (rows * ordered[high].length + fixed_elements) / max(elements, 1)
-        if cost <= best_cost:
-            best, best_cost = (low, high), cost
-    return ordered[best[0] : best[1] + 1]
+        runs.append((low, high, (rows * ordered[high].length + fixed) / max(elements, 1)))
+    cheapest = min(cost for _, _, cost in runs)
+    low, high, _ = next(run for run in reversed(runs) if run[2] <= SLACK * cheapest)
+    return ordered[low : high + 1]
 
 
 def _nearer(ordered: Sequence[Ticket], low: int, high: int, room: int) -> Ticket | None:

@@ -39,10 +39,11 @@ class Dues:
     _heap: list[tuple[float, int, Ticket]] = field(default_factory=list)
 
     def add(self, ticket: Ticket) -> None:
-        if ticket.due < inf:
-            entry = (ticket.due, ticket.order, ticket)
-            if not self._rising or self._rising[-1][0] <= ticket.due:
-                self._rising.append(entry)
+        due = ticket.due
+        if due < inf:
+            entry, rising = (due, ticket.order, ticket), self._rising
+            if not rising or rising[-1][0] <= due:
+                rising.append(entry)
             else:
                 heapq.heappush(self._heap, entry)
 
@@ -161,13 +162,14 @@ class Line:
         self.rows = 0
 
     def add(self, ticket: Ticket, level: int = 0) -> None:
-        self._order += 1
-        ticket.order = self._order
-        ends = self._ends[level]
-        tag = max(self._virtual[level], ends.get(ticket.key, 0))
-        ends[ticket.key] = tag + ticket.rows
-        ticket.rank = (level, tag, self._order)
-        ticket.due = min(ticket.due, ticket.deadline)
+        self._order = order = ticket.order = self._order + 1
+        ends, tag, by = self._ends[level], self._virtual[level], ticket.key
+        if (end := ends.get(by, 0)) > tag:
+            tag = end
+        ends[by] = tag + ticket.rows
+        ticket.rank = (level, tag, order)
+        if ticket.deadline < ticket.due:
+            ticket.due = ticket.deadline
         ticket.group = key = shape_of(ticket.inputs)
         group = self._groups.get(key)
         if group is None:
@@ -187,11 +189,19 @@ class Line:
             self._less(ticket)
 
     def take(self, group: Group, max_rows: int) -> list[Ticket]:
+        waiting_rows = group.rows
         taken = group.take(max_rows, self._pick)
+        self.count -= len(taken)
+        self.rows -= waiting_rows - group.rows
+        counts, virtual = self._counts, self._virtual
+        level = -1
         for ticket in taken:
             level, tag, _ = ticket.rank
-            self._virtual[level] = max(self._virtual[level], tag)
-            self._less(ticket)
+            counts[level] -= 1
+            if tag > virtual[level]:
+                virtual[level] = tag
+        for level in {taken[0].rank[0], level}:
+            self._forget(level)
         return taken
 
     def groups(self) -> list[tuple[Ticket, Group]]:
@@ -235,14 +245,14 @@ class Line:
         self._counts[level] -= 1
         self.count -= 1
         self.rows -= ticket.rows
-        if not self._counts[level] or len(self._ends[level]) > MAX_KEYS:
-            self._forget(level)
+        self._forget(level)
 
     def _forget(self, level: int) -> None:
         # Turns matter among those who wait; whoever has nothing here starts afresh.
         if not self._counts[level]:
             self._virtual[level] = 0
             self._ends[level].clear()
+        if len(self._ends[level]) <= MAX_KEYS:
             return
         virtual = self._virtual[level]
         kept = {key: end for key, end in self._ends[level].items() if end > virtual}
