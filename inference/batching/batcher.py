@@ -49,7 +49,8 @@ RunBatch = Callable[[list[Arrays]], Ran]
 class Bounds:
     """queue_limit: requests that may wait; hang_timeout_s: a pass longer than this is taken for hung; delay_until: so
     many must wait before the first pass; objective_s: a p99 to be held by choosing window and size, 0 for none;
-    keeps_window: then only the size is chosen.
+    keeps_window: then only the size is chosen. inline_below_s: passes that are expected to take less run in the event
+    loop itself, which saves handing them to a lane; there only the kernel's alarm ends one that hangs. 0: none do.
     """
 
     rules: Rules
@@ -60,6 +61,7 @@ class Bounds:
     preserve_ordering: bool = False
     objective_s: float = 0.0
     keeps_window: bool = False
+    inline_below_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -365,7 +367,18 @@ class Batcher:
         self._running_count += len(batch)
         self._arrivals.released()
         inputs, run = [ticket.inputs for ticket in batch], self._runs[lane]
-        self._lanes[lane].run(lambda: run(inputs), lambda results: self._finished(one, results))
+        if self.step.value.of(one.rows) < self._bounds.inline_below_s:
+            self._loop.call_soon(self._run_inline, one, run, inputs)
+        else:
+            self._lanes[lane].run(lambda: run(inputs), lambda results: self._finished(one, results))
+
+    def _run_inline(self, one: Pass, run: RunBatch, inputs: list[Arrays]) -> None:
+        ran: Ran | BaseException
+        try:
+            ran = run(inputs)
+        except BaseException as error:  # noqa: BLE001 (as in a lane: whatever it is, its callers get a typed error)
+            ran = error
+        self._finished(one, ran)
 
     def _finished(self, one: Pass, ran: Ran | BaseException) -> None:
         if self._passes.get(one.lane) is not one or self._closed_by_hang():

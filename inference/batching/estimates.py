@@ -60,8 +60,7 @@ class Arrivals:
             self._gaps.append(gap_s if gap_s > 0 else 0.0)
             self._gap_s = None
         self._last_at = now
-        if present_rows > self._peak:
-            self._peak = present_rows
+        self._peak = max(self._peak, present_rows)
 
     def released(self) -> None:
         """A batch was formed: one period of the rhythm is over."""

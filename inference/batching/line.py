@@ -168,8 +168,7 @@ class Line:
             tag = end
         ends[by] = tag + ticket.rows
         ticket.rank = (level, tag, order)
-        if ticket.deadline < ticket.due:
-            ticket.due = ticket.deadline
+        ticket.due = min(ticket.due, ticket.deadline)
         ticket.group = key = shape_of(ticket.inputs)
         group = self._groups.get(key)
         if group is None:
@@ -194,14 +193,12 @@ class Line:
         self.count -= len(taken)
         self.rows -= waiting_rows - group.rows
         counts, virtual = self._counts, self._virtual
-        level = -1
         for ticket in taken:
             level, tag, _ = ticket.rank
             counts[level] -= 1
-            if tag > virtual[level]:
-                virtual[level] = tag
-        for level in {taken[0].rank[0], level}:
-            self._forget(level)
+            virtual[level] = max(virtual[level], tag)
+        for emptied in {ticket.rank[0] for ticket in taken}:
+            self._forget(emptied)
         return taken
 
     def groups(self) -> list[tuple[Ticket, Group]]:

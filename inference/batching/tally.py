@@ -24,7 +24,9 @@ class Tally:
         sums.last_inference_ms = int(time.time() * 1e3)
         sums.padded_rows += ran.padded_rows
         sums.elements += ran.elements
-        sums.padding_elements += ran.padding_elements
+        if ran.elements:
+            real = sum([ticket.elements for ticket in batch])
+            sums.padding_elements += ran.padding_elements or max(0, ran.elements - real if real else 0)
         size = sums.batches.get(rows)
         if size is None:
             size = sums.batches[rows] = BatchStatistics()

@@ -28,7 +28,7 @@ async def round_of(batcher: Batcher, size: int, *, keys: int) -> tuple[float, fl
     """(CPU us to make the tickets, CPU us of all else) of one full batch, thread hand-over included."""
     left, done = [size], asyncio.get_running_loop().create_future()
 
-    def reply(ticket: Ticket, result: object, final: bool) -> None:  # noqa: FBT001
+    def reply(ticket: Ticket, result: object, final: bool) -> None:
         left[0] -= 1
         if not left[0]:
             done.set_result(None)
@@ -43,17 +43,18 @@ async def round_of(batcher: Batcher, size: int, *, keys: int) -> tuple[float, fl
     return (made - began) / 1e3, (time.process_time_ns() - made) / 1e3
 
 
-async def measure(size: int, *, keys: int = 1) -> dict[str, float]:
+async def measure(size: int, *, keys: int = 1, inline_below_s: float = 0.0) -> dict[str, float]:
     def run(requests: list[object]) -> Ran:
         return Ran([OUTPUTS for _ in requests])
 
-    batcher = Batcher(run, Bounds(Rules(size, 0.0)), on_hang=lambda: None)
+    batcher = Batcher(run, Bounds(Rules(size, 0.0), inline_below_s=inline_below_s), on_hang=lambda: None)
     found = [await round_of(batcher, size, keys=keys) for _ in range(ROUNDS)]
     batcher.stop()
     costs = [cost for _, cost in found[ROUNDS // 10 :]]
     return {
         "batch": size,
         "keys": keys,
+        "inline": bool(inline_below_s),
         "median_us_a_batch": round(statistics.median(costs), 1),
         "best_us_a_batch": round(min(costs), 1),
         "median_us_a_request": round(statistics.median(costs) / size, 2),
@@ -64,4 +65,5 @@ async def measure(size: int, *, keys: int = 1) -> dict[str, float]:
 
 if __name__ == "__main__":
     for rows, keys in ((1, 1), (8, 1), (64, 1), (64, 8)):
-        print(json.dumps(uvloop.run(measure(rows, keys=keys))))
+        for inline_below_s in (0.0, 1.0):
+            print(json.dumps(uvloop.run(measure(rows, keys=keys, inline_below_s=inline_below_s))))

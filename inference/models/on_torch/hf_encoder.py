@@ -114,9 +114,9 @@ class EncoderModel:
     def run(self, inputs: Arrays) -> Arrays:
         given = inputs.get("ids")
         ids = self._tokenizer.ids(inputs["text"].reshape(-1).tolist()) if given is None else list(given)
-        with torch.inference_mode():
+        with torch.inference_mode(), tensors.lane(self._device):
             output = self._packed_pass(self.packed, ids) if self.packed else self._padded_pass(ids)
-        return {self.signature.outputs[0].name: _fp32(output)}
+            return {self.signature.outputs[0].name: _fp32(output)}
 
     def close(self) -> None:
         self._network = None

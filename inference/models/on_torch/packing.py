@@ -34,7 +34,7 @@ class Hidden:
 
 
 def attend(
-    module: Any,
+    _module: Any,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,

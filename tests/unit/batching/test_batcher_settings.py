@@ -63,7 +63,7 @@ class Caller:
 
     async def until(self, count):
         async with asyncio.timeout(5):
-            while len(self.told) < count:
+            while len(self.told) < count:  # noqa: ASYNC110
                 await asyncio.sleep(0.002)
 
 
@@ -333,7 +333,10 @@ def test_every_request_ends_exactly_once_whatever_happens(seed, lanes, ordered, 
             time.sleep(rng.random() * 0.002)
             return Ran([PoisonInput() if rng.random() < 0.1 else {"y": r["x"]} for r in requests])
 
-        fields = {"priority_levels": levels, "queue_policy": QueuePolicy(max_queue_size=20, default_timeout_us=5000 * late)}
+        fields = {
+            "priority_levels": levels,
+            "queue_policy": QueuePolicy(max_queue_size=20, default_timeout_us=5000 * late),
+        }
         bounds = Bounds(Rules(6, 0.001), queue_limit=30, policies=queueing(**fields), preserve_ordering=ordered)
         batcher, tickets, gone = Batcher([run] * lanes, bounds, on_hang=lambda: None), [], set()
 

@@ -37,7 +37,12 @@ def play(step, rate, objective_s, *, seconds=30.0, seed=1):
             continue
         waiting, outlook = Waiting(len(queue), len(queue), queue[0]), arrivals.outlook()
         found = decide(
-            waiting, rules=rules, step=estimate.value, outlook=outlook, idle_since=None if running else idle_since, now=now
+            waiting,
+            rules=rules,
+            step=estimate.value,
+            outlook=outlook,
+            idle_since=None if running else idle_since,
+            now=now,
         )
         if isinstance(found, Release):
             running, queue = queue[: found.rows], queue[found.rows :]
@@ -82,7 +87,11 @@ def test_what_the_author_set_stays():
 
 
 @given(
-    st.floats(0, 0.1), st.floats(0, 0.1), st.floats(0.001, 1), st.integers(0, 1000), st.lists(st.floats(0, 5), max_size=200)
+    st.floats(0, 0.1),
+    st.floats(0, 0.1),
+    st.floats(0.001, 1),
+    st.integers(0, 1000),
+    st.lists(st.floats(0, 5), max_size=200),
 )
 def test_its_rules_are_always_usable(per_row_s, fixed_s, objective_s, waiting, latencies):
     control = Objective(objective_s, LARGEST)
