@@ -21,7 +21,7 @@ from inference.batching.lane import Lane
 from inference.batching.line import Group, Line
 from inference.batching.objective import Objective
 from inference.batching.ordering import Ended, Ordering
-from inference.batching.policies import Policies
+from inference.batching.policies import PLAIN, Policies
 from inference.batching.preparation import Preparation, Prepare
 from inference.batching.tally import Tally, ns
 from inference.batching.window import Release, Rules, Wait, Waiting, decide
@@ -56,7 +56,7 @@ class Bounds:
     rules: Rules
     queue_limit: int = 1024
     hang_timeout_s: float = 30.0
-    policies: Policies = Policies()
+    policies: Policies = PLAIN
     delay_until: int = 0
     preserve_ordering: bool = False
     objective_s: float = 0.0
@@ -400,7 +400,7 @@ class Batcher:
         self._tell(self._results(one, now, ran))
 
     def _learn(self, one: Pass, now: float, ran: Ran) -> None:
-        if not any([isinstance(result, SerinusError) for result in ran.results]):
+        if not any(isinstance(result, SerinusError) for result in ran.results):
             self.step.observe(one.rows, now - one.began)
             if ran.elements:
                 self._step_of_elements.observe(ran.elements, now - one.began)

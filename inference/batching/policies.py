@@ -51,6 +51,9 @@ class Policies:
         return self.by_level[level].timeout_action == "delay"
 
 
+PLAIN = Policies()
+
+
 def of(settings: RuntimeSettings) -> Policies:
     """The settings' policies. A default level of 0, or one that there is not, is the lowest."""
     levels = settings.priority_levels
