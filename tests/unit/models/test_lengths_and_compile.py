@@ -16,8 +16,8 @@ from tests.support import artifacts
 LINE = '{"signature": {"inputs": [{"name": "x", "datatype": "FP32", "shape": [-1, -1]}], "outputs": [{"name": "y", "datatype": "FP32", "shape": [-1, -1]}], "max_batch_size": 8}, "factor": 2}'
 
 
-def loaded(format, folder, device="cpu", **settings):
-    return load(format, LoadContext(folder, RuntimeSettings(**settings), device))
+def loaded(kind, folder, device="cpu", **settings):
+    return load(kind, LoadContext(folder, RuntimeSettings(**settings), device))
 
 
 @pytest.fixture
