@@ -84,8 +84,8 @@ class Runner:
 
     @property
     def busy_s(self) -> float:
-        """Seconds inside the model, its twins' too: may rise by more than a second a second."""
-        return self.measures.busy_s + sum(twin.busy_s for twin in self.twins)
+        """Seconds inside the model, on the average of this and its twins: rises by a second a second at most."""
+        return (self.measures.busy_s + sum(twin.busy_s for twin in self.twins)) / (1 + len(self.twins))
 
     @property
     def device_memory_bytes(self) -> int:

@@ -32,10 +32,10 @@ def test_it_finds_the_larger_batch_and_leaves_nothing_but_the_advised_version(ho
     assert f"serinus deploy tuned:{found['advised']['version']}" in page
     assert "--set 'max_batch_size=16'" in page
     ET.fromstring((tmp_path / "report" / "plot.svg").read_text())
-    names = {row["name"] for row in house.ok("GET", "/api/endpoints/").json()["results"]}
+    names = {row["name"] for row in house.ok("GET", "/api/endpoints/")["results"]}
     assert "tuned" in names
     assert "tuned-autotune" not in names
-    states = {row["number"]: row["status"] for row in house.ok("GET", "/api/models/tuned/versions/").json()["results"]}
+    states = {row["number"]: row["status"] for row in house.ok("GET", "/api/models/tuned/versions/")["results"]}
     assert states[one["version"]] == "archived"
     assert states[sixteen["version"]] == "ready"
     house.ok("DELETE", "/api/endpoints/tuned/")
