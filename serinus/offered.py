@@ -129,8 +129,17 @@ def _note(seen: Seen, latency_s: float, *, is_good: bool) -> None:
 
 def _load(seen: Seen, took_s: float, *, rate: float = 0.0) -> Load:
     ordered = sorted(seen.latencies) or [0.0]
-    at = lambda share: round(ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1e3, 3)  # noqa: E731
-    return Load(round(len(seen.latencies) / max(took_s, 1e-9), 1), at(0.5), at(0.99), seen.errors, round(rate, 1))
+    return Load(
+        round(len(seen.latencies) / max(took_s, 1e-9), 1),
+        _at(ordered, 0.5),
+        _at(ordered, 0.99),
+        seen.errors,
+        round(rate, 1),
+    )
+
+
+def _at(ordered: list[float], share: float) -> float:
+    return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))] * 1e3, 3)
 
 
 def play(target: Target, *, connections: int, seconds: float, share: float) -> tuple[Load, Load]:

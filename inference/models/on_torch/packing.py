@@ -48,7 +48,7 @@ def attend(
     if row_sizes is None:
         found = functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
         return found.transpose(1, 2).contiguous(), None
-    parts = zip(query.split(row_sizes, 2), key.split(row_sizes, 2), value.split(row_sizes, 2), strict=True)
+    parts = zip(*(torch.split(one, row_sizes, 2) for one in (query, key, value)), strict=True)
     rows = [functional.scaled_dot_product_attention(q, k, v, scale=scaling) for q, k, v in parts]
     return torch.cat(rows, 2).transpose(1, 2), None
 
