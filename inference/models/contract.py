@@ -34,8 +34,23 @@ class LoadContext:
     device_memory_share: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request made ready for its pass. length: of its longest row; elements: of all rows (tokens, samples)."""
+
+    inputs: Arrays
+    length: int
+    elements: int
+
+
 class Model(Protocol):
-    """A loaded model. `run` is called by one thread at a time."""
+    """A loaded model. `run` is called by one thread at a time, unless `is_shareable` is there and true.
+
+    A model may also have: `prepare(requests) -> list[Prepared | SerinusError]`, called once a request on another thread
+    before it waits, whose inputs `run` then gets; `restore(outputs, length)`, which cuts one request's outputs back;
+    `pads`, true where `run` pads rows to the longest, so that similar lengths should run together;
+    `work(inputs) -> (elements, padding_elements)` of one pass; `compiles`, how many programs it compiled so far.
+    """
 
     signature: Signature
 

@@ -72,6 +72,8 @@ def load(context: LoadContext) -> EchoModel:
 class EchoModel:
     """Elementwise, so batching cannot change an answer."""
 
+    is_shareable = True
+
     def __init__(self, plan: EchoPlan, signature: Signature) -> None:
         self._plan = plan
         self.signature = msgspec.structs.replace(signature, platform="echo")

@@ -95,9 +95,14 @@ def _prepare(message: StartReplica, life: Lifecycle, control: Control, *, keep: 
     device = devices.select(spec.device, spec.device_memory_share, fake=message.is_fake_device)
     bounds = (spec.device_memory_bytes, spec.device_memory_share)
     log.info("device: %s, here %s; memory share %.4f", spec.device, device, spec.device_memory_share)
-    runner = Runner(load(spec.format, LoadContext(ground.artifact, settings, device, spec.threads, *bounds)))
+    # Instances run side by side: each gets its part of the threads.
+    threads = max(1, spec.threads // settings.instances)
+    context = LoadContext(ground.artifact, settings, device, threads, *bounds)
+    runner = Runner(load(spec.format, context))
     life.move(ReplicaPhase.WARMING)
-    return Loaded(runner, settings, warm_up(runner, repeats=WARM_REPEATS), device)
+    warm = warm_up(runner, repeats=WARM_REPEATS)
+    runner.grow(settings.instances, partial(load, spec.format, context), partial(warm_up, repeats=1))
+    return Loaded(runner, settings, warm, device)
 
 
 def _limits(message: StartReplica) -> Limits:

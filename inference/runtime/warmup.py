@@ -51,7 +51,8 @@ def sizes(signature: Signature) -> list[int]:
 def warm_up(runner: Runner, *, repeats: int = 3, told: Callable[[int], None] | None = None) -> WarmUp:
     """Runs every size once unmeasured and `repeats` times measured, checks the outputs, marks the runner ready.
 
-    1. Find sizes for free dimensions that the model takes. 2. Each batch size, `told` before each. 3. Mark ready.
+    1. Find sizes for free dimensions that the model takes. 2. Each batch size, `told` before each, and each of them at
+    each of the model's own lengths. 3. Mark ready.
     Raises Rejected when the model fails or answers other than its signature says; OutOfMemory passes through.
     """
     free_size = _accepted_size(runner)
@@ -62,6 +63,9 @@ def warm_up(runner: Runner, *, repeats: int = 3, told: Callable[[int], None] | N
         inputs = synthetic(runner.signature, size, free_size)
         verify(runner.signature, _run(runner, inputs, size), size)
         latency_ms[size] = _median_ms(runner, inputs, repeats)
+    for length in getattr(runner.model, "warm_lengths", ()):
+        for size in sizes(runner.signature):
+            _run(runner, synthetic(runner.signature, size, length), size)
     sample = synthetic(runner.signature, 1, free_size)
     runner.mark_ready(sample)
     return WarmUp(latency_ms, sample)
@@ -82,6 +86,8 @@ def verify(signature: Signature, outputs: Arrays, rows: int) -> None:
 
 
 def _accepted_size(runner: Runner) -> int:
+    if lengths := getattr(runner.model, "warm_lengths", ()):
+        return int(lengths[0])
     start = 1 if runner.signature.max_batch_size else 0
     free = any(-1 in spec.shape[start:] for spec in runner.signature.inputs)
     last: SerinusError | None = None

@@ -27,6 +27,9 @@ def upload(
     task: Annotated[str, typer.Option(help="For encoders: feature-extraction or text-classification.")] = "",
     max_batch_size: Annotated[int, typer.Option(min=0, max=4096, help="0: validation chooses.")] = 0,
     window_ms: Annotated[float, typer.Option(min=0, max=50, help="How long a batch may wait for company.")] = 5.0,
+    more: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=JSON", help="Any other setting, see docs/batching.md.")
+    ] = None,
     wait: Annotated[bool, typer.Option(help="Wait for validation to end.")] = True,
     timeout_s: Annotated[float, typer.Option(help="Give up waiting after this long.")] = 600,
     as_json: Json = False,
@@ -36,6 +39,7 @@ def upload(
     settings: dict[str, Any] = {"max_batch_size": max_batch_size, "window_ms": window_ms}
     if task:
         settings["task"] = task
+    settings |= settings_given(more or [])
     screen = None if as_json or not sys.stderr.isatty() else err
     version = send(control, name, path, settings=settings, alias=alias, screen=screen)
     if wait:
@@ -46,6 +50,20 @@ def upload(
             err.print(f"[bold red]rejected:[/] {version['reason']}")
             err.print(f"[bold]what to do:[/] {version['remedy']}")
         raise typer.Exit(1)
+
+
+def settings_given(words: list[str]) -> dict[str, Any]:
+    """["instances=2", "queue_policy={...}"] -> settings by name; a value that is no JSON is taken as text."""
+    found: dict[str, Any] = {}
+    for word in words:
+        name, is_pair, value = word.partition("=")
+        if not is_pair or not name:
+            raise ControlError(f"'{word}' is not NAME=JSON, as in instances=2", code="malformed")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def _follow(control: Control, name: str, number: int, timeout_s: float, *, quiet: bool) -> Any:
@@ -133,7 +151,7 @@ def predict(
 
     control = Control()
     client = Client(control.gateway_url, control.key)
-    inputs = _inputs(client.metadata(endpoint, version=version or None), text, data)
+    inputs = inputs_given(client.metadata(endpoint, version=version or None), text, data)
     answer = client.infer(endpoint, inputs, version=version or None)
     shown = [(o["name"], o["datatype"], "x".join(map(str, o["shape"])), _short(o["data"])) for o in answer.outputs]
     emit(asdict(answer), as_json=as_json, text=table(["output", "type", "shape", "data"], shown))
@@ -146,7 +164,7 @@ def _short(values: list[Any]) -> str:
     return head + (f", ... ({len(values)})" if len(values) > 8 else "")
 
 
-def _inputs(metadata: dict[str, Any], text: str, data: str) -> list[dict[str, Any]]:
+def inputs_given(metadata: dict[str, Any], text: str, data: str) -> list[dict[str, Any]]:
     """Open Inference Protocol inputs from what the person typed. Raises ControlError when it does not fit."""
     specs = metadata["inputs"]
     given = _given(specs, text, data)
