@@ -30,6 +30,8 @@ def load(format: str, context: LoadContext) -> Model:  # noqa: A002 (the field's
 
     Raises Rejected for what cannot be served, with a reason and a remedy, before anything of it runs.
     """
+    from inference.models.shaped import shaped
+
     try:
         room = LOADERS[Format(format)]
     except (ValueError, KeyError):
@@ -39,4 +41,4 @@ def load(format: str, context: LoadContext) -> Model:  # noqa: A002 (the field's
             check="load",
         ) from None
     loader = cast("Callable[[LoadContext], Model]", importlib.import_module(room).load)
-    return loader(context)
+    return shaped(loader(context), context)

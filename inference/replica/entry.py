@@ -21,6 +21,7 @@ from inference.errors import OutOfMemory, Rejected, SerinusError
 from inference.models import LoadContext, load
 from inference.protocol.child import StartReplica, StartValidation
 from inference.protocol.messages import Hello
+from inference.protocol.signatures import public_signature
 from inference.protocol.status import ReplicaPhase
 from inference.replica import executors, heartbeat
 from inference.replica.control import Control
@@ -133,8 +134,9 @@ async def _serve(message: StartReplica, loaded: Loaded, life: Lifecycle, control
 
 
 def _server(message: StartReplica, loaded: Loaded, hung: Callable[[], None]) -> Server:
-    spec, signature, settings = message.spec, loaded.runner.signature, loaded.settings
-    executor = executors.make(loaded.runner, settings, loaded.warm, on_hang=hung)
+    spec, settings = message.spec, loaded.settings
+    signature = public_signature(loaded.runner.signature, settings)
+    executor = executors.make(loaded.runner, settings, loaded.warm, on_hang=hung, model=spec.model)
     hello = Hello(spec.id, spec.generation, spec.model, spec.version, settings.queue_limit)
     return Server(Served(hello, signature), executor)
 

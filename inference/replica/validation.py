@@ -23,6 +23,7 @@ from inference.models import LoadContext, load
 from inference.models.contract import Model
 from inference.protocol.child import StartValidation
 from inference.protocol.oip import Signature
+from inference.protocol.signatures import public_signature
 from inference.protocol.supervision import FileRef, Measurements
 from inference.replica.checklist import Checklist
 from inference.replica.control import Control
@@ -130,8 +131,9 @@ def _prove(state: Run, verdict: Verdict, folder: Path, walls: Walls) -> None:
         load_ms = (time.perf_counter() - began) * 1e3
         step.note(f"loaded in {load_ms:.0f} ms on {spec.device}, {walls.words()}")
     with checklist.step("signature") as step:
-        checklist.learn(signature=_checked(model, spec.device))
-        step.note(_described(model.signature))
+        public = public_signature(_checked(model, spec.device), state.settings)
+        checklist.learn(signature=public)
+        step.note(_described(public))
     runner = Runner(model)
     with checklist.step("warm-up") as step:
         warm = warm_up(runner, repeats=REPEATS)
@@ -139,7 +141,7 @@ def _prove(state: Run, verdict: Verdict, folder: Path, walls: Walls) -> None:
     with checklist.step("latency") as step:
         latency_ms = measure(runner, warm)
         largest = state.settings.max_batch_size or choose_max_batch(model.signature, latency_ms)
-        _settle(state, model.signature, largest)
+        _settle(state, public, largest)
         peak = max(0, _peak_bytes() - baseline)
         rounded = {str(rows): ms for rows, ms in latency_ms.items()}
         checklist.learn(measurements=Measurements(round(load_ms, 1), peak, rounded))
