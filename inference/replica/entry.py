@@ -31,7 +31,7 @@ from inference.replica.sandbox import Limits
 from inference.replica.server import Served, Server
 from inference.runtime import devices
 from inference.runtime.runner import Runner, is_out_of_memory
-from inference.runtime.warmup import WarmUp, warm_up
+from inference.runtime.warmup import WarmUp, warm_up, warm_up_stream
 
 log = logging.getLogger(__name__)
 WARM_REPEATS = 2
@@ -98,7 +98,8 @@ def _prepare(message: StartReplica, life: Lifecycle, control: Control, *, keep: 
     log.info("device: %s, here %s; memory share %.4f", spec.device, device, spec.device_memory_share)
     runner = Runner(load(spec.format, LoadContext(ground.artifact, settings, device, spec.threads, *bounds)))
     life.move(ReplicaPhase.WARMING)
-    return Loaded(runner, settings, warm_up(runner, repeats=WARM_REPEATS), device)
+    warm = warm_up_stream(runner) if settings.decoupled else warm_up(runner, repeats=WARM_REPEATS)
+    return Loaded(runner, settings, warm, device)
 
 
 def _limits(message: StartReplica) -> Limits:

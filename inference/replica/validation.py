@@ -33,7 +33,7 @@ from inference.replica.sandbox import Limits, Walls
 from inference.runtime import devices
 from inference.runtime.runner import Runner, is_out_of_memory
 from inference.runtime.tensors import Arrays
-from inference.runtime.warmup import WarmUp, warm_up
+from inference.runtime.warmup import WarmUp, warm_up, warm_up_stream
 
 log = logging.getLogger(__name__)
 MEMORY_FLOOR_BYTES, MEMORY_FACTOR = 2 << 30, 4
@@ -136,10 +136,10 @@ def _prove(state: Run, verdict: Verdict, folder: Path, walls: Walls) -> None:
         step.note(_described(public))
     runner = Runner(model)
     with checklist.step("warm-up") as step:
-        warm = warm_up(runner, repeats=REPEATS)
+        warm = warm_up_stream(runner) if state.settings.decoupled else warm_up(runner, repeats=REPEATS)
         step.note("ran at batch " + ", ".join(map(str, warm.latency_ms)))
     with checklist.step("latency") as step:
-        latency_ms = measure(runner, warm)
+        latency_ms = warm.latency_ms if state.settings.decoupled else measure(runner, warm)
         largest = state.settings.max_batch_size or choose_max_batch(model.signature, latency_ms)
         _settle(state, public, largest)
         peak = max(0, _peak_bytes() - baseline)

@@ -380,7 +380,7 @@ class TestStateInsideTheModel:
         assert await door.total(42, 1) == 43
 
     async def test_a_failed_pass_is_never_run_again_and_ends_its_sequences(self, inside):
-        door, model = await inside()
+        door, _ = await inside()
         await door.total(41, 1, start=True)
         with pytest.raises(ModelFailed):
             await door.total(41, 13)
