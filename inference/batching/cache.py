@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from inference.batching.tally import nanoseconds
+from inference.batching.counts import nanoseconds
 from inference.batching.work import Arrays, Executor, Outcome, Reply, Scalar, Ticket
 from inference.errors import SerinusError
 from inference.protocol.statistics import ModelStatistics

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from math import ceil, inf
 from typing import cast
 
+from inference.batching.counts import Counts, nanoseconds
 from inference.batching.estimates import StepEstimate
 from inference.batching.lane import Lane
 from inference.batching.line import shape_of
 from inference.batching.slots import Batch, OpenSequence, SequenceId, Sequences, SlotRules, Step
 from inference.batching.states import Feeder, Flags
-from inference.batching.tally import Tally, nanoseconds
 from inference.batching.work import Arrays, Outcome, Ticket
 from inference.errors import (
     DeadlineExceeded,
@@ -97,14 +97,14 @@ class SequenceBatcher:
         self._closed: SerinusError | None = None
         self._is_considering = False
         self._timer: asyncio.TimerHandle | None = None
-        self._tally = Tally()
+        self._counts = Counts()
         self.step = StepEstimate()
         # Rows of slots that have no request go along where the model is told so by READY.
         self._is_dense = bounds.rules.is_direct and feeder.has_ready
 
     @property
     def statistics(self) -> ModelStatistics:
-        sums = self._tally.statistics
+        sums = self._counts.statistics
         sums.queue_depth, sums.in_flight, sums.open_sequences = self.queue_depth, self.in_flight, self._line.open
         return sums
 
@@ -127,11 +127,11 @@ class SequenceBatcher:
         if self._closed and (control.start or not self._line.knows(control.id)):
             raise self._closed
         if not control.start and not self._line.knows(control.id):
-            raise self._tally.refused(self._start_missing(control.id))
+            raise self._counts.refused(self._start_missing(control.id))
         if ticket.deadline <= now:
-            raise self._tally.refused(DeadlineExceeded())
+            raise self._counts.refused(DeadlineExceeded())
         if self._line.waiting >= self._bounds.queue_limit:
-            raise self._tally.refused(Overloaded(retry_after_s=self._retry_after_s()))
+            raise self._counts.refused(Overloaded(retry_after_s=self._retry_after_s()))
         kind = shape_of(ticket.inputs)
         step = Step(ticket, control.id, control.start, control.end, ticket.deadline, kind)
         self._steps[ticket] = step
@@ -141,7 +141,7 @@ class SequenceBatcher:
     def cancel(self, ticket: Ticket) -> None:
         """The caller has left: a waiting request is dropped; a running one's state is kept, its answer goes nowhere."""
         if (step := self._steps.get(ticket)) is not None and not ticket.has_ended:
-            self._tally.statistics.cancelled += 1
+            self._counts.statistics.cancelled += 1
             ticket.has_ended = True
             self._drop(step)
             self._consider_soon()
@@ -179,13 +179,13 @@ class SequenceBatcher:
     def _control(self, ticket: Ticket) -> SequenceControl:
         control = ticket.sequence
         if control is None or not control.id:
-            raise self._tally.refused(
+            raise self._counts.refused(
                 InvalidInput(
                     f"inference request to model '{self._model}' must specify a non-zero or non-empty correlation ID"
                 )
             )
         if ticket.rows > 1:
-            raise self._tally.refused(
+            raise self._counts.refused(
                 InvalidInput(
                     f"inference request to model '{self._model}' must specify batch-size 1 due to requirements of "
                     "sequence batcher"
@@ -304,7 +304,7 @@ class SequenceBatcher:
         self._running[batch.instance] = None
         if not any(isinstance(result, SerinusError) for result in ran.results):
             self.step.observe(len(batch.steps), now - began)
-        self._tally.passed(len(batch.steps), ran)
+        self._counts.passed(len(batch.steps), ran)
         for sequence, step, result in zip(batch.sequences, batch.steps, ran.results, strict=True):
             self._settle(sequence, step, result)
             self._answer(step.of, result, (began, now), ran)
@@ -325,10 +325,10 @@ class SequenceBatcher:
             return
         began, now = times
         if isinstance(result, SerinusError):
-            self._tally.failed(ticket, now)
+            self._counts.failed(ticket, now)
             ticket.end(result)
             return
-        self._tally.answered(ticket, began, now, ran)
+        self._counts.answered(ticket, began, now, ran)
         waited_ns, infer_ns = nanoseconds(began - ticket.arrived_at), ran.infer_ns or nanoseconds(now - began)
         ticket.end(Outcome(result, len(ran.results), waited_ns, infer_ns, ran.input_ns, ran.output_ns))
 
@@ -354,7 +354,7 @@ class SequenceBatcher:
     def _fail(self, tickets: Iterable[Ticket], error: SerinusError) -> None:
         for ticket in tickets:
             if not ticket.has_ended:
-                self._tally.refused(error)
+                self._counts.refused(error)
                 ticket.end(type(error)(error.message))
 
 

@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
+from inference.batching.counts import Counts, nanoseconds
 from inference.batching.lane import Lane
-from inference.batching.tally import Tally, nanoseconds
 from inference.batching.work import Arrays, Outcome, Scalar, Ticket
 from inference.errors import (
     DeadlineExceeded,
@@ -73,6 +73,7 @@ class _Stream:
 class _Place:
     """One lane, and the stream that is stepping on it."""
 
+    number: int
     lane: Lane[Stepped]
     stream: _Stream | None = None
     hang_timer: asyncio.TimerHandle | None = field(default=None)
@@ -80,7 +81,7 @@ class _Place:
 
 class Streamer:
     """Belongs to one running event loop. `start` makes a request's generator; `step_guard` is entered around each step
-    in its thread; `on_busy` hears how long each took (s); `on_hang` is called once, after all callers were told.
+    in its thread, with the number of its place; `on_busy` hears how long each took (s); `on_hang` is called once, after all callers were told.
     """
 
     def __init__(
@@ -90,7 +91,7 @@ class Streamer:
         *,
         on_hang: Callable[[], None],
         on_busy: Callable[[float], None] = lambda _: None,
-        step_guard: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        step_guard: Callable[[int], AbstractContextManager[Any]] = nullcontext,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._start = start
@@ -100,17 +101,17 @@ class Streamer:
         self._step_guard = step_guard
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._places = [_Place(Lane(self._loop)) for _ in range(bounds.places)]
+        self._places = [_Place(number, Lane(self._loop)) for number in range(bounds.places)]
         self._streams: dict[Ticket, _Stream] = {}
         self._waiting: deque[_Stream] = deque()
         self._resumed: deque[_Stream] = deque()
         self._waiting_count = 0
         self._closed: SerinusError | None = None
-        self._tally = Tally()
+        self._counts = Counts()
 
     @property
     def statistics(self) -> ModelStatistics:
-        sums = self._tally.statistics
+        sums = self._counts.statistics
         sums.queue_depth, sums.in_flight = self.queue_depth, self.in_flight
         return sums
 
@@ -128,9 +129,9 @@ class Streamer:
             raise self._closed
         left_s = ticket.deadline - self._clock()
         if left_s <= 0:
-            raise self._tally.refused(DeadlineExceeded())
+            raise self._counts.refused(DeadlineExceeded())
         if len(self._streams) - sum(1 for place in self._places if place.stream) >= self._bounds.queue_limit:
-            raise self._tally.refused(Overloaded(retry_after_s=RETRY_S))
+            raise self._counts.refused(Overloaded(retry_after_s=RETRY_S))
         stream = self._streams[ticket] = _Stream(ticket)
         if left_s < inf:
             stream.timer = self._loop.call_later(left_s, self._late, stream)
@@ -142,7 +143,7 @@ class Streamer:
         """The caller has left: a waiting request is dropped, a running one ends before its next step."""
         stream = self._streams.get(ticket)
         if stream is not None and ticket.is_waiting:
-            self._tally.statistics.cancelled += 1
+            self._counts.statistics.cancelled += 1
         ticket.has_ended = True
         if stream is not None:
             self._abandon(stream)
@@ -221,14 +222,14 @@ class Streamer:
     # Steps
 
     def _step(self, place: _Place, stream: _Stream) -> None:
-        job = self._closing(stream) if stream.ticket.has_ended else self._advancing(stream)
+        job = (self._closing if stream.ticket.has_ended else self._advancing)(stream, place.number)
         place.hang_timer = self._loop.call_later(self._bounds.hang_timeout_s, self._hung, stream)
         place.lane.run(job, lambda result: self._stepped(place, stream, result))
 
-    def _advancing(self, stream: _Stream) -> Callable[[], Stepped]:
+    def _advancing(self, stream: _Stream, place: int) -> Callable[[], Stepped]:
         def advance() -> Stepped:
             began = time.perf_counter_ns()
-            with self._step_guard():
+            with self._step_guard(place):
                 if stream.answers is None:
                     stream.answers = iter(self._start(stream.ticket.inputs, stream.ticket.parameters))
                 answer = next(stream.answers, None)
@@ -236,11 +237,11 @@ class Streamer:
 
         return advance
 
-    def _closing(self, stream: _Stream) -> Callable[[], Stepped]:
+    def _closing(self, stream: _Stream, place: int) -> Callable[[], Stepped]:
         def close() -> Stepped:
             closer = getattr(stream.answers, "close", None)
             if callable(closer):
-                with self._step_guard():
+                with self._step_guard(place):
                     closer()
             return Stepped(None, 0)
 
@@ -293,11 +294,11 @@ class Streamer:
         """Tells the caller how it ended. The generator may still have to be closed."""
         now, ticket = self._clock(), stream.ticket
         ran = Ran([], infer_ns=stream.busy_ns)
-        self._tally.passed(ticket.rows, ran)
+        self._counts.passed(ticket.rows, ran)
         if isinstance(result, SerinusError):
-            self._tally.failed(ticket, now)
+            self._counts.failed(ticket, now)
         else:
-            self._tally.answered(ticket, stream.began or now, now, ran)
+            self._counts.answered(ticket, stream.began or now, now, ran)
         self._forget(stream)
         ticket.end(result)
 
@@ -320,7 +321,7 @@ class Streamer:
 
     def _late(self, stream: _Stream) -> None:
         if not stream.ticket.has_ended:
-            self._tally.refused(DeadlineExceeded())
+            self._counts.refused(DeadlineExceeded())
             stream.ticket.end(DeadlineExceeded())
             self._abandon(stream)
 
@@ -336,7 +337,7 @@ class Streamer:
         for stream in streams:
             self._forget(stream)
             if not stream.ticket.has_ended:
-                self._tally.refused(error)
+                self._counts.refused(error)
                 stream.ticket.end(type(error)(error.message))
 
     def _outcome(self, stream: _Stream, answer: Arrays, took_ns: int) -> Outcome:

@@ -77,6 +77,10 @@ class ShapedModel:
         )
 
     @property
+    def is_shareable(self) -> bool:
+        return bool(getattr(self._model, "is_shareable", False))
+
+    @property
     def compiles(self) -> int:
         return int(getattr(self._model, "compiles", 0))
 

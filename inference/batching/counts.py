@@ -10,7 +10,7 @@ from inference.protocol.statistics import BatchStatistics, ModelStatistics
 from inference.runtime.runner import Ran
 
 
-class Tally:
+class Counts:
     """The sums of one executor."""
 
     def __init__(self) -> None:
