@@ -88,6 +88,19 @@ def test_the_shape_is_in_the_key(shape):
     assert (key_of({"x": np.zeros((6, 1), "f4")}, [], {}) == key_of({"x": np.zeros(shape, "f4")}, [], {})) is False
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (({"x": artifacts.texts("ab", "")}, [], {}), ({"x": artifacts.texts("a", "b")}, [], {})),
+        (({"x": artifacts.texts("a")}, ["b", "c"], {}), ({"x": artifacts.texts("a")}, ["bc"], {})),
+        (({"x": artifacts.texts("a")}, [], {"p": "1"}), ({"x": artifacts.texts("a")}, [], {"p": 1})),
+    ],
+    ids=["elements", "outputs", "parameters"],
+)
+def test_parts_that_read_alike_when_put_together_have_different_keys(one, other):
+    assert key_of(*one) != key_of(*other)
+
+
 def test_views_that_lie_otherwise_in_memory_are_equal():
     whole = np.arange(12, dtype="f4").reshape(3, 4)
     assert key_of({"x": whole.T}, [], {}) == key_of({"x": np.ascontiguousarray(whole.T)}, [], {})

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.batching.slots import Batch, Sequences, SlotRules, Step
@@ -136,13 +136,13 @@ class World:
         raise AssertionError("requests were lost")
 
 
-ACTS = st.one_of(
-    st.tuples(st.just("ask"), st.integers(1, 5), st.booleans(), st.booleans(), st.sampled_from([None, None, 0.5, 3.0])),
-    st.tuples(st.just("tick"), st.floats(0, 4)),
-    st.tuples(st.just("run"), st.integers(0, 1)),
-    st.tuples(st.just("finish"), st.integers(0, 1), st.sets(st.integers(0, 2), max_size=2)),
-    st.tuples(st.just("leave"), st.integers(0, 30)),
-)
+RARELY = st.sampled_from([False, False, False, True])
+ASK = st.tuples(st.just("ask"), st.integers(1, 3), RARELY, RARELY, st.sampled_from([None, None, None, 0.5, 3.0]))
+RUN = st.tuples(st.just("run"), st.integers(0, 1))
+FINISH = st.tuples(st.just("finish"), st.integers(0, 1), st.sampled_from([(), (), (0,), (1,)]))
+TICK = st.tuples(st.just("tick"), st.floats(0, 4))
+LEAVE = st.tuples(st.just("leave"), st.integers(0, 5))
+ACTS = st.one_of(ASK, ASK, RUN, RUN, FINISH, TICK, LEAVE)
 RULES = st.builds(
     SlotRules,
     is_direct=st.booleans(),
@@ -156,17 +156,19 @@ RULES = st.builds(
 )
 
 
-@given(RULES, st.lists(ACTS, max_size=60))
+@settings(max_examples=400)
+@given(RULES, st.lists(ACTS, min_size=10, max_size=50))
 def test_no_request_is_lost_answered_twice_reordered_or_fed_anothers_state(given, acts):
     world = World(given)
     for act, *words in acts:
         if act == "ask":
-            world.ask(words[0], start=words[1], end=words[2], patience=words[3])
+            is_start = words[1] or not world.line.knows(words[0])
+            world.ask(words[0], start=is_start, end=words[2], patience=words[3])
         elif act == "tick":
             world.tick(words[0])
         elif act == "leave":
-            if (step := world.waiting.get(words[0])) is not None:
-                world.drop(step, "left")
+            if world.waiting:
+                world.drop(list(world.waiting.values())[words[0] % len(world.waiting)], "left")
         elif words[0] < given.instances:
             world.run(words[0]) if act == "run" else world.finish(words[0], words[1])
     world.play_out()
@@ -248,6 +250,55 @@ def test_idle_sequences_are_ended_and_their_place_is_given_on(world):
     world.tick(0.2)
     assert not world.line.knows(1)
     assert world.line.open == 0
+
+
+@pytest.mark.parametrize("is_direct", [True, False])
+def test_a_free_instance_never_takes_a_sequence_that_runs_elsewhere(is_direct):
+    world = World(rules(instances=2, is_direct=is_direct))
+    world.ask(1, start=True)
+    world.run(0)
+    world.ask(1)
+    world.run(1)
+    assert world.running[1] is None
+    world.finish(0)
+    world.run(0)
+    assert world.running[0] is not None
+
+
+def test_who_begins_again_after_the_end_queues_behind_those_who_wait_for_a_place():
+    world = World(rules(max_batch_size=1))
+    world.ask(1, start=True, end=True)
+    world.ask(2, start=True, end=True)
+    world.ask(1, start=True, end=True)
+    order = []
+    for _ in range(3):
+        world.run(0)
+        order.append(world.running[0].steps[0].id)
+        world.finish(0)
+    assert order == [1, 2, 1]
+
+
+def test_a_start_that_failed_is_no_start(world):
+    world.ask(1, start=True)
+    follower = world.ask(1)
+    world.run(0)
+    world.finish(0, failing=(0,))
+    assert follower.of.fate == "orphan"
+    assert not world.line.knows(1)
+
+
+def test_a_sequence_at_work_is_never_idle(world):
+    world.ask(1, start=True)
+    world.run(0)
+    world.finish(0)
+    world.tick(9)
+    world.ask(1)
+    world.run(0)
+    world.tick(5)
+    assert world.line.knows(1)
+    world.finish(0)
+    world.tick(9)
+    assert world.line.knows(1)
 
 
 def test_a_start_that_did_not_run_takes_those_with_it_that_relied_on_it(world):

@@ -169,6 +169,20 @@ async def test_who_is_held_gives_his_place_to_the_next(opened):
     executor.cancel(slow.ticket)
 
 
+async def test_hesitating_readers_never_have_their_generator_advanced_twice_at_once(opened):
+    executor = opened(Counter(0.002).stream, places=2)
+    reader = ask(executor, 30)
+    await reader.until(lambda: reader.told)
+    executor.pause(reader.ticket)
+    await asyncio.sleep(0.02)
+    for _ in range(3):
+        executor.resume(reader.ticket)
+        executor.pause(reader.ticket)
+    executor.resume(reader.ticket)
+    await reader.ended()
+    assert reader.values == list(range(30))
+
+
 async def test_a_held_stream_keeps_one_answer_and_no_more(opened):
     made = []
 
