@@ -231,8 +231,9 @@ class SequenceBatcher:
             self._timer = self._loop.call_later(max(0, ceil((at - now) * 1e3)) / 1e3, self._consider)
 
     def _expire(self, now: float) -> None:
-        for step in self._line.late(now):
-            self._fail([step.of], DeadlineExceeded())
+        late = self._line.late(now)
+        self._fail((step.of for step in late), DeadlineExceeded())
+        for step in late:
             self._drop(step)
         running = [step.of for batch in self._running if batch for step in batch.steps]
         self._fail((ticket for ticket in running if ticket.deadline <= now), DeadlineExceeded())

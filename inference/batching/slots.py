@@ -150,7 +150,7 @@ class Sequences(Generic[T]):
         return orphans
 
     def late(self, now: float) -> list[Step[T]]:
-        """Waiting requests whose deadline has come; the caller drops them."""
+        """Waiting requests whose deadline has come; the caller drops each, which may take later ones of them along."""
         found = []
         while self._deadlines and (self._deadlines[0][0] <= now or not self._deadlines[0][2].is_waiting):
             _, _, step = heapq.heappop(self._deadlines)

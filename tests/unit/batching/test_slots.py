@@ -67,7 +67,8 @@ class World:
     def tick(self, seconds):
         self.now += seconds
         for step in self.line.late(self.now):
-            self.drop(step, "late")
+            if step.is_waiting:
+                self.drop(step, "late")
         self.line.expire_idle(self.now)
         self.check()
 
