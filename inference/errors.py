@@ -159,6 +159,12 @@ class ReplicaLost(ServerError):
     retryable = True
 
 
+class SequenceLost(ServerError):
+    """The replica that held this sequence is gone: start the sequence anew."""
+
+    code = "sequence_lost"
+
+
 class ModelFailed(ServerError):
     """The model raised an error."""
 

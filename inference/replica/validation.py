@@ -25,6 +25,7 @@ from inference.models import LoadContext, load
 from inference.models.contract import Model
 from inference.protocol.child import StartValidation
 from inference.protocol.oip import Signature
+from inference.protocol.signatures import public_signature
 from inference.protocol.supervision import FileRef, Measurements, TensorSeen
 from inference.replica.checklist import Checklist
 from inference.replica.control import Control
@@ -34,7 +35,7 @@ from inference.replica.sandbox import Limits, Walls
 from inference.runtime import devices
 from inference.runtime.runner import Runner, is_out_of_memory
 from inference.runtime.tensors import Arrays
-from inference.runtime.warmup import WarmUp, warm_up
+from inference.runtime.warmup import WarmUp, warm_up, warm_up_stream
 
 log = logging.getLogger(__name__)
 MEMORY_FLOOR_BYTES, MEMORY_FACTOR = 2 << 30, 4
@@ -165,16 +166,17 @@ def _prove(state: Run, verdict: Verdict, folder: Path, walls: Walls) -> None:
         load_ms = (time.perf_counter() - began) * 1e3
         step.note(f"loaded in {load_ms:.0f} ms on {spec.device}, {walls.words()}")
     with checklist.step("signature") as step:
-        checklist.learn(signature=_checked(model, spec.device))
-        step.note(_described(model.signature))
+        public = public_signature(_checked(model, spec.device), state.settings)
+        checklist.learn(signature=public)
+        step.note(_described(public))
     runner = Runner(model)
     with checklist.step("warm-up") as step:
-        warm = warm_up(runner, repeats=REPEATS)
+        warm = warm_up_stream(runner) if state.settings.decoupled else warm_up(runner, repeats=REPEATS)
         step.note("ran at batch " + ", ".join(map(str, warm.latency_ms)))
     with checklist.step("latency") as step:
-        latency_ms = measure(runner, warm)
+        latency_ms = warm.latency_ms if state.settings.decoupled else measure(runner, warm)
         largest = state.settings.max_batch_size or choose_max_batch(model.signature, latency_ms)
-        _settle(state, model.signature, largest)
+        _settle(state, public, largest)
         peak = max(0, _peak_bytes() - baseline)
         rounded = {str(rows): ms for rows, ms in latency_ms.items()}
         checklist.learn(measurements=Measurements(round(load_ms, 1), peak, rounded))
