@@ -22,7 +22,8 @@ from inference.artifacts.manifest import Tier
 from inference.protocol.supervision import CheckSeen, FileRef, ValidationSeen
 from registry.aliases import set_alias
 from registry.models import ValidationRun, Version, VersionFile, VersionStatus
-from registry.versions import lock_blobs, move
+from registry.moves import move
+from registry.versions import lock_blobs
 
 LEASE = timedelta(seconds=20)
 MAX_ATTEMPTS = 3
