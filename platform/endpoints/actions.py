@@ -219,6 +219,8 @@ def _want(version: Version, replicas: int, device: str) -> None:
     steps = steps_of(version)
     if not steps:
         fleet.want(version=version, replicas=replicas, device=device)
+    elif replicas:
+        fleet.require_ready(version)
     for step in steps if replicas else ():
         fleet.want_at_least(version=step, replicas=replicas, device=device)
 

@@ -26,6 +26,7 @@ __all__ = [
     "reconcile",
     "record_problem",
     "record_seen",
+    "require_ready",
     "restart_replica",
     "scale",
     "scale_version",
@@ -57,16 +58,25 @@ def want(*, version: Version, replicas: int, device: str | None = None) -> Deplo
     if device is not None:
         wish["device"] = check_device(device)
     with transaction.atomic():
-        # Locked, so that it cannot be archived at the same moment.
-        held = Version.objects.select_for_update().values_list("status", "format")
-        status, kind = held.get(pk=version.pk)
+        kind = _locked_format(version, ready=bool(replicas))
         if replicas and kind == Format.PIPELINE:
             raise Conflict(f"{version} is a pipeline and has no replicas of its own: scale the versions of its steps")
-        if replicas and status != VersionStatus.READY:
-            raise Conflict(f"{version} is {status.replace('_', ' ')}: only a ready version can be deployed")
         deployment, _ = Deployment.objects.update_or_create(version=version, defaults=wish)
         send_on_commit(messages.RECONCILE)
     return deployment
+
+
+def require_ready(version: Version) -> None:
+    """Locks the version, in a transaction. Raises Conflict for one that may not be served."""
+    _locked_format(version, ready=True)
+
+
+def _locked_format(version: Version, *, ready: bool) -> str:
+    # Locked, so that it cannot be archived at the same moment.
+    status, kind = Version.objects.select_for_update().values_list("status", "format").get(pk=version.pk)
+    if ready and status != VersionStatus.READY:
+        raise Conflict(f"{version} is {status.replace('_', ' ')}: only a ready version can be deployed")
+    return kind
 
 
 def want_at_least(*, version: Version, replicas: int, device: str | None = None) -> Deployment:

@@ -82,3 +82,14 @@ def random_graph(seed: int, steps: int) -> Pipeline:
 
 def as_json(pipeline: Pipeline) -> Any:
     return msgspec.to_builtins(pipeline)
+
+
+def created(actor: Any, team: Any, pipeline: Pipeline | bytes, name: str = "chain", **options: Any) -> Any:
+    """A version made of this definition, by the actions of a real upload."""
+    from registry import actions
+    from tests.support.contents import sent
+
+    data = pipeline if isinstance(pipeline, bytes) else msgspec.json.encode(pipeline)
+    upload = sent(actor, team, data, "pipeline.json")
+    files: Any = [{"path": "pipeline.json", "upload": str(upload.id)}]
+    return actions.create_version(actor=actor, model_name=name, files=files, team=team, **options)
