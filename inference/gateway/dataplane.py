@@ -8,15 +8,18 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 from inference.errors import Draining, NotFound, NotReady, ReplicaLost, SerinusError, ServerError
+from inference.gateway import pipelines
 from inference.gateway.admission import Caller, admit_caller
 from inference.gateway.calls import Call
 from inference.gateway.connections import Link, Pool, Reply
 from inference.gateway.deadlines import Deadlines, Ticket
 from inference.gateway.router import choose_variant, less_busy
+from inference.gateway.steps import Steps
 from inference.gateway.table import Endpoint, Table, Variant
 from inference.gateway.telemetry import Telemetry
 from inference.protocol.messages import Answer
@@ -48,6 +51,7 @@ class DataPlane:
         self.insecure = insecure
         self.deadlines = Deadlines()
         self.draining = False
+        self._steps = Steps(table, pool, telemetry)
         self._random = random.Random()  # noqa: S311 (spreads load, guards nothing)
 
     def admit(self, name: str, credential: str) -> tuple[Caller, Endpoint]:
@@ -88,11 +92,11 @@ class DataPlane:
             _set_deadline(ticket, endpoint, call, timeout_ms)
             while True:
                 try:
-                    answer, body = await self._attempt(endpoint, variant, call, ticket)
+                    answer, body = await self._answer(endpoint, variant, call, ticket)
                     break
                 except (ReplicaLost, Draining):
                     # once elsewhere, or on the same replica when it is back; never after a second loss
-                    if retries or not queue.retries.take():
+                    if variant.plan is not None or retries or not queue.retries.take():
                         raise
                     retries = 1
             latency_ms = (time.monotonic() - ticket.started) * 1e3
@@ -106,6 +110,11 @@ class DataPlane:
             raise
         finally:
             queue.leave()
+
+    def _answer(self, endpoint: Endpoint, variant: Variant, call: Call, ticket: Ticket) -> Awaitable[Reply]:
+        if variant.plan is None:
+            return self._attempt(endpoint, variant, call, ticket)
+        return pipelines.run(variant.plan, call, ticket, partial(self._steps.run, endpoint, variant))
 
     async def _attempt(self, endpoint: Endpoint, variant: Variant, call: Call, ticket: Ticket) -> Reply:
         link = self._pick(variant) or await self._hold(endpoint, variant, ticket)

@@ -97,7 +97,7 @@ class Rest:
         _, endpoint = self._plane.admit(name, credential_of(headers))
         variant = _described(endpoint, number)
         signature = variant.route.signature
-        running = [one.version for one in endpoint.variants.values() if one.links]
+        running = [one.version for one in endpoint.variants.values() if one.is_routed]
         body = {
             "name": name,
             "versions": [variant.version] if number is not None else running,
@@ -113,7 +113,7 @@ class Rest:
             variants = [endpoint.variants[number]] if number in endpoint.variants else []
         else:
             variants = [variant for variant in endpoint.variants.values() if variant.route.weight_bp]
-        if self._plane.draining or not any(link.ready for variant in variants for link in variant.links):
+        if self._plane.draining or not any(variant.is_ready for variant in variants):
             return 400, [JSON_TYPE], _NOT_READY
         return 200, [JSON_TYPE], _encode({"name": name, "ready": True})
 

@@ -25,6 +25,7 @@ from redis.exceptions import RedisError
 from inference.errors import NotFound
 from inference.gateway.admission import Keys, Queue
 from inference.gateway.connections import Link, Pool
+from inference.gateway.pipelines import Plan, Step
 from inference.gateway.router import newest
 from inference.protocol import routes
 from inference.protocol.routes import EndpointRoute, RoutingTable, VariantRoute
@@ -35,12 +36,22 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A version behind an endpoint, with its links and what its answers carry."""
+    """A version behind an endpoint, with its links and what its answers carry. A pipeline has a plan and no links."""
 
     route: VariantRoute
     links: list[Link]
     version: str
     headers: list[tuple[bytes, bytes]]
+    plan: Plan | None = None
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether there is a replica for it, ready or not; for every step of a pipeline."""
+        return self.plan.is_routed if self.plan is not None else bool(self.links)
+
+    @property
+    def is_ready(self) -> bool:
+        return self.plan.is_ready if self.plan is not None else any(link.ready for link in self.links)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +63,7 @@ class Endpoint:
     def pinned(self, version: int) -> Variant:
         """The variant of that version. Raises NotFound when there is none with a replica."""
         found = self.variants.get(version)
-        if found is None or not found.links:
+        if found is None or not found.is_routed:
             raise NotFound(
                 f"Request for unknown model: '{self.route.name}' version {version} is not at ready state or not found"
             )
@@ -98,11 +109,18 @@ class Table:
         return True
 
     def _build(self, table: RoutingTable) -> Snapshot:
-        wanted = {replica for e in table.endpoints for v in e.variants for replica in newest(v.replicas)}
+        wanted = {
+            replica
+            for e in table.endpoints
+            for v in e.variants
+            for held in (v, *(v.pipeline.steps if v.pipeline else ()))
+            for replica in newest(held.replicas)
+        }
         snapshot = Snapshot(table.generation, {e.name: self._endpoint(e) for e in table.endpoints}, Keys(table))
         self._pool.keep(wanted)
-        for name in self._queues.keys() - snapshot.endpoints.keys():
-            del self._queues[name]
+        plans = [v.plan for e in snapshot.endpoints.values() for v in e.variants.values() if v.plan is not None]
+        held = {e.queue for e in snapshot.endpoints.values()} | {step.queue for plan in plans for step in plan.steps}
+        self._queues = {name: queue for name, queue in self._queues.items() if queue in held}
         return snapshot
 
     def _endpoint(self, route: EndpointRoute) -> Endpoint:
@@ -115,10 +133,24 @@ class Table:
                     (b"x-model-version", str(variant.version).encode()),
                     (b"x-rollout-arm", variant.arm.encode("ascii", "replace")),
                 ],
+                self._plan(route, variant),
             )
             for variant in route.variants
         }
         return Endpoint(route, variants, self._queues.setdefault(route.name, Queue()))
+
+    def _plan(self, endpoint: EndpointRoute, variant: VariantRoute) -> Plan | None:
+        if variant.pipeline is None:
+            return None
+        steps = [
+            Step(
+                step,
+                [self._pool.link(replica) for replica in newest(step.replicas)],
+                self._queues.setdefault(f"{endpoint.name}/{variant.version}/{step.name}", Queue()),
+            )
+            for step in variant.pipeline.steps
+        ]
+        return Plan(steps, [output.name for output in variant.signature.outputs])
 
     def load(self) -> None:
         """Takes the table on disk, if there is one."""
