@@ -14,6 +14,7 @@ import msgspec
 from inference.protocol.oip import MAX_TENSORS, TensorSpec
 
 ENTRY = "pipeline.json"
+FORMAT = "pipeline"
 PLATFORM = "ensemble"
 NEWEST = -1
 MAX_STEPS = 64

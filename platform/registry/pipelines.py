@@ -38,7 +38,9 @@ CHECKS = ("read", "graph", "steps", "tensors")
 
 @dataclass(slots=True)
 class Judged:
-    """The verdict: with a signature and every step's version, or with why it was refused."""
+    """The verdict: with a signature, or with why it was refused. pipeline: as soon as it is a graph, pinned when it
+    passed; versions: those of its steps, as soon as there is one for each.
+    """
 
     manifest: Manifest
     checks: list[CheckSeen] = field(default_factory=list)
@@ -77,23 +79,31 @@ def definition_of(manifest: Manifest) -> bytes | None:
 
 
 def judge(data: bytes, manifest: Manifest, team: Team) -> Judged:
-    """Reads the definition, finds and locks its steps' versions, and checks that they fit. Runs in a transaction.
-
-    The manifest of one that passed holds the pinned definition, so that its digest says which versions it is made of.
+    """As `examine`, and stores the pinned definition of one that passed: the manifest then holds that, so that the
+    version's digest says which versions it is made of.
     """
-    judged = Judged(manifest)
+    judged = examine(data, team)
+    judged.manifest = manifest
+    if judged.signature is not None and judged.pipeline is not None:
+        sha256, size = store().put_stream([encode(judged.pipeline)])
+        judged.manifest = Manifest(files=[FileRef(ENTRY, size, sha256)], settings=manifest.settings)
+    return judged
+
+
+def examine(data: bytes, team: Team) -> Judged:
+    """Reads the definition, finds and locks its steps' versions, and checks that they fit. Runs in a transaction."""
+    judged = Judged(Manifest(files=[]))
     try:
         pipeline = judged.step("read", lambda: pipelines.read(data))
         ordered = judged.step("graph", lambda: pipelines.check_graph(pipeline))
-        versions = judged.step("steps", lambda: _versions(ordered, team))
+        judged.pipeline = pipeline
+        versions = judged.versions = judged.step("steps", lambda: _versions(ordered, team))
         facts = {name: _facts(version) for name, version in versions.items()}
         signature = judged.step("tensors", lambda: pipelines.check_steps(pipeline, facts))
     except Rejected as error:
         judged.refused = error
         return judged
-    judged.pipeline, judged.versions, judged.signature = pipelines.pin(pipeline, facts, signature), versions, signature
-    sha256, size = store().put_stream([encode(judged.pipeline)])
-    judged.manifest = Manifest(files=[FileRef(ENTRY, size, sha256)], settings=manifest.settings)
+    judged.pipeline, judged.signature = pipelines.pin(pipeline, facts, signature), signature
     return judged
 
 
@@ -105,7 +115,7 @@ def settle(version: Version, judged: Judged) -> None:
         "tier": TIER_OF[Format.PIPELINE].value,
         "report": report,
     }
-    if judged.pipeline is None:
+    if judged.pipeline is None or judged.signature is None:
         refused = judged.refused or Rejected("it was not judged")
         move(version, VersionStatus.REJECTED, reason=refused.reason[:2000], remedy=refused.remedy[:2000], **changes)
     else:

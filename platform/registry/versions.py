@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 from django.conf import settings as django_settings
@@ -17,6 +18,8 @@ from accounts.teams import team_for
 from accounts.wakeups import send_on_commit
 from inference.artifacts.manifest import Manifest, digest_of
 from inference.errors import ClientError, Conflict, Forbidden, NotFound
+from inference.protocol.pipelines import ENTRY as PIPELINE_ENTRY
+from inference.protocol.pipelines import MAX_BYTES as PIPELINE_BYTES
 from inference.protocol.supervision import FileRef
 from registry import pipelines
 from registry.aliases import check_alias_name
@@ -92,26 +95,56 @@ def create_version(
     Raises Conflict when a living version of the model has the same files and settings. A pipeline is judged at once,
     for all that it is made of lies here.
     """
-    check_slug("model", model_name)
     if alias:
         check_alias_name(alias)
     runtime = runtime_settings(settings or {})
+    target = _target(actor, model_name, team)
+    return _create(actor, target, Manifest(files=resolve(actor, files), settings=runtime), alias or "")
+
+
+def create_pipeline(
+    *, actor: Actor, model_name: str, definition: bytes, alias: str | None = None, team: Team | None = None
+) -> Version:
+    """As create_version, for a definition that was written here and not uploaded. Raises ClientError when too long."""
+    if len(definition) > PIPELINE_BYTES:
+        raise ClientError(f"a pipeline's definition has {PIPELINE_BYTES} bytes at most")
+    if alias:
+        check_alias_name(alias)
+    target = _target(actor, model_name, team)
+    sha256, size = store().put_stream([definition])
+    return _create(actor, target, Manifest(files=[FileRef(PIPELINE_ENTRY, size, sha256)]), alias or "")
+
+
+class _Target(NamedTuple):
+    """Where a version goes. is_new: the model is to be made; who was faster with its name keeps it."""
+
+    name: str
+    owner: Team
+    is_new: bool
+
+
+def _target(actor: Actor, model_name: str, team: Team | None) -> _Target:
+    """Raises Forbidden, and NotFound for what is not seen."""
+    check_slug("model", model_name)
     model = Model.objects.filter(name=model_name).select_related("team").first()
     owner = model.team if model else (team or team_for(actor, Verb.UPLOAD))
     if model:
         require_seen(actor, Verb.UPLOAD, model)
     require(actor, Verb.UPLOAD, owner)
-    manifest = Manifest(files=resolve(actor, files), settings=runtime)
+    return _Target(model_name, owner, is_new=model is None)
+
+
+def _create(actor: Actor, target: _Target, manifest: Manifest, alias: str) -> Version:
     definition = pipelines.definition_of(manifest)
     with transaction.atomic():
-        if model is None:
-            create_model(actor=actor, name=model_name, team=owner)
+        if target.is_new:
+            create_model(actor=actor, name=target.name, team=target.owner)
         if definition is None:
-            version = _write_version(actor, model_name, manifest, alias or "")
+            version = _write_version(actor, target.name, manifest, alias)
             want_validation(version)
             return version
-        judged = pipelines.judge(definition, manifest, owner)
-        version = _write_version(actor, model_name, judged.manifest, alias or "")
+        judged = pipelines.judge(definition, manifest, target.owner)
+        version = _write_version(actor, target.name, judged.manifest, alias)
         pipelines.settle(version, judged)
         return version
 
