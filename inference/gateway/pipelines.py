@@ -1,37 +1,35 @@
 """A request's way through a graph of versions: which step may run, what is passed on, what may be forgotten.
 
-`Plan` and `Walk` are pure; `run` is their asyncio shell. A step runs as soon as its inputs are there, and steps that do
-not wait for each other run side by side. Tensors are passed on as the bytes that they came as; only what leads to a
-wanted output runs. The first failure ends the request, and the steps under way are cancelled.
+`Plan` and `Walk` are pure; a `Run` is one request. A step runs as soon as its inputs are there, and steps that do not
+wait for each other run side by side, each as a flight of its own. Tensors are passed on as the bytes that they came as;
+only what leads to a wanted output runs. The first failure ends the request, and the steps under way are abandoned.
 """
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
-from inference.errors import NotReady, Overloaded, SerinusError
-from inference.gateway.admission import Queue
+from inference.errors import DeadlineExceeded, NotReady, SerinusError
 from inference.gateway.calls import Call
-from inference.gateway.connections import Link, Reply
-from inference.gateway.deadlines import Ticket
+from inference.gateway.flights import Answered, Failed, Flight
 from inference.protocol.messages import Answer, TensorHeader
 from inference.protocol.routes import StepRoute
 
-NO_BOUND = 1 << 30
+if TYPE_CHECKING:
+    from inference.gateway.table import Endpoint
+
 Bytes = bytes | memoryview
 Tensor = tuple[TensorHeader, Bytes]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """A step with the ways to its version's replicas. `queue` counts what is under way; it outlives routing tables."""
+    """A step, and the endpoint (which no client can name) behind which its version's replicas are."""
 
     route: StepRoute
-    links: list[Link]
-    queue: Queue
+    endpoint: Endpoint
 
 
 class Plan:
@@ -52,11 +50,11 @@ class Plan:
     @property
     def is_routed(self) -> bool:
         """Whether every step has a replica, ready or not."""
-        return all(step.links for step in self.steps)
+        return all(variant.is_routed for step in self.steps for variant in step.endpoint.variants.values())
 
     @property
     def is_ready(self) -> bool:
-        return all(any(link.ready for link in step.links) for step in self.steps)
+        return all(variant.is_ready for step in self.steps for variant in step.endpoint.variants.values())
 
     def leading_to(self, outputs: Sequence[str]) -> frozenset[int]:
         """The steps without which these outputs cannot be made; of all outputs when none is named."""
@@ -114,55 +112,106 @@ class Walk:
         return [inner for inner, outer in self.plan.steps[at].route.output_map.items() if self.is_needed(outer)]
 
 
-RunStep = Callable[[Step, Call, Ticket], Awaitable[Reply]]
+class Plane(Protocol):
+    """What a run asks of the data plane."""
+
+    def start_step(self, outer: Flight, step: Endpoint, call: Call, on_answer: Answered, on_failed: Failed) -> Flight:
+        """Sets one step on its way. Raises what is wrong at once; all else comes to `on_failed`."""
+        ...
+
+    def answered(self, flight: Flight, answer: Answer) -> None: ...
+
+    def abandon(self, flight: Flight) -> None: ...
+
+    def end(self, flight: Flight, error: SerinusError) -> None: ...
 
 
-async def run(plan: Plan, call: Call, ticket: Ticket, run_step: RunStep) -> Reply:
-    """Runs a call that fits the graph's signature: all its rows travel together, so its batch is not looked at again.
-
-    `run_step` answers one step's call; it is cancelled when nobody waits for that any more. Raises what the ticket
-    ends with, or the first step's error with the step's name in it.
+class Run:
+    """One request under way through a graph. It stands where the flight's link would stand: whoever ends the flight has
+    it `forget`, and then nobody waits for the steps any more.
     """
-    return await _Run(plan, call, ticket, run_step).ended_with()
 
+    __slots__ = ("_answers", "_flight", "_has_ended", "_plane", "_steps", "_tensors", "_walk")
 
-class _Run:
-    def __init__(self, plan: Plan, call: Call, ticket: Ticket, run_step: RunStep) -> None:
-        self._walk = Walk(plan, call.outputs)
-        self._call = call
-        self._ticket = ticket
-        self._run_step = run_step
+    def __init__(self, plane: Plane, flight: Flight, plan: Plan) -> None:
+        self._plane = plane
+        self._flight = flight
+        self._walk = Walk(plan, flight.call.outputs)
         self._tensors: dict[str, Tensor] = {}
         self._answers: list[Answer] = []
-        self._tasks: dict[asyncio.Task[Reply], int] = {}
-        self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._steps: dict[int, Flight] = {}
+        self._has_ended = False
 
-    async def ended_with(self) -> Reply:
-        self._ticket.waiting = self._ended
+    def begin(self) -> None:
+        """Starts what can start. The call fits the graph's signature, and all its rows travel together, so its batch
+        is not looked at again. Raises the error of a step that cannot even start, with its name in it.
+        """
+        call = self._flight.call
+        given = zip(call.tensors, call.body, strict=True)
+        self._tensors = {header.name: (header, data) for header, data in given if self._walk.is_needed(header.name)}
         try:
-            if self._ticket.error is not None:
-                raise self._ticket.error
-            given = zip(self._call.tensors, self._call.body, strict=True)
-            self._tensors = {header.name: (header, data) for header, data in given if self._walk.is_needed(header.name)}
-            self._start(self._walk.arrived([header.name for header in self._call.tensors]))
-            await self._ended
-            return self._reply()
-        finally:
-            for task in self._tasks:
-                task.cancel()
-            self._tensors = {}
+            self._start(self._walk.arrived([header.name for header in call.tensors]))
+        except SerinusError:
+            self.forget(self._flight)
+            raise
+
+    def forget(self, _flight: Flight) -> None:
+        """Nobody waits any more: the steps under way are abandoned, and their replicas are told."""
+        self._has_ended = True
+        self._tensors = {}
+        steps, self._steps = self._steps, {}
+        for step in steps.values():
+            self._plane.abandon(step)
+
+    def pause(self, _flight: Flight) -> None:
+        """A pipeline gives one answer: there is nothing to hold back."""
+
+    def resume(self, _flight: Flight) -> None:
+        """As `pause`."""
 
     def _start(self, ready: list[int]) -> None:
         for at in ready:
             step = self._walk.plan.steps[at]
+
+            def on_answer(flight: Flight, answer: Answer, body: memoryview, at: int = at) -> None:
+                self._step_answered(at, flight, answer, body)
+
+            def on_failed(_flight: Flight, error: SerinusError, at: int = at) -> None:
+                self._step_failed(at, error)
+
             try:
-                step.queue.enter(step.route.max_inflight or NO_BOUND)
-            except Overloaded as error:
-                self._fail(error, step)
-                return
-            task = asyncio.ensure_future(self._run_step(step, self._step_call(at), self._ticket))
-            self._tasks[task] = at
-            task.add_done_callback(self._step_ended)
+                call = self._step_call(at)
+                self._steps[at] = self._plane.start_step(self._flight, step.endpoint, call, on_answer, on_failed)
+            except SerinusError as error:
+                raise named(error, step.route.name) from error
+
+    def _step_answered(self, at: int, flight: Flight, answer: Answer, body: memoryview) -> None:
+        step = self._walk.plan.steps[at]
+        if not answer.final:
+            self._end(named(NotReady("it gave more than one answer"), step.route.name))
+            return
+        self._steps.pop(at, None)
+        self._plane.answered(flight, answer)
+        if self._has_ended:
+            return
+        try:
+            made = self._take(step, answer, body)
+            for name in self._walk.finished(at):
+                del self._tensors[name]
+            self._start(self._walk.arrived(made))
+        except SerinusError as error:
+            self._end(error)
+            return
+        if not self._walk.left:
+            self._reply()
+
+    def _step_failed(self, at: int, error: SerinusError) -> None:
+        self._steps.pop(at, None)
+        if not self._has_ended:
+            self._end(named(error, self._walk.plan.steps[at].route.name))
+
+    def _end(self, error: SerinusError) -> None:
+        self._plane.end(self._flight, error)
 
     def _step_call(self, at: int) -> Call:
         headers, body = [], []
@@ -170,28 +219,9 @@ class _Run:
             header, data = self._tensors[outer]
             headers.append(TensorHeader(inner, header.datatype, header.shape, header.size_bytes))
             body.append(data)
-        return dataclasses.replace(self._call, id="", tensors=headers, body=body, outputs=self._walk.asked(at))
-
-    def _step_ended(self, task: asyncio.Task[Reply]) -> None:
-        at = self._tasks.pop(task)
-        step = self._walk.plan.steps[at]
-        step.queue.leave()
-        error = None if task.cancelled() else task.exception()
-        if self._ended.done() or task.cancelled():
-            return
-        if error is not None:
-            self._fail(error, step)
-            return
-        try:
-            made = self._take(step, *task.result())
-        except NotReady as broken:
-            self._fail(broken, step)
-            return
-        for name in self._walk.finished(at):
-            del self._tensors[name]
-        self._start(self._walk.arrived(made))
-        if not self._walk.left and not self._ended.done():
-            self._ended.set_result(None)
+        return dataclasses.replace(
+            self._flight.call, id="", tensors=headers, body=body, outputs=self._walk.asked(at), sequence=None
+        )
 
     def _take(self, step: Step, answer: Answer, body: memoryview) -> list[str]:
         """Keeps what somebody waits for; answers its names. Raises NotReady for an answer that contradicts itself."""
@@ -205,16 +235,13 @@ class _Run:
                 self._tensors[outer] = TensorHeader(outer, header.datatype, header.shape, header.size_bytes), data
         made = [name for name in step.route.output_map.values() if self._walk.is_needed(name)]
         if found != set(made):
-            raise NotReady("the replica sent an unreadable answer")
+            raise named(NotReady("the replica sent an unreadable answer"), step.route.name)
         self._answers.append(answer)
         return made
 
-    def _fail(self, error: BaseException, step: Step) -> None:
-        if not self._ended.done():
-            self._ended.set_exception(named(error, step.route.name))
-
-    def _reply(self) -> Reply:
+    def _reply(self) -> None:
         """The outputs in the signature's order. Times are the sums of all steps'; the batch is the largest."""
+        self._has_ended = True
         picked = [self._tensors[name] for name in self._walk.outputs]
         bodies = [data for _, data in picked]
         body = memoryview(bodies[0]) if len(bodies) == 1 else memoryview(b"".join(bodies))
@@ -228,15 +255,19 @@ class _Run:
             input_ns=sum(answer.input_ns for answer in answers),
             output_ns=sum(answer.output_ns for answer in answers),
         )
-        return answer, body
+        flight = self._flight
+        flight.has_ended, flight.link = True, None
+        flight.parts += 1
+        flight.on_answer(flight, answer, body)
 
 
-def named(error: BaseException, step: str) -> BaseException:
-    """The same error with the step's name before its words."""
-    if not isinstance(error, SerinusError):
-        return error
+def named(error: SerinusError, step: str) -> SerinusError:
+    """The same error with the step's name before its words; that the time is up is nobody's fault."""
     cls: type[Any] = type(error)
+    if isinstance(error, DeadlineExceeded):
+        return error
     try:
-        return cls(f"step '{step}': {error.message}", retry_after_s=error.retry_after_s)  # type: ignore[no-any-return]
+        found: SerinusError = cls(f"step '{step}': {error.message}", retry_after_s=error.retry_after_s)
     except TypeError:  # Rejected takes other arguments; no step has a reason to raise it
         return error
+    return found

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,25 +23,30 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from inference.errors import NotFound
-from inference.gateway.admission import Keys, Queue
+from inference.gateway.admission import Keys, Limiter, Queue
 from inference.gateway.connections import Link, Pool
 from inference.gateway.pipelines import Plan, Step
 from inference.gateway.router import newest
 from inference.protocol import routes
-from inference.protocol.routes import EndpointRoute, RoutingTable, VariantRoute
+from inference.protocol.routes import WEIGHT_TOTAL_BP, EndpointRoute, RoutingTable, VariantRoute
 
 POLL_S = 0.5
+NO_BOUND = 1 << 30
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A version behind an endpoint, with its links and what its answers carry. A pipeline has a plan and no links."""
+    """A version behind an endpoint, with its links, the key of its sums and what its answers carry; `lines` are the
+    headers as they stand in an answer. A pipeline has a plan and no links.
+    """
 
     route: VariantRoute
     links: list[Link]
     version: str
+    key: tuple[str, int, str]
     headers: list[tuple[bytes, bytes]]
+    lines: bytes
     plan: Plan | None = None
 
     @property
@@ -56,9 +61,12 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
+    """only: the variant that has all the traffic, if one has."""
+
     route: EndpointRoute
     variants: dict[int, Variant]
     queue: Queue
+    only: Variant | None
 
     def pinned(self, version: int) -> Variant:
         """The variant of that version. Raises NotFound when there is none with a replica."""
@@ -72,11 +80,17 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One generation of the table, ready for use. generation -1: there is none yet."""
+    """One generation of the table, ready for use. generation -1: there is none yet. steps: of pipelines, by
+    ENDPOINT/VERSION/STEP, which no client can name.
+    """
 
     generation: int
     endpoints: dict[str, Endpoint]
     keys: Keys
+    steps: dict[str, Endpoint] = field(default_factory=dict)
+
+    def known(self, name: str) -> Endpoint | None:
+        return self.endpoints.get(name) or self.steps.get(name)
 
 
 class Table:
@@ -87,6 +101,7 @@ class Table:
         self._pool = pool
         self._path = path
         self._queues: dict[str, Queue] = {}
+        self._limiters: dict[str, Limiter] = {}
         self._unsaved: bytes | None = None
         self._saved = asyncio.Event()
         self.changed: list[Callable[[], None]] = [pool.changed]
@@ -109,48 +124,55 @@ class Table:
         return True
 
     def _build(self, table: RoutingTable) -> Snapshot:
-        wanted = {
-            replica
-            for e in table.endpoints
-            for v in e.variants
-            for held in (v, *(v.pipeline.steps if v.pipeline else ()))
-            for replica in newest(held.replicas)
-        }
-        snapshot = Snapshot(table.generation, {e.name: self._endpoint(e) for e in table.endpoints}, Keys(table))
+        held = [
+            held for e in table.endpoints for v in e.variants for held in (v, *(v.pipeline.steps if v.pipeline else ()))
+        ]
+        wanted = {replica for one in held for replica in newest(one.replicas)}
+        endpoints = {endpoint.name: self._endpoint(endpoint) for endpoint in table.endpoints}
+        snapshot = Snapshot(table.generation, endpoints, Keys(table, limiters=self._limiters), _steps_of(endpoints))
         self._pool.keep(wanted)
-        plans = [v.plan for e in snapshot.endpoints.values() for v in e.variants.values() if v.plan is not None]
-        held = {e.queue for e in snapshot.endpoints.values()} | {step.queue for plan in plans for step in plan.steps}
-        self._queues = {name: queue for name, queue in self._queues.items() if queue in held}
+        for name in self._queues.keys() - snapshot.endpoints.keys() - snapshot.steps.keys():
+            del self._queues[name]
         return snapshot
 
     def _endpoint(self, route: EndpointRoute) -> Endpoint:
-        variants = {
-            variant.version: Variant(
-                variant,
-                [self._pool.link(replica) for replica in newest(variant.replicas)],
-                str(variant.version),
-                [
-                    (b"x-model-version", str(variant.version).encode()),
-                    (b"x-rollout-arm", variant.arm.encode("ascii", "replace")),
-                ],
-                self._plan(route, variant),
-            )
-            for variant in route.variants
-        }
-        return Endpoint(route, variants, self._queues.setdefault(route.name, Queue()))
+        variants = {variant.version: self._variant(route, variant) for variant in route.variants}
+        weighted = [variant for variant in variants.values() if variant.route.weight_bp]
+        only = weighted[0] if len(weighted) == 1 else None
+        return Endpoint(route, variants, self._queues.setdefault(route.name, Queue()), only)
 
-    def _plan(self, endpoint: EndpointRoute, variant: VariantRoute) -> Plan | None:
-        if variant.pipeline is None:
-            return None
-        steps = [
-            Step(
-                step,
-                [self._pool.link(replica) for replica in newest(step.replicas)],
-                self._queues.setdefault(f"{endpoint.name}/{variant.version}/{step.name}", Queue()),
-            )
-            for step in variant.pipeline.steps
+    def _variant(self, endpoint: EndpointRoute, route: VariantRoute) -> Variant:
+        number = str(route.version)
+        headers = [
+            (b"x-model-version", number.encode()),
+            (b"x-rollout-arm", route.arm.encode("ascii", "replace")),
         ]
-        return Plan(steps, [output.name for output in variant.signature.outputs])
+        return Variant(
+            route,
+            [self._pool.link(replica) for replica in newest(route.replicas)],
+            number,
+            (counted_as(endpoint.name), route.version, route.arm),
+            headers,
+            b"".join(name + b": " + value + b"\r\n" for name, value in headers),
+            self._plan(endpoint, route) if route.pipeline is not None else None,
+        )
+
+    def _plan(self, endpoint: EndpointRoute, route: VariantRoute) -> Plan:
+        assert route.pipeline is not None
+        steps = []
+        for step in route.pipeline.steps:
+            own = VariantRoute(route.version, route.arm, WEIGHT_TOTAL_BP, step.signature, step.replicas, step.settings)
+            hidden = EndpointRoute(
+                name=f"{endpoint.name}/{route.version}/{step.name}",
+                model=step.model,
+                salt="",
+                public=False,
+                timeout_ms=endpoint.timeout_ms,
+                queue_limit=step.max_inflight or NO_BOUND,
+                variants=[own],
+            )
+            steps.append(Step(step, self._endpoint(hidden)))
+        return Plan(steps, [output.name for output in route.signature.outputs])
 
     def load(self) -> None:
         """Takes the table on disk, if there is one."""
@@ -215,6 +237,17 @@ class Table:
         data = await client.get(routes.TABLE_KEY)
         if data:
             self.accept(_bytes(data))
+
+
+def _steps_of(endpoints: dict[str, Endpoint]) -> dict[str, Endpoint]:
+    plans = [v.plan for endpoint in endpoints.values() for v in endpoint.variants.values() if v.plan is not None]
+    return {step.endpoint.route.name: step.endpoint for plan in plans for step in plan.steps}
+
+
+def counted_as(name: str) -> str:
+    """The name under which sums are kept: an endpoint's own, ENDPOINT/STEP for a step of any version."""
+    parts = name.split("/")
+    return name if len(parts) == 1 else f"{parts[0]}/{parts[-1]}"
 
 
 def connect(url: str) -> redis.Redis | None:

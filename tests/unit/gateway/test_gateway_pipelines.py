@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
-import random
 from array import array
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.errors import Cancelled, DeadlineExceeded, InvalidInput, ModelFailed, NotReady, Overloaded
-from inference.gateway.admission import Queue
+from inference.errors import Cancelled, DeadlineExceeded, InvalidInput, ModelFailed, NotReady, Overloaded, SerinusError
 from inference.gateway.calls import Call
-from inference.gateway.deadlines import Deadlines, Ticket
-from inference.gateway.pipelines import Plan, Step, Walk, named, run
-from inference.protocol.messages import Answer, TensorHeader
+from inference.gateway.flights import Flight
+from inference.gateway.pipelines import Plan, Run, Step, Walk, named
+from inference.protocol.messages import Answer, SequenceControl, TensorHeader
 from inference.protocol.oip import Signature
 from inference.protocol.routes import StepRoute
 from tests.support.pipelines import chain, random_graph
 
 
-def plan_of(pipeline, **limits) -> Plan:
+def plan_of(pipeline) -> Plan:
     steps = [
         Step(
-            StepRoute(
-                one.name,
-                one.model,
-                1,
-                Signature([], []),
-                one.input_map,
-                one.output_map,
-                max_inflight=limits.get(one.name, 0),
-            ),
-            [],
-            Queue(),
+            StepRoute(one.name, one.model, 1, Signature([], []), one.input_map, one.output_map),
+            SimpleNamespace(name=one.name),
         )
         for one in pipeline.steps
     ]
@@ -49,45 +38,65 @@ def floats(*values) -> bytes:
 def call_of(pipeline, outputs=()) -> Call:
     data = [floats(number + 1) for number in range(len(pipeline.inputs))]
     headers = [TensorHeader(spec.name, "FP32", [1, 1], 4) for spec in pipeline.inputs]
-    return Call("r1", headers, data, list(outputs), parameters={"tone": 3})
-
-
-def ticket_of(seconds=30.0) -> Ticket:
-    return Ticket(0.0, seconds, None)
+    control = SequenceControl(7)
+    return Call("r1", headers, data, list(outputs), parameters={"tone": 3}, traceparent="00-1", sequence=control)
 
 
 @dataclass
-class Fake:
-    """Steps that answer each output with the sum of the inputs plus its number, after a random number of turns."""
+class Plane:
+    """A data plane whose steps answer when they are told to: each output with the sum of the inputs plus its number."""
 
-    seed: int = 0
+    full: frozenset[str] = frozenset()
+    under_way: dict[str, Flight] = field(default_factory=dict)
     begun: list[str] = field(default_factory=list)
-    ended: list[str] = field(default_factory=list)
-    cancelled: list[str] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)
+    abandoned: list[str] = field(default_factory=list)
     calls: dict[str, Call] = field(default_factory=dict)
-    fails: dict[str, Exception] = field(default_factory=dict)
-    stuck: frozenset[str] = frozenset()
+    errors: list[SerinusError] = field(default_factory=list)
+    replies: list[tuple[Answer, memoryview]] = field(default_factory=list)
 
-    async def __call__(self, step: Step, call: Call, ticket: Ticket):
-        name = step.route.name
-        chance = random.Random(f"{self.seed} {name}")
-        self.begun.append(name)
-        self.calls[name] = call
-        try:
-            for _ in range(chance.randint(0, 4)):
-                await asyncio.sleep(0)
-            if name in self.stuck:
-                await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            self.cancelled.append(name)
-            raise
-        if name in self.fails:
-            raise self.fails[name]
-        self.ended.append(name)
+    def run(self, pipeline, outputs=()) -> Flight:
+        outer = Flight(lambda _flight, answer, body: self.replies.append((answer, body)), lambda _flight, _error: None)
+        outer.call = call_of(pipeline, outputs)
+        outer.link = run = Run(self, outer, plan_of(pipeline))
+        run.begin()
+        return outer
+
+    def start_step(self, outer, step, call, on_answer, on_failed) -> Flight:
+        if step.name in self.full:
+            raise Overloaded(retry_after_s=1.0)
+        self.begun.append(step.name)
+        self.calls[step.name] = call
+        flight = self.under_way[step.name] = Flight(on_answer, on_failed)
+        return flight
+
+    def answered(self, flight, answer) -> None:
+        self.done.append(self._gone(flight))
+
+    def abandon(self, flight) -> None:
+        self.abandoned.append(self._gone(flight))
+
+    def end(self, flight, error) -> None:
+        if not flight.has_ended:
+            flight.has_ended = True
+            self.errors.append(error)
+            flight.link.forget(flight)
+
+    def _gone(self, flight) -> str:
+        name = next(name for name, held in self.under_way.items() if held is flight)
+        del self.under_way[name]
+        return name
+
+    def answer(self, name: str) -> None:
+        flight, call = self.under_way[name], self.calls[name]
         total = sum(memoryview(data).cast("f")[0] for data in call.body)
         headers = [TensorHeader(inner, "FP32", [1, 1], 4) for inner in call.outputs]
         body = b"".join(floats(total + number) for number in range(len(headers)))
-        return Answer(1, headers, 2, 10, 100), memoryview(body)
+        flight.on_answer(flight, Answer(1, headers, 2, 10, 100), memoryview(body))
+
+    def fail(self, name: str, error: SerinusError) -> None:
+        flight = self.under_way.pop(name)
+        flight.on_failed(flight, error)
 
 
 def reference(pipeline, needed, asked):
@@ -140,155 +149,131 @@ def test_only_what_leads_to_a_wanted_output_runs():
     assert len(fewest) < 12
 
 
-# -- the runner --------------------------------------------------------------------------------------------------------
+# -- one request -------------------------------------------------------------------------------------------------------
 
 
 @given(st.integers(0, 10**6), st.integers(1, 15), st.data())
 def test_a_run_gives_what_the_steps_one_by_one_give(seed, steps, data):
+    """In whatever order the steps answer."""
     pipeline = random_graph(seed, steps)
-    plan = plan_of(pipeline)
+    plan, plane = plan_of(pipeline), Plane()
     wanted = data.draw(st.lists(st.sampled_from(plan.outputs), unique=True))
-    fake = Fake(seed)
-
-    async def scenario():
-        return await run(plan, call_of(pipeline, wanted), ticket_of(), fake)
-
-    answer, body = asyncio.run(scenario())
+    outer = plane.run(pipeline, wanted)
+    while plane.under_way:
+        assert not plane.replies
+        plane.answer(data.draw(st.sampled_from(sorted(plane.under_way))))
     needed = {plan.steps[at].route.name for at in plan.leading_to(wanted)}
-    assert sorted(fake.begun) == sorted(fake.ended) == sorted(needed)
-    values = reference(pipeline, needed, {name: call.outputs for name, call in fake.calls.items()})
+    assert sorted(plane.begun) == sorted(plane.done) == sorted(needed)
+    ((answer, body),) = plane.replies
+    values = reference(pipeline, needed, {name: call.outputs for name, call in plane.calls.items()})
     names = [name for name in plan.outputs if not wanted or name in wanted]
     assert [header.name for header in answer.tensors] == names
-    assert body.cast("B").tobytes() == b"".join(floats(values[name]) for name in names)
+    assert body.tobytes() == b"".join(floats(values[name]) for name in names)
     assert (answer.batch_size, answer.queue_ns, answer.compute_ns) == (2, 10 * len(needed), 100 * len(needed))
-    assert all(step.queue.in_flight == 0 for step in plan.steps)
+    assert outer.has_ended
+    assert not plane.abandoned
+    assert not plane.errors
 
 
 @given(st.integers(0, 10**6), st.integers(1, 12), st.data())
 def test_a_failing_step_ends_the_request_with_its_name_and_leaves_nothing(seed, steps, data):
     pipeline = random_graph(seed, steps)
-    plan = plan_of(pipeline)
+    plane = Plane()
     victim = data.draw(st.sampled_from(pipeline.steps)).name
-    fake = Fake(seed, fails={victim: ModelFailed("it broke")})
-
-    async def scenario():
-        with pytest.raises(ModelFailed, match=f"^step '{victim}': it broke$"):
-            await run(plan, call_of(pipeline), ticket_of(), fake)
-        return await settled()
-
-    assert asyncio.run(scenario()) == 0
-    assert sorted(fake.begun) == sorted([*fake.ended, *fake.cancelled, victim])
-    assert all(step.queue.in_flight == 0 for step in plan.steps)
+    plane.run(pipeline)
+    while victim not in plane.under_way:
+        plane.answer(data.draw(st.sampled_from(sorted(plane.under_way))))
+    plane.fail(victim, ModelFailed("it broke"))
+    assert [(type(error), error.message) for error in plane.errors] == [(ModelFailed, f"step '{victim}': it broke")]
+    assert not plane.under_way
+    assert not plane.replies
+    assert sorted(plane.begun) == sorted([*plane.done, *plane.abandoned, victim])
 
 
-@given(st.integers(0, 10**6), st.integers(1, 12), st.integers(0, 12), st.sampled_from([Cancelled, DeadlineExceeded]))
-def test_whoever_leaves_takes_every_step_along(seed, steps, turns, why):
+@given(st.integers(0, 10**6), st.integers(1, 12), st.data())
+def test_whoever_leaves_takes_every_step_along(seed, steps, data):
+    """A client that left, a deadline: whatever ends the flight has the run forget it."""
     pipeline = random_graph(seed, steps)
+    plane = Plane()
+    outer = plane.run(pipeline)
+    for _ in range(data.draw(st.integers(0, steps - 1))):
+        plane.answer(data.draw(st.sampled_from(sorted(plane.under_way))))
+    late = list(plane.under_way.values())
+    plane.end(outer, Cancelled())
+    assert not plane.under_way
+    assert sorted(plane.begun) == sorted([*plane.done, *plane.abandoned])
+    begun = list(plane.begun)
+    for flight in late:
+        flight.on_failed(flight, ModelFailed())
+    assert (plane.begun, plane.replies, len(plane.errors)) == (begun, [], 1)
+
+
+def test_a_full_step_is_the_requests_overloaded_at_once():
+    plane = Plane(full=frozenset({"a"}))
+    with pytest.raises(Overloaded, match="step 'a': Exceeds maximum queue size") as caught:
+        plane.run(chain("a", "b"))
+    assert caught.value.retry_after_s == 1.0
+    plane = Plane(full=frozenset({"b"}))
+    plane.run(chain("a", "b"))
+    plane.answer("a")
+    assert [error.message for error in plane.errors] == ["step 'b': Exceeds maximum queue size"]
+    assert not plane.under_way
+
+
+def test_a_step_that_cannot_start_takes_those_along_that_could():
+    pipeline = random_graph(11, 12)
     plan = plan_of(pipeline)
-    fake = Fake(seed, stuck=frozenset({pipeline.steps[-1].name}))
-
-    async def scenario():
-        ticket = ticket_of()
-        asked = asyncio.ensure_future(run(plan, call_of(pipeline), ticket, fake))
-        for _ in range(turns):
-            await asyncio.sleep(0)
-        ticket.fail(why())
-        with pytest.raises(why):
-            await asked
-        return await settled()
-
-    assert asyncio.run(scenario()) == 0
-    assert sorted(fake.begun) == sorted([*fake.ended, *fake.cancelled])
-    assert all(step.queue.in_flight == 0 for step in plan.steps)
+    inputs = {spec.name for spec in pipeline.inputs}
+    first = [one.name for one in pipeline.steps if set(one.input_map.values()) <= inputs]
+    assert len(first) > 1, "the graph was chosen to have two steps that start at once"
+    order = Walk(plan, ()).arrived([spec.name for spec in pipeline.inputs])
+    plane = Plane(full=frozenset({plan.steps[order[-1]].route.name}))
+    with pytest.raises(Overloaded):
+        plane.run(pipeline)
+    assert len(plane.begun) == len(order) - 1
+    assert plane.abandoned == plane.begun
 
 
-async def settled() -> int:
-    """The tasks besides this one, after what was cancelled has had its turn."""
-    for _ in range(3):
-        await asyncio.sleep(0)
-    return len(asyncio.all_tasks()) - 1
-
-
-async def test_a_task_that_is_cancelled_takes_every_step_along():
-    pipeline = chain("a", "b")
-    plan, fake = plan_of(pipeline), Fake(stuck=frozenset({"b"}))
-    asked = asyncio.ensure_future(run(plan, call_of(pipeline), ticket_of(), fake))
-    while "b" not in fake.begun:  # noqa: ASYNC110
-        await asyncio.sleep(0)
-    asked.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await asked
-    assert await settled() == 0
-    assert fake.cancelled == ["b"]
-
-
-async def test_a_deadline_that_passes_ends_it():
-    pipeline = chain("a", "b")
-    deadlines = Deadlines()
-    ticket = deadlines.open(0.03)
-    fake = Fake(stuck=frozenset({"b"}))
-    with pytest.raises(DeadlineExceeded):
-        await run(plan_of(pipeline), call_of(pipeline), ticket, fake)
-    deadlines.close(ticket)
-    await settled()
-    assert fake.cancelled == ["b"]
-
-
-async def test_a_request_that_has_ended_starts_nothing():
-    pipeline, ticket, fake = chain("a"), ticket_of(), Fake()
-    ticket.fail(Cancelled())
-    with pytest.raises(Cancelled):
-        await run(plan_of(pipeline), call_of(pipeline), ticket, fake)
-    assert fake.begun == []
-
-
-async def test_a_full_step_is_the_requests_overloaded_at_once():
-    pipeline = chain("a", "b")
-    plan, fake = plan_of(pipeline, b=1), Fake(stuck=frozenset({"b"}))
-    first = asyncio.ensure_future(run(plan, call_of(pipeline), ticket_of(), fake))
-    while "b" not in fake.begun:  # noqa: ASYNC110
-        await asyncio.sleep(0)
-    with pytest.raises(Overloaded, match="step 'b': Exceeds maximum queue size") as caught:
-        await run(plan, call_of(pipeline), ticket_of(), fake)
-    assert caught.value.retry_after_s
-    assert fake.begun.count("b") == 1
-    first.cancel()
-    await settled()
-    fake.stuck = frozenset()
-    await run(plan, call_of(pipeline), ticket_of(), fake)
-
-
-async def test_tensors_are_passed_on_as_the_bytes_they_came_as():
-    pipeline = chain("a", "b")
+def test_tensors_are_passed_on_as_the_bytes_they_came_as():
+    plane = Plane()
+    outer = plane.run(chain("a", "b"))
     reply = memoryview(floats(7.0))
-    seen: list[Call] = []
-
-    async def echo(step: Step, call: Call, ticket: Ticket):
-        seen.append(call)
-        return Answer(1, [TensorHeader("y", "FP32", [1, 1], 4)], 1, 0, 0), reply
-
-    call = call_of(pipeline)
-    _, body = await run(plan_of(pipeline), call, ticket_of(), echo)
-    assert seen[0].body[0] is call.body[0]
-    assert seen[1].body[0].obj is reply.obj
-    assert body.obj is reply.obj
-    assert [(one.tensors[0].name, one.outputs, one.parameters) for one in seen] == [("x", ["y"], {"tone": 3})] * 2
+    assert plane.calls["a"].body[0] is outer.call.body[0]
+    for name in ("a", "b"):
+        flight = plane.under_way[name]
+        flight.on_answer(flight, Answer(1, [TensorHeader("y", "FP32", [1, 1], 4)], 1, 0, 0), reply)
+    assert plane.calls["b"].body[0].obj is reply.obj
+    assert plane.replies[0][1].obj is reply.obj
+    for name in ("a", "b"):
+        call = plane.calls[name]
+        assert (call.tensors[0].name, call.outputs, call.parameters) == ("x", ["y"], {"tone": 3})
+        assert (call.traceparent, call.sequence, call.id) == ("00-1", None, "")
 
 
 @pytest.mark.parametrize(
     "headers", [[], [("z", 4)], [("y", 8)], [("y", -4)]], ids=["none", "other", "long", "negative"]
 )
-async def test_an_answer_that_contradicts_itself_is_the_servers_fault(headers):
-    async def wrong(step: Step, call: Call, ticket: Ticket):
-        told = [TensorHeader(name, "FP32", [1, 1], size) for name, size in headers]
-        return Answer(1, told, 1, 0, 0), memoryview(b"1234")
+def test_an_answer_that_contradicts_itself_is_the_servers_fault(headers):
+    plane = Plane()
+    plane.run(chain("a"))
+    flight = plane.under_way["a"]
+    told = [TensorHeader(name, "FP32", [1, 1], size) for name, size in headers]
+    flight.on_answer(flight, Answer(1, told, 1, 0, 0), memoryview(b"1234"))
+    (error,) = plane.errors
+    assert (type(error), error.message) == (NotReady, "step 'a': the replica sent an unreadable answer")
 
-    with pytest.raises(NotReady, match="step 'a'"):
-        await run(plan_of(chain("a")), call_of(chain("a")), ticket_of(), wrong)
+
+def test_a_step_with_more_answers_than_one_is_refused():
+    plane = Plane()
+    plane.run(chain("a"))
+    flight = plane.under_way["a"]
+    flight.on_answer(flight, Answer(1, [], 1, 0, 0, final=False), memoryview(b""))
+    assert [error.message for error in plane.errors] == ["step 'a': it gave more than one answer"]
+    assert plane.abandoned == ["a"]
 
 
 def test_the_name_of_the_step_stands_before_the_words():
-    found = named(InvalidInput("too long", retry_after_s=None), "embed")
+    found = named(InvalidInput("too long"), "embed")
     assert (type(found), found.args) == (InvalidInput, ("step 'embed': too long",))
-    strange = ValueError("who knows")
-    assert named(strange, "embed") is strange
+    late = DeadlineExceeded()
+    assert named(late, "embed") is late

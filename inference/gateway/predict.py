@@ -1,0 +1,197 @@
+"""The infer call of the REST door: the one path where microseconds count, so callbacks and no task.
+
+What a head says (endpoint, caller, deadline, encodings) is found out once for its very bytes, and holds for as long as
+the routing table and the credential do.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from itertools import count
+from typing import TYPE_CHECKING
+
+from inference.errors import InvalidInput, Malformed, SerinusError, ServerError
+from inference.gateway import calls, encodings, problems
+from inference.gateway.admission import Caller
+from inference.gateway.dataplane import Asked, DataPlane
+from inference.gateway.flights import Flight
+from inference.gateway.heads import Head
+from inference.gateway.table import Endpoint, Snapshot
+from inference.gateway.web import JSON_TYPE, Given, Headers, Part
+from inference.protocol.messages import Answer
+from inference.protocol.oip import Signature
+
+if TYPE_CHECKING:
+    from inference.gateway.http import Connection
+
+MAX_TIMEOUT_MS = 86_400_000
+BINARY_TYPE = (b"content-type", b"application/octet-stream")
+_BEARER = "bearer "
+_EMPTY = memoryview(b"")
+_JSON_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
+_log = logging.getLogger(__name__)
+
+
+def credential_of(headers: Given) -> str:
+    """The API key or token that a request carries, "" without any."""
+    given = headers.get(b"authorization")
+    if given is not None:
+        text = given.decode("latin-1")
+        return text[len(_BEARER) :].strip() if text[: len(_BEARER)].lower() == _BEARER else text
+    return headers.get(b"x-api-key", b"").decode("latin-1")
+
+
+def timeout_of(headers: Given) -> int:
+    """Milliseconds of `X-Request-Timeout-Ms`, 0 without it. Raises InvalidInput."""
+    given = headers.get(b"x-request-timeout-ms")
+    if given is None:
+        return 0
+    if not given.isdigit() or not 1 <= len(given) <= 9 or not 1 <= int(given) <= MAX_TIMEOUT_MS:
+        raise InvalidInput("X-Request-Timeout-Ms must be a whole number of milliseconds, at least 1")
+    return int(given)
+
+
+class Known:
+    """What a head says to this door, as of one routing table."""
+
+    __slots__ = (
+        "accepts", "caller", "encoding", "endpoint", "number", "session", "snapshot", "split", "timeout_ms",
+        "traceparent",
+    )  # fmt: skip
+
+    def __init__(
+        self, snapshot: Snapshot, caller: Caller, endpoint: Endpoint, number: int | None, headers: Given
+    ) -> None:
+        self.snapshot = snapshot
+        self.caller = caller
+        self.endpoint = endpoint
+        self.number = number
+        self.timeout_ms = timeout_of(headers)
+        session = headers.get(b"x-session-id")
+        self.session = session.decode("latin-1") if session else caller.id
+        self.split = _split_of(headers)
+        self.encoding = headers.get(b"content-encoding", b"identity").lower()
+        self.accepts = encodings.accepted(headers.get(b"accept-encoding", b""))
+        self.traceparent = headers.get(b"traceparent", b"").decode("latin-1")
+
+
+def _split_of(headers: Given) -> int:
+    """The length of the JSON before the binary tensors; -1 where the whole body is JSON."""
+    given = headers.get(b"inference-header-content-length")
+    if given is None:
+        return -1
+    if not given.isdigit() or len(given) > 12:
+        raise Malformed("Inference-Header-Content-Length does not fit the request body")
+    return int(given)
+
+
+class Predict:
+    """Answers `POST /v2/models/{name}[/versions/{number}]/infer`. limit_bytes: of a body, once it is decompressed."""
+
+    def __init__(self, plane: DataPlane, *, limit_bytes: int) -> None:
+        self._plane = plane
+        self._limit_bytes = limit_bytes
+        self._ids = count(1)
+
+    def known(self, head: Head, name: str, number: int | None) -> Known:
+        """Raises what is wrong with the head: Unauthenticated, Forbidden, NotFound, InvalidInput, Malformed."""
+        caller, endpoint = self._plane.admit(name, credential_of(head.headers))
+        return Known(self._plane.table.now, caller, endpoint, number, head.headers)
+
+    def holds(self, known: Known | None) -> bool:
+        """Whether what was found out is still so."""
+        return (
+            known is not None
+            and known.snapshot is self._plane.table.now
+            and known.caller.expires_at_unix_s > time.time()
+        )
+
+    def begin(self, connection: Connection, known: Known, body: Part, request_id: str) -> None:
+        """Sets a request on its way; its answer goes to `connection`. Raises what is wrong with it."""
+        flying = _Flying(self._plane, connection, known, request_id)
+        if known.encoding != b"identity":
+            body = encodings.inflate(body, known.encoding, self._limit_bytes)
+        asked = Asked(known.caller, known.endpoint, known.number, known.session or request_id, known.timeout_ms)
+
+        def reader(model: str, signature: Signature) -> calls.Call:
+            call = _read(known, body, model, signature)
+            call.traceparent = known.traceparent
+            return call
+
+        connection.owner = flying
+        try:
+            flying.flight = self._plane.start(asked, reader, flying.answered, flying.failed)
+        except BaseException:
+            connection.owner = None
+            raise
+
+
+def _read(known: Known, body: Part, model: str, signature: Signature) -> calls.Call:
+    split = known.split
+    if split < 0:
+        return calls.read(calls.parse(body), _EMPTY, model, signature)
+    view = memoryview(body)
+    if split > len(view):
+        raise Malformed("Inference-Header-Content-Length does not fit the request body")
+    if not split:
+        return calls.read_raw(view, model, signature)
+    return calls.read(calls.parse(view[:split]), view[split:], model, signature)
+
+
+class _Flying:
+    """One request of one connection, on its way."""
+
+    __slots__ = ("_connection", "_known", "_plane", "_request_id", "flight")
+
+    def __init__(self, plane: DataPlane, connection: Connection, known: Known, request_id: str) -> None:
+        self._plane = plane
+        self._connection = connection
+        self._known = known
+        self._request_id = request_id
+        self.flight: Flight | None = None
+
+    def left(self) -> None:
+        """The client closed its connection."""
+        if self.flight is not None:
+            self._plane.abandon(self.flight)
+
+    def answered(self, flight: Flight, answer: Answer, body: memoryview) -> None:
+        if not answer.final:
+            # more answers than one: not for this call; what comes is dropped
+            self._plane.abandon(flight)
+            error = InvalidInput(
+                f"model '{flight.endpoint.route.name}' gives several answers: use generate_stream or gRPC"
+            )
+            self._problem(error)
+            return
+        self._plane.answered(flight, answer)
+        try:
+            self._write(flight, answer, body)
+        except SerinusError as error:
+            self._problem(error)
+        except Exception:  # noqa: BLE001 (logged in full; the client gets one fixed sentence)
+            _log.exception("request %s: its answer could not be written", self._request_id)
+            self._problem(ServerError())
+
+    def failed(self, _flight: Flight, error: SerinusError) -> None:
+        self._problem(error)
+
+    def _problem(self, error: SerinusError) -> None:
+        headers = [*problems.headers_of(error), (b"x-request-id", self._request_id.encode())]
+        self._connection.respond(problems.status_of(error), headers, problems.body_of(error))
+
+    def _write(self, flight: Flight, answer: Answer, body: memoryview) -> None:
+        variant, call, connection = flight.variant, flight.call, self._connection
+        text, parts = calls.write(call, flight.endpoint.route.name, variant.version, answer.tensors, body)
+        own = b"x-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (self._request_id.encode(), len(text))
+        if call.binary is not None and not parts and connection.is_plain and not self._known.accepts:
+            connection.write_answer(b"".join((_JSON_HEAD, variant.lines, own, text)))
+            return
+        headers: Headers = [(b"x-request-id", self._request_id.encode()), *variant.headers]
+        if call.binary is None or parts:
+            headers += (BINARY_TYPE, (b"inference-header-content-length", str(len(text)).encode()))
+            connection.respond(200, *encodings.deflated(headers, [text, *parts], self._known.accepts))
+        else:
+            headers.append(JSON_TYPE)
+            connection.respond(200, *encodings.deflated(headers, [text], self._known.accepts))
