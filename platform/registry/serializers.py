@@ -99,13 +99,16 @@ class VersionShown(serializers.ModelSerializer[Version]):
 
 
 class VersionDetail(VersionShown):
-    """Everything about a version. `report` shows a running validation's checklist as it grows."""
+    """Everything about a version. `report` shows a running validation's checklist as it grows; `steps` are a pipeline's,
+    each with the version that runs there.
+    """
 
     files = serializers.SerializerMethodField()
     report = serializers.SerializerMethodField()
+    steps = serializers.SerializerMethodField()
 
     class Meta(VersionShown.Meta):
-        fields = (*VersionShown.Meta.fields, "signature", "settings", "files", "served_files", "report")  # type: ignore[assignment]  # longer, on purpose
+        fields = (*VersionShown.Meta.fields, "signature", "settings", "files", "served_files", "report", "steps")  # type: ignore[assignment]  # longer, on purpose
 
     def get_files(self, version: Version) -> list[dict[str, Any]]:
         files: list[dict[str, Any]] = version.manifest["files"]
@@ -113,6 +116,10 @@ class VersionDetail(VersionShown):
 
     def get_report(self, version: Version) -> dict[str, Any]:
         return report_of(version)
+
+    def get_steps(self, version: Version) -> list[dict[str, Any]]:
+        rows = version.steps.select_related("version__model").order_by("position")
+        return [{"name": row.name, "model": row.version.model.name, "version": row.version.number} for row in rows]
 
 
 def report_of(version: Version) -> dict[str, Any]:

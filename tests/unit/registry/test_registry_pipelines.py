@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from django.test import Client
 
 from accounts.models import AuditEntry
 from inference.artifacts.manifest import Manifest, digest_of
@@ -167,3 +168,11 @@ def test_another_name_and_types_that_differ(cast: Cast, ab: tuple[Version, Versi
     validated(new_version(owner, cast.red, b"[5]", name="ints"), signature=whole)
     version = created(owner, cast.red, chain("a", "ints"))
     assert "step 'ints': input 'x' is INT64, but tensor 't1' is FP32" in version.reason
+
+
+def test_the_api_tells_the_steps(cast: Cast, ab: tuple[Version, Version], client: Client) -> None:
+    created(cast.actor("owner"), cast.red, chain("a", "b"))
+    client.force_login(cast.teammate)
+    shown = client.get("/api/models/chain/versions/1/").json()
+    assert shown["steps"] == [{"name": name, "model": name, "version": 1} for name in "ab"]
+    assert client.get("/api/models/a/versions/1/").json()["steps"] == []
