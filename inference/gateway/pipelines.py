@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from inference.errors import DeadlineExceeded, NotReady, SerinusError
 from inference.gateway.calls import Call
-from inference.gateway.flights import Answered, Failed, Flight
+from inference.gateway.flights import Flight
 from inference.protocol.messages import Answer, TensorHeader
 from inference.protocol.routes import StepRoute
 
@@ -115,8 +115,8 @@ class Walk:
 class Plane(Protocol):
     """What a run asks of the data plane."""
 
-    def start_step(self, outer: Flight, step: Endpoint, call: Call, on_answer: Answered, on_failed: Failed) -> Flight:
-        """Sets one step on its way. Raises what is wrong at once; all else comes to `on_failed`."""
+    def start_step(self, flight: Flight, outer: Flight, step: Endpoint, call: Call) -> None:
+        """Sets one step on its way. Raises what is wrong at once; all else comes to the flight."""
         ...
 
     def answered(self, flight: Flight, answer: Answer) -> None: ...
@@ -172,20 +172,14 @@ class Run:
     def _start(self, ready: list[int]) -> None:
         for at in ready:
             step = self._walk.plan.steps[at]
-
-            def on_answer(flight: Flight, answer: Answer, body: memoryview, at: int = at) -> None:
-                self._step_answered(at, flight, answer, body)
-
-            def on_failed(_flight: Flight, error: SerinusError, at: int = at) -> None:
-                self._step_failed(at, error)
-
+            flight = _StepFlight(self, at)
             try:
-                call = self._step_call(at)
-                self._steps[at] = self._plane.start_step(self._flight, step.endpoint, call, on_answer, on_failed)
+                self._plane.start_step(flight, self._flight, step.endpoint, self._step_call(at))
             except SerinusError as error:
                 raise named(error, step.route.name) from error
+            self._steps[at] = flight
 
-    def _step_answered(self, at: int, flight: Flight, answer: Answer, body: memoryview) -> None:
+    def step_answered(self, at: int, flight: Flight, answer: Answer, body: memoryview) -> None:
         step = self._walk.plan.steps[at]
         if not answer.final:
             self._end(named(NotReady("it gave more than one answer"), step.route.name))
@@ -205,7 +199,7 @@ class Run:
         if not self._walk.left:
             self._reply()
 
-    def _step_failed(self, at: int, error: SerinusError) -> None:
+    def step_failed(self, at: int, error: SerinusError) -> None:
         self._steps.pop(at, None)
         if not self._has_ended:
             self._end(named(error, self._walk.plan.steps[at].route.name))
@@ -258,7 +252,24 @@ class Run:
         flight = self._flight
         flight.has_ended, flight.link = True, None
         flight.parts += 1
-        flight.on_answer(flight, answer, body)
+        flight.answered(answer, body)
+
+
+class _StepFlight(Flight):
+    """One step's request; what becomes of it is told to the run."""
+
+    __slots__ = ("_at", "_run")
+
+    def __init__(self, run: Run, at: int) -> None:
+        super().__init__()
+        self._run = run
+        self._at = at
+
+    def answered(self, answer: Answer, body: memoryview) -> None:
+        self._run.step_answered(self._at, self, answer, body)
+
+    def failed(self, error: SerinusError) -> None:
+        self._run.step_failed(self._at, error)
 
 
 def named(error: SerinusError, step: str) -> SerinusError:

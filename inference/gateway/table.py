@@ -26,6 +26,7 @@ from inference.errors import NotFound
 from inference.gateway.admission import Keys, Limiter, Queue
 from inference.gateway.connections import Link, Pool
 from inference.gateway.pipelines import Plan, Step
+from inference.gateway.plain import PlainForm, form_of
 from inference.gateway.router import newest
 from inference.protocol import routes
 from inference.protocol.routes import WEIGHT_TOTAL_BP, EndpointRoute, RoutingTable, VariantRoute
@@ -38,7 +39,7 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Variant:
     """A version behind an endpoint, with its links, the key of its sums and what its answers carry; `lines` are the
-    headers as they stand in an answer. A pipeline has a plan and no links.
+    headers as they stand in an answer, `plain` the form of its plain requests. A pipeline has a plan and no links.
     """
 
     route: VariantRoute
@@ -47,6 +48,7 @@ class Variant:
     key: tuple[str, int, str]
     headers: list[tuple[bytes, bytes]]
     lines: bytes
+    plain: PlainForm | None
     plan: Plan | None = None
 
     @property
@@ -147,13 +149,15 @@ class Table:
             (b"x-model-version", number.encode()),
             (b"x-rollout-arm", route.arm.encode("ascii", "replace")),
         ]
+        lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
         return Variant(
             route,
             [self._pool.link(replica) for replica in newest(route.replicas)],
             number,
             (counted_as(endpoint.name), route.version, route.arm),
             headers,
-            b"".join(name + b": " + value + b"\r\n" for name, value in headers),
+            lines,
+            form_of(route.signature, endpoint.name, number, lines),
             self._plan(endpoint, route) if route.pipeline is not None else None,
         )
 

@@ -42,6 +42,20 @@ def call_of(pipeline, outputs=()) -> Call:
     return Call("r1", headers, data, list(outputs), parameters={"tone": 3}, traceparent="00-1", sequence=control)
 
 
+class Outer(Flight):
+    """A request as a door has it."""
+
+    def __init__(self, replies) -> None:
+        super().__init__()
+        self.replies = replies
+
+    def answered(self, answer, body) -> None:
+        self.replies.append((answer, body))
+
+    def failed(self, error) -> None:
+        raise AssertionError("the plane tells it, and this one does not")
+
+
 @dataclass
 class Plane:
     """A data plane whose steps answer when they are told to: each output with the sum of the inputs plus its number."""
@@ -56,19 +70,18 @@ class Plane:
     replies: list[tuple[Answer, memoryview]] = field(default_factory=list)
 
     def run(self, pipeline, outputs=()) -> Flight:
-        outer = Flight(lambda _flight, answer, body: self.replies.append((answer, body)), lambda _flight, _error: None)
+        outer = Outer(self.replies)
         outer.call = call_of(pipeline, outputs)
         outer.link = run = Run(self, outer, plan_of(pipeline))
         run.begin()
         return outer
 
-    def start_step(self, outer, step, call, on_answer, on_failed) -> Flight:
+    def start_step(self, flight, outer, step, call) -> None:
         if step.name in self.full:
             raise Overloaded(retry_after_s=1.0)
         self.begun.append(step.name)
         self.calls[step.name] = call
-        flight = self.under_way[step.name] = Flight(on_answer, on_failed)
-        return flight
+        self.under_way[step.name] = flight
 
     def answered(self, flight, answer) -> None:
         self.done.append(self._gone(flight))
@@ -92,11 +105,11 @@ class Plane:
         total = sum(memoryview(data).cast("f")[0] for data in call.body)
         headers = [TensorHeader(inner, "FP32", [1, 1], 4) for inner in call.outputs]
         body = b"".join(floats(total + number) for number in range(len(headers)))
-        flight.on_answer(flight, Answer(1, headers, 2, 10, 100), memoryview(body))
+        flight.answered(Answer(1, headers, 2, 10, 100), memoryview(body))
 
     def fail(self, name: str, error: SerinusError) -> None:
         flight = self.under_way.pop(name)
-        flight.on_failed(flight, error)
+        flight.failed(error)
 
 
 def reference(pipeline, needed, asked):
@@ -204,7 +217,7 @@ def test_whoever_leaves_takes_every_step_along(seed, steps, data):
     assert sorted(plane.begun) == sorted([*plane.done, *plane.abandoned])
     begun = list(plane.begun)
     for flight in late:
-        flight.on_failed(flight, ModelFailed())
+        flight.failed(ModelFailed())
     assert (plane.begun, plane.replies, len(plane.errors)) == (begun, [], 1)
 
 
@@ -241,7 +254,7 @@ def test_tensors_are_passed_on_as_the_bytes_they_came_as():
     assert plane.calls["a"].body[0] is outer.call.body[0]
     for name in ("a", "b"):
         flight = plane.under_way[name]
-        flight.on_answer(flight, Answer(1, [TensorHeader("y", "FP32", [1, 1], 4)], 1, 0, 0), reply)
+        flight.answered(Answer(1, [TensorHeader("y", "FP32", [1, 1], 4)], 1, 0, 0), reply)
     assert plane.calls["b"].body[0].obj is reply.obj
     assert plane.replies[0][1].obj is reply.obj
     for name in ("a", "b"):
@@ -258,7 +271,7 @@ def test_an_answer_that_contradicts_itself_is_the_servers_fault(headers):
     plane.run(chain("a"))
     flight = plane.under_way["a"]
     told = [TensorHeader(name, "FP32", [1, 1], size) for name, size in headers]
-    flight.on_answer(flight, Answer(1, told, 1, 0, 0), memoryview(b"1234"))
+    flight.answered(Answer(1, told, 1, 0, 0), memoryview(b"1234"))
     (error,) = plane.errors
     assert (type(error), error.message) == (NotReady, "step 'a': the replica sent an unreadable answer")
 
@@ -267,7 +280,7 @@ def test_a_step_with_more_answers_than_one_is_refused():
     plane = Plane()
     plane.run(chain("a"))
     flight = plane.under_way["a"]
-    flight.on_answer(flight, Answer(1, [], 1, 0, 0, final=False), memoryview(b""))
+    flight.answered(Answer(1, [], 1, 0, 0, final=False), memoryview(b""))
     assert [error.message for error in plane.errors] == ["step 'a': it gave more than one answer"]
     assert plane.abandoned == ["a"]
 
