@@ -1,7 +1,7 @@
 """The parse stage: what is in this folder, may it be served, and how far is it trusted. Bounded; runs nothing.
 
 Files are known by their content. Names count only where the name is the convention: config.json of a Hugging Face
-folder, serinus_model.py of a Python package, echo.json.
+folder, serinus_model.py of a Python package, echo.json, pipeline.json.
 """
 
 from __future__ import annotations
@@ -11,13 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from inference.artifacts import echo, hf, onnx, pickles, pt2, pysource, sniff, stablehlo, torchscript
+from inference.artifacts import echo, hf, onnx, pipelines, pt2, pysource, sniff, stablehlo, torchscript
 from inference.artifacts.archive import is_litter
 from inference.artifacts.manifest import TIER_OF, Format, Tier
 from inference.artifacts.paths import check_paths, shown
 from inference.artifacts.sniff import Kind
 from inference.errors import Rejected
 from inference.protocol.oip import Signature
+from inference.protocol.pipelines import ENTRY as PIPELINE_ENTRY
+from inference.protocol.pipelines import MAX_BYTES as PIPELINE_BYTES
 
 MAX_FILES = 2000
 _SAFE = {"model.safetensors", "model.safetensors.index.json"}
@@ -50,6 +52,8 @@ def inspect(folder: Path) -> Inspection:
     if echo.ENTRY in paths:
         echo.check(folder / echo.ENTRY)
         return Inspection(Format.ECHO, TIER_OF[Format.ECHO], echo.ENTRY)
+    if paths == [PIPELINE_ENTRY]:
+        return _pipeline(folder)
     found: list[tuple[str, Kind]] = [
         (path, kind) for path in paths if (kind := sniff.kind_of(folder / path)) is not Kind.COMPANION
     ]
@@ -58,6 +62,8 @@ def inspect(folder: Path) -> Inspection:
         return _encoder(folder, [path for path, _ in models])
     if len(models) > 1:
         _several([path for path, _ in models])
+    if not models and PIPELINE_ENTRY in paths:
+        raise Rejected(f"{PIPELINE_ENTRY} is not alone here", remedy="A pipeline is that one file: upload it alone.")
     if not models:
         _refuse_pickle(folder, found)
         sniff.refuse(paths, found)
@@ -94,6 +100,13 @@ def _encoder(folder: Path, others: list[str]) -> Inspection:
         task=encoder.task,
         needs_conversion=encoder.needs_conversion,
     )
+
+
+def _pipeline(folder: Path) -> Inspection:
+    # What its steps are, only the registry knows: it never has a host validate or serve one.
+    with (folder / PIPELINE_ENTRY).open("rb") as source:
+        pipelines.check_graph(pipelines.read(source.read(PIPELINE_BYTES + 1)))
+    return Inspection(Format.PIPELINE, TIER_OF[Format.PIPELINE], PIPELINE_ENTRY)
 
 
 def _torch_export(folder: Path, path: str) -> Inspection:

@@ -78,7 +78,7 @@ class Rest:
         _, endpoint = self._plane.admit(request.name, credential_of(request.headers))
         variant = _described(endpoint, request.number)
         signature = variant.route.signature
-        running = [one.version for one in endpoint.variants.values() if one.links]
+        running = [one.version for one in endpoint.variants.values() if one.is_routed]
         body = {
             "name": request.name,
             "versions": [variant.version] if request.number is not None else running,
@@ -95,7 +95,7 @@ class Rest:
             variants = [endpoint.variants[number]] if number in endpoint.variants else []
         else:
             variants = [variant for variant in endpoint.variants.values() if variant.route.weight_bp]
-        if self._plane.draining or not any(link.ready for variant in variants for link in variant.links):
+        if self._plane.draining or not any(variant.is_ready for variant in variants):
             return Response(400, [JSON_TYPE], _NOT_READY)
         return Response(200, [JSON_TYPE], _encode({"name": request.name, "ready": True}))
 

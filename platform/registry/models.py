@@ -86,6 +86,28 @@ class Version(models.Model):
         return f"{self.model.name}:{self.number}"
 
 
+class PipelineStep(models.Model):
+    """One step of a ready pipeline: which version runs there, and how its tensors are named in the graph.
+
+    input_map: the step's input -> the graph's tensor; output_map: the step's output -> the graph's tensor.
+    """
+
+    pipeline = models.ForeignKey(Version, models.CASCADE, related_name="steps")
+    position = models.PositiveIntegerField()
+    name = models.CharField(max_length=64)
+    version = models.ForeignKey(Version, models.PROTECT, related_name="used_in")
+    input_map = models.JSONField()
+    output_map = models.JSONField()
+    max_inflight = models.PositiveIntegerField(default=0)
+
+    class Meta:
+        constraints: ClassVar = [models.UniqueConstraint(fields=["pipeline", "name"], name="step_once_per_pipeline")]
+        ordering: ClassVar = ["pipeline_id", "position"]
+
+    def __str__(self) -> str:
+        return f"{self.pipeline}, step {self.name}"
+
+
 class Alias(models.Model):
     """A movable name for a version of a model."""
 

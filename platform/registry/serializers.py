@@ -101,15 +101,26 @@ class VersionShown(serializers.ModelSerializer[Version]):
 
 class VersionDetail(VersionShown):
     """Everything about a version. `report` shows a running validation's checklist as it grows; `conversion`, of a
-    rejected torch pickle only, what its conversion to safetensors has come to.
+    rejected torch pickle only, what its conversion to safetensors has come to; `steps` are a pipeline's, each with the
+    version that runs there.
     """
 
     files = serializers.SerializerMethodField()
     report = serializers.SerializerMethodField()
     conversion = serializers.SerializerMethodField()
+    steps = serializers.SerializerMethodField()
 
     class Meta(VersionShown.Meta):
-        fields = (*VersionShown.Meta.fields, "signature", "settings", "files", "served_files", "report", "conversion")  # type: ignore[assignment]  # longer, on purpose
+        fields = (  # type: ignore[assignment]  # longer, on purpose
+            *VersionShown.Meta.fields,
+            "signature",
+            "settings",
+            "files",
+            "served_files",
+            "report",
+            "conversion",
+            "steps",
+        )
 
     def get_files(self, version: Version) -> list[dict[str, Any]]:
         files: list[dict[str, Any]] = version.manifest["files"]
@@ -120,6 +131,10 @@ class VersionDetail(VersionShown):
 
     def get_conversion(self, version: Version) -> dict[str, Any] | None:
         return conversion_of(version)
+
+    def get_steps(self, version: Version) -> list[dict[str, Any]]:
+        rows = version.steps.select_related("version__model").order_by("position")
+        return [{"name": row.name, "model": row.version.model.name, "version": row.version.number} for row in rows]
 
 
 def report_of(version: Version) -> dict[str, Any]:

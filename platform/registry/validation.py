@@ -23,7 +23,8 @@ from inference.protocol.supervision import CheckSeen, FileRef, ValidationSeen
 from registry.aliases import set_alias
 from registry.conversions import CONVERT, fail_conversion, finish_conversion
 from registry.models import ValidationRun, Version, VersionFile, VersionStatus
-from registry.versions import lock_blobs, move
+from registry.moves import move
+from registry.versions import lock_blobs
 
 LEASE = timedelta(seconds=20)
 MAX_ATTEMPTS = 3

@@ -44,7 +44,9 @@ def upload(
     version = send(control, name, path, settings=settings, alias=alias, screen=screen)
     if wait:
         version = _follow(control, name, version["number"], timeout_s, quiet=as_json)
-    emit(version, as_json=as_json, text=f"{name}:{version['number']} is [bold]{version['status']}[/]")
+    steps = ", ".join(f"{step['name']} {step['model']}:{step['version']}" for step in version.get("steps", []))
+    text = f"{name}:{version['number']} is [bold]{version['status']}[/]" + f" [dim](steps: {steps})[/]" * bool(steps)
+    emit(version, as_json=as_json, text=text)
     if version["status"] == "rejected":
         if not as_json:
             err.print(f"[bold red]rejected:[/] {version['reason']}")

@@ -13,10 +13,13 @@ from accounts.permissions import actor_of, visible
 from console.forms import DeployForm, complain
 from console.live import running_checks, version_stamp
 from console.pages import attempt, page, rights
-from console.reading import ready_counts, version_numbered
+from console.pipelines import pipeline_of
+from console.reading import version_numbered
 from endpoints import actions as endpoints
 from endpoints.models import Endpoint
 from fleet.models import Deployment, Device
+from fleet.standing import ready_counts
+from inference.protocol.pipelines import FORMAT
 from registry import actions
 from registry.conversions import conversion_of
 from registry.downloads import attachment
@@ -53,6 +56,7 @@ def _context(request: HttpRequest, found: Version) -> dict[str, Any]:
         "aliases": list(found.aliases.order_by("name")),
         "deployment": Deployment.objects.filter(version=found).first(),
         "ready": ready_counts({found.pk}).get(found.pk, 0),
+        "pipeline": pipeline_of(found) if found.format == FORMAT else None,
         "may": rights(actor, found.model),
         "conversion": conversion_of(found),
         **(_deploy_context(request, found) if found.status == VersionStatus.READY else {}),
