@@ -29,11 +29,10 @@ SIGNATURE = Signature(
 )
 
 
-def config(settings: RuntimeSettings = RuntimeSettings(), signature: Signature = SIGNATURE, pipeline=None):
-    found = model_config("mlp", VariantRoute(3, "primary", 10_000, signature, [], settings, pipeline))
-    assert msgspec.json.decode(msgspec.json.encode(found)) == found | {
-        key: value for key, value in found.items() if isinstance(value, dict)
-    }
+def config(settings=None, signature: Signature = SIGNATURE, pipeline=None):
+    variant = VariantRoute(3, "primary", 10_000, signature, [], settings or RuntimeSettings(), pipeline)
+    found = model_config("mlp", variant)
+    assert msgspec.json.decode(msgspec.json.encode(found)) == found
     return found
 
 

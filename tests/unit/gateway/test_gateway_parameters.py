@@ -46,7 +46,7 @@ def test_the_model_gets_what_the_server_does_not_know():
         "mine": 2**64 - 1,
     }
     assert parameters.of_model(given) == {"mine": 2**64 - 1}
-    with pytest.raises(InvalidInput, match="'triton_x'.*reserved"):
+    with pytest.raises(InvalidInput, match=r"'triton_x'.*reserved"):
         parameters.of_model({"triton_x": 1})
     for value in (2**64, -(2**63) - 1):
         with pytest.raises(InvalidInput, match="64 bits"):
