@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from inference.artifacts import echo, hf, onnx, pipelines, pt2, pysource, sniff, stablehlo, torchscript
+from inference.artifacts import echo, hf, onnx, pickles, pipelines, pt2, pysource, sniff, stablehlo, torchscript
 from inference.artifacts.archive import is_litter
 from inference.artifacts.manifest import TIER_OF, Format, Tier
 from inference.artifacts.paths import check_paths, shown

@@ -7,7 +7,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('registry', '0003_versions_are_immutable'),
+        ('registry', '0004_conversions'),
     ]
 
     operations = [
