@@ -77,6 +77,7 @@ def test_every_batching_setting_is_documented():
         "response_cache_bytes",
         "decoupled",
         "sequence",
+        "constants",
         "warmup",
         "inputs",
         "outputs",
