@@ -84,7 +84,14 @@ class DataPlane:
     # -- who and what -----------------------------------------------------------------------------------------------
 
     def admit(self, name: str, credential: str) -> tuple[Caller, Endpoint]:
-        """The caller and the endpoint. Raises Unauthenticated, Forbidden or NotFound, in this order."""
+        """The caller and the endpoint. Raises Unauthenticated, Forbidden or NotFound, in this order; they are counted."""
+        try:
+            return self._admitted(name, credential)
+        except SerinusError as error:
+            self.telemetry.refused(name if name in self.table.now.endpoints else "", error)
+            raise
+
+    def _admitted(self, name: str, credential: str) -> tuple[Caller, Endpoint]:
         snapshot = self.table.now
         endpoint = snapshot.endpoints.get(name)
         route = endpoint.route if endpoint is not None else None
