@@ -29,9 +29,10 @@ from endpoints.models import Endpoint
 from fleet.standing import ready_counts, step_ids
 from inference.errors import Forbidden, NotFound
 from registry.models import ValidationRun, Version
-from telemetry.queries import series
+from telemetry.queries import Point, batch_sizes, series
 
 CHART_S = 300
+BATCHES_S = 60
 Data = dict[str, Any]
 
 
@@ -63,7 +64,7 @@ def feed_of(actor: Actor, topic: str) -> Feed:
 
 
 def endpoint_data(pk: int) -> Data:
-    """Rates and quantiles for the charts, KPIs, and stamps for variants and replicas."""
+    """Rates, quantiles, stages and batch sizes for the charts, KPIs, and stamps for variants and replicas."""
     endpoint = Endpoint.objects.filter(pk=pk).first()
     if endpoint is None:
         raise NotFound("This endpoint has been deleted.")
@@ -74,6 +75,8 @@ def endpoint_data(pk: int) -> Data:
     return {
         **_figures(traffic),
         "ready": sum(replica.phase == "ready" and replica.wanted == "run" for replica in replicas),
+        "queue_depth": sum(replica.queue_depth for replica in replicas if replica.phase == "ready"),
+        "batches": [list(one) for one in batch_sizes(endpoint.name, BATCHES_S)],
         "window_s": CHART_S,
         "points": _points(endpoint.name),
         "stamps": {"replicas": stamp(marks, endpoint.revision)},
@@ -90,17 +93,35 @@ def _figures(traffic: Any) -> Data:
 
 
 def _points(endpoint: str) -> list[Data]:
-    """One per second: rows of [version, requests per second, p50 ms, p99 ms]; arms of a version are added up."""
+    """One per second: rows of [version, requests per second, p50 ms, p99 ms]; arms of a version are added up. stages:
+    [queue, input, compute, output], mean ms of the answered requests of all versions.
+    """
     by_time: dict[int, dict[int, list[float | None]]] = {}
+    stages: dict[int, list[Point]] = {}
     for point in series(endpoint, CHART_S):
-        row = by_time.setdefault(int(point["at"].timestamp()), {})
+        at = int(point["at"].timestamp())
+        stages.setdefault(at, []).append(point)
+        row = by_time.setdefault(at, {})
         held = row.setdefault(point["version"], [0, None, None])
         held[0] = (held[0] or 0) + point["requests"]
         held[1], held[2] = _larger(held[1], point["p50_ms"]), _larger(held[2], point["p99_ms"])
     return [
-        {"at": at, "rows": [[version, *values] for version, values in sorted(row.items())]}
+        {"at": at, "rows": [[version, *values] for version, values in sorted(row.items())], "stages": _stages(stages[at])}
         for at, row in sorted(by_time.items())
     ]
+
+
+def _stages(points: list[Point]) -> list[float] | None:
+    """Means over the points, by their requests; None without an answered request."""
+    held = [point for point in points if point["compute_ms"] is not None]
+    requests = sum(point["requests"] for point in held)
+    if not requests:
+        return None
+    sums = [0.0] * 4
+    for point in held:
+        for place, mean in enumerate((point["queue_ms"], point["input_ms"], point["compute_ms"], point["output_ms"])):
+            sums[place] += (mean or 0.0) * point["requests"]
+    return [round(one / requests, 4) for one in sums]
 
 
 def _larger(a: float | None, b: float | None) -> float | None:

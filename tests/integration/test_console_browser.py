@@ -109,6 +109,24 @@ def violations(results: Any, where: str) -> list[str]:
     ]
 
 
+def test_the_inside_of_an_endpoint_is_drawn_and_stands_in_tables_too(cast_and_url: Any) -> None:
+    _, url = cast_and_url
+    with chromium() as browser:
+        visitor = Visitor(browser, url).log_in(*ROOT)
+        page = visitor.page
+        page.goto("/endpoints/digits/")
+        page.locator("[data-bind=queue_depth]", has_text=re.compile(r"^14$")).wait_for()
+        inside = page.locator("[data-island=inside-charts]")
+        for name, head in (("stages", "Encode"), ("depth", "Requests waiting"), ("batches", "Batch size, rows")):
+            chart = inside.locator(f"[data-chart={name}]")
+            chart.get_by_text("Figures as a table").click()
+            chart.locator("th", has_text=head).wait_for()
+            chart.locator("tbody tr").first.wait_for()
+        sizes = inside.locator("[data-chart=batches] tbody tr td:first-child").all_inner_texts()
+        assert sizes == ["1", "4", "16", "64"]
+        assert visitor.troubles == []
+
+
 def test_a_split_is_moved_and_the_question_says_the_effect(cast_and_url: Any) -> None:
     from endpoints.models import Variant
 

@@ -74,6 +74,17 @@ async def joined(person: User) -> Socket:
     return socket
 
 
+def test_an_endpoint_tells_its_stages_batches_and_queue(console: Any) -> None:
+    data = feed_of(console.actor("teammate"), "endpoint:minilm").read()
+    assert data["queue_depth"] == 7
+    assert [edge for edge, _ in data["batches"]] == [1, 4, 16, 64]
+    assert all(requests > 0 for _, requests in data["batches"])
+    stages = data["points"][-1]["stages"]
+    assert len(stages) == 4
+    assert stages[1] == pytest.approx(22 * 0.06, rel=0.01)
+    assert feed_of(console.actor("teammate"), "endpoint:digits").read()["queue_depth"] == 14
+
+
 async def test_a_snapshot_comes_first_and_then_what_changed(console: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "POLL_S", 0.1)
     socket = await joined(console.teammate)

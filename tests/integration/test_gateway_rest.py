@@ -442,6 +442,14 @@ def test_numbers_reach_the_stream_and_metrics(gateway, house):
     text = gateway.get("/metrics").text
     assert 'serinus_requests_total{arm="canary",endpoint="mlp",version="2"}' in text
     assert "serinus_replicas_ready 5.0" in text
+    assert sum(one.batch_counts.values()) == one.requests
+    assert one.input_sum_ms == pytest.approx(one.requests * 0.0005)
+    assert one.output_sum_ms == pytest.approx(one.requests * 0.0003)
+    stage = 'serinus_stage_seconds_bucket{arm="canary",endpoint="mlp",le="%s",stage="compute",version="2"}'
+    assert stage % "1e-05" in text  # 2 us in every answer of the fake replica
+    gateway.post(key="ser_gone.s1")
+    until(lambda: 'serinus_rejections_total{arm="",endpoint="mlp",reason="unauthenticated",version=""}' in gateway.get("/metrics").text)
+    until(lambda: 'serinus_batch_size_count{endpoint="mlp",version="2"}' in gateway.get("/metrics").text)
 
 
 def test_broken_requests_are_typed_errors_and_harm_nobody(gateway, house):
