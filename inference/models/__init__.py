@@ -31,6 +31,8 @@ def load(format: str, context: LoadContext) -> Model:  # noqa: A002 (the field's
 
     Raises Rejected for what cannot be served, with a reason and a remedy, before anything of it runs.
     """
+    from inference.models.shaped import shaped
+
     try:
         room = LOADERS[Format(format)]
     except (ValueError, KeyError):
@@ -47,7 +49,7 @@ def load(format: str, context: LoadContext) -> Model:  # noqa: A002 (the field's
             check="load",
         )
     loader = cast("Callable[[LoadContext], Model]", importlib.import_module(room).load)
-    model = loader(context)
+    model = shaped(loader(context), context)
     if settings.bucket_lengths and format != Format.HF_ENCODER:
         return bucketed(model, settings.bucket_lengths)
     return model

@@ -10,6 +10,7 @@ from inference.batching.batcher import Batcher, Bounds, Lengths
 from inference.batching.window import Rules
 from inference.batching.work import Arrays, Executor
 from inference.protocol.oip import Signature
+from inference.replica import kinds
 from inference.replica.alarm import Alarm
 from inference.runtime.runner import Ran, Runner
 from inference.runtime.warmup import WarmUp
@@ -18,9 +19,15 @@ ALARM_GRACE_S = 5.0
 DEFAULT_WINDOW_MS = RuntimeSettings().window_ms
 
 
-def make(runner: Runner, settings: RuntimeSettings, warm: WarmUp, *, on_hang: Callable[[], None]) -> Executor:
+def make(
+    runner: Runner, settings: RuntimeSettings, warm: WarmUp, *, on_hang: Callable[[], None], model: str = ""
+) -> Executor:
     """The executor for this version. Called in the event loop that it will belong to."""
-    return _batcher(runner, settings, warm, on_hang=on_hang)
+    if settings.sequence:
+        return kinds.stateful([runner, *runner.twins], settings, model, on_hang)
+    if settings.decoupled:
+        return kinds.decoupled(runner, settings, on_hang)
+    return kinds.cached(_batcher(runner, settings, warm, on_hang=on_hang), settings)
 
 
 def _batcher(runner: Runner, settings: RuntimeSettings, warm: WarmUp, *, on_hang: Callable[[], None]) -> Batcher:

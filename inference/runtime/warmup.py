@@ -9,11 +9,12 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from inference.errors import ModelFailed, Rejected, SerinusError
+from inference.models.contract import StreamingModel
 from inference.protocol.oip import Signature, TensorSpec
 from inference.runtime import tensors
 from inference.runtime.runner import Runner
@@ -69,6 +70,47 @@ def warm_up(runner: Runner, *, repeats: int = 3, told: Callable[[int], None] | N
     sample = synthetic(runner.signature, 1, free_size)
     runner.mark_ready(sample)
     return WarmUp(latency_ms, sample)
+
+
+def warm_up_stream(runner: Runner) -> WarmUp:
+    """Asks a decoupled model for the first answer of a request of one row. latency_ms: until that came.
+
+    Raises Rejected when it fails, or answers with outputs or datatypes that its signature does not have. A model may
+    answer nothing.
+    """
+    last: Exception | None = None
+    for free_size in FREE_SIZES:
+        inputs = synthetic(runner.signature, 1, free_size)
+        started = time.perf_counter()
+        try:
+            first = _first_answer(cast("StreamingModel", runner.model), inputs)
+        except Exception as error:  # noqa: BLE001 (whatever the framework raised, another size may do)
+            last = error
+            continue
+        _verify_some(runner.signature, first)
+        runner.mark_ready()
+        return WarmUp({1: round((time.perf_counter() - started) * 1000, 3)}, inputs)
+    reason = f"{type(last).__name__}: {str(last)[:300]}"
+    raise _rejected(f"the model fails on an input made from its signature: {reason}") from last
+
+
+def _first_answer(model: StreamingModel, inputs: Arrays) -> Arrays:
+    answers = iter(model.stream(inputs, {}))
+    try:
+        return next(answers, {})
+    finally:
+        closer = getattr(answers, "close", None)
+        if callable(closer):
+            closer()
+
+
+def _verify_some(signature: Signature, answer: Arrays) -> None:
+    specs = {spec.name: spec for spec in signature.outputs}
+    if unknown := answer.keys() - specs.keys():
+        raise _rejected(f"the model answers {sorted(unknown)}, which its signature does not have")
+    for name, array in answer.items():
+        if array.dtype != tensors.numpy_dtype(specs[name].datatype):
+            raise _rejected(f"output {name} is {array.dtype}, its signature says {specs[name].datatype}")
 
 
 def verify(signature: Signature, outputs: Arrays, rows: int) -> None:

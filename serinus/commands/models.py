@@ -1,4 +1,4 @@
-"""Commands on models and versions: upload, versions, approve, predict."""
+"""Commands on models and versions: upload, versions, approve, convert, predict."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from serinus.control import Control, ControlError
+from serinus.conversions import convert_weights, fetch_converted
 from serinus.output import Json, emit, err, fails_clearly, table
 from serinus.uploads import send
 
@@ -43,7 +44,9 @@ def upload(
     version = send(control, name, path, settings=settings, alias=alias, screen=screen)
     if wait:
         version = _follow(control, name, version["number"], timeout_s, quiet=as_json)
-    emit(version, as_json=as_json, text=f"{name}:{version['number']} is [bold]{version['status']}[/]")
+    steps = ", ".join(f"{step['name']} {step['model']}:{step['version']}" for step in version.get("steps", []))
+    text = f"{name}:{version['number']} is [bold]{version['status']}[/]" + f" [dim](steps: {steps})[/]" * bool(steps)
+    emit(version, as_json=as_json, text=text)
     if version["status"] == "rejected":
         if not as_json:
             err.print(f"[bold red]rejected:[/] {version['reason']}")
@@ -99,6 +102,31 @@ def approve(name: str, number: Number, *, as_json: Json = False) -> None:
     """Approve a version that runs code, as the second person."""
     version = Control().call("POST", f"/api/models/{name}/versions/{number}/approve/", {})
     emit(version, as_json=as_json, text=f"{name}:{number} is {version['status']}")
+
+
+@fails_clearly
+def convert(
+    name: str,
+    number: Number,
+    *,
+    out: Annotated[Path, typer.Option(help="Where the safetensors file is written.")] = Path("model.safetensors"),
+    timeout_s: Annotated[float, typer.Option(help="Give up waiting after this long.")] = 600,
+    as_json: Json = False,
+) -> None:
+    """Have the weights of a rejected torch pickle converted to safetensors in the sandbox, and fetch the file."""
+    if out.exists():
+        raise ControlError(f"{out} exists already: name another file with --out", code="file_exists")
+    control = Control()
+    done = convert_weights(control, name, number, timeout_s)
+    if done["state"] == "failed":
+        raise ControlError(done["reason"], code="rejected", remedy=done["remedy"])
+    fetch_converted(control, name, number, out)
+    listed = [(t["name"], t["dtype"], "x".join(map(str, t["shape"]))) for t in done["tensors"]]
+    emit({**done, "saved": str(out)}, as_json=as_json, text=table(["tensor", "type", "shape"], listed))
+    if not as_json:
+        err.print(f"[green]{out}[/] holds {done['tensor_count']} tensors ({done['file']['size_bytes']:,} bytes)")
+        for way in done["next"]:
+            err.print(f"[dim]{way}[/]")
 
 
 @fails_clearly
@@ -170,5 +198,5 @@ def _shape(shape: list[int], count: int) -> list[int]:
 
 
 def register(app: typer.Typer) -> None:
-    for command in (upload, models, versions, approve, alias, predict):
+    for command in (upload, models, versions, approve, convert, alias, predict):
         app.command()(command)
