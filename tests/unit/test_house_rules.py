@@ -82,6 +82,7 @@ def test_every_batching_setting_is_documented():
         "inputs",
         "outputs",
         "parameters",
+        "constants",
     }
     page = (REPO / "docs" / "batching.md").read_text()
     names = {*RuntimeSettings.__struct_fields__, *QueuePolicy.__struct_fields__} - elsewhere
