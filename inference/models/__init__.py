@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
+
+import msgspec
 
 from inference.artifacts.manifest import Format
 from inference.errors import Rejected
@@ -22,6 +25,7 @@ LOADERS: dict[Format, str] = {
     Format.JAX_EXPORT: "inference.models.on_jax.export",
     Format.ONNX: "inference.models.on_onnx.session",
     Format.PYTHON: "inference.models.python_package",
+    Format.TRITON_PYTHON: "inference.models.triton_python.loader",
 }
 
 
@@ -39,4 +43,18 @@ def load(format: str, context: LoadContext) -> Model:  # noqa: A002 (the field's
             check="load",
         ) from None
     loader = cast("Callable[[LoadContext], Model]", importlib.import_module(room).load)
-    return loader(context)
+    return _as_clients_see_it(loader, context)
+
+
+def _as_clients_see_it(loader: Callable[[LoadContext], Model], context: LoadContext) -> Model:
+    """The loaded model with the labels and shapes that the settings give it."""
+    settings = context.settings
+    if settings.reshapes:
+        from inference.models.reshaped import Reshaped, inner_settings
+
+        model: Model = Reshaped(loader(replace(context, settings=inner_settings(settings))), settings)
+    else:
+        model = loader(context)
+    if settings.labels and not model.signature.labels:
+        model.signature = msgspec.structs.replace(model.signature, labels=settings.labels)
+    return model
