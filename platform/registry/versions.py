@@ -78,12 +78,14 @@ def create_version(
     settings: dict[str, object] | None = None,
     alias: str | None = None,
     team: Team | None = None,
+    number: int | None = None,
 ) -> Version:
     """Makes the next version of the model, which is made too when missing, and the wish that it is validated.
 
     1. Checks the right. 2. Finds the content, unpacking a lone archive into the store (no transaction open: that may
     take minutes). 3. In one transaction: the number, the version, its files, the validation wish, the audit entry.
-    4. On commit wakes a host. `alias` is set when the version has become ready.
+    4. On commit wakes a host. `alias` is set when the version has become ready; `number` is the version's number, which
+    must be above all that the model has had, and is counted on from.
     Raises Conflict when a living version of the model has the same files and settings.
     """
     check_slug("model", model_name)
@@ -99,7 +101,17 @@ def create_version(
     with transaction.atomic():
         if model is None:
             create_model(actor=actor, name=model_name, team=owner)
+        if number is not None:
+            _count_to(model_name, number)
         return _write_version(actor, model_name, manifest, alias or "")
+
+
+def _count_to(model_name: str, number: int) -> None:
+    """The model's next version gets this number. Raises Conflict where it, or a higher one, was given before."""
+    model = Model.objects.select_for_update().get(name=model_name)
+    if number < model.next_number:
+        raise Conflict(f"{model_name} has had version {model.next_number - 1}: {number} cannot be given any more")
+    Model.objects.filter(pk=model.pk).update(next_number=number)
 
 
 def _write_version(actor: Actor, model_name: str, manifest: Manifest, alias: str) -> Version:

@@ -185,12 +185,14 @@ UNCHANGED = {
     "/api/endpoints/<name>/weights/",
     "/api/hosts/<name>/undrain/",
     "/api/models/<model>/aliases/<alias>/",
+    "/api/repository/",
     "/endpoints/<name>/try/",
     "/endpoints/<name>/weights/",
     "/logout/",
     "/models/<name>/versions/<number>/approve/",
     "/models/<name>/versions/<number>/archive/",
     "/models/<name>/versions/<number>/reject/",
+    "/v2/repository/index",
 }
 
 
