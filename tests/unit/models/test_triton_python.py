@@ -16,8 +16,8 @@ from inference.artifacts.triton.translate import translate
 from inference.errors import InvalidInput, ModelFailed, Rejected
 from inference.models import LoadContext, load
 from inference.models.triton_python import backend_utils as pb
-from inference.protocol.settings import RuntimeSettings, WarmupSample
 from inference.protocol.oip import TensorSpec
+from inference.protocol.settings import RuntimeSettings, WarmupSample
 from inference.runtime import samples
 from inference.runtime.runner import Runner
 from inference.runtime.warmup import warm_up
