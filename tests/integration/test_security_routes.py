@@ -75,7 +75,8 @@ class World:
 
 
 @pytest.fixture
-def world(cast: Cast) -> World:
+def world(cast: Cast, settings: Any) -> World:
+    settings.MODEL_LOAD_TIMEOUT_S = 0.1  # no host here ever makes a replica ready
     owner = cast.actor("owner")
     version = ready_version(owner, cast.red, alias="champion")
     endpoints.deploy(version=version, actor=owner)

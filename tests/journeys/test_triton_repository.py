@@ -18,6 +18,9 @@ from tests.support import triton
 from tests.support.house import House, running_house, until
 
 
+pytestmark = pytest.mark.timeout(500)
+
+
 def fill(root: Path) -> Path:
     """An ONNX model with dynamic batching, a TorchScript model, a Python model, a decoupled one, and a bad one."""
     triton.put(root, "scaled", triton.ONNX_CONFIG, {"1/model.onnx": triton.onnx_bytes(2.0)})
