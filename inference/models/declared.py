@@ -22,16 +22,29 @@ def against(own: Signature, settings: RuntimeSettings) -> Signature:
     dimension. Raises Rejected.
     """
     inputs, outputs = settings.inputs or own.inputs, settings.outputs or own.outputs
-    known = {spec.name: spec for spec in (*own.inputs, *own.outputs)}
-    stateful_in, stateful_out = with_state(settings, inputs, outputs)
-    inputs = [*inputs, *(known.get(spec.name, spec) for spec in stateful_in[len(inputs) :])]
-    outputs = [*outputs, *(known.get(spec.name, spec) for spec in stateful_out[len(outputs) :])]
     _match(inputs, own.inputs, "input", batched=bool(settings.max_batch_size))
     _match(outputs, own.outputs, "output", batched=bool(settings.max_batch_size))
+    checked(Signature(inputs, outputs, settings.max_batch_size))
+    inputs, outputs = _with_own_state(own, settings, inputs, outputs)
     missing = {spec.name for spec in own.inputs} - {spec.name for spec in inputs}
     if missing:
         _refuse(f"the model's inputs {sorted(missing)} are not declared")
-    return checked(msgspec.structs.replace(own, inputs=inputs, outputs=outputs, max_batch_size=settings.max_batch_size))
+    return msgspec.structs.replace(own, inputs=inputs, outputs=outputs, max_batch_size=settings.max_batch_size)
+
+
+def _with_own_state(
+    own: Signature, settings: RuntimeSettings, inputs: list[TensorSpec], outputs: list[TensorSpec]
+) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """The controls and states of the settings, as the program itself has them."""
+    taken, given = with_state(settings, inputs, outputs)
+    known = {spec.name: spec for spec in (*own.inputs, *own.outputs)}
+    for spec in (*taken, *given):
+        if spec.name not in known:
+            _refuse(f"the sequence names '{spec.name}', and the model has {sorted(known)}")
+    return (
+        [*inputs, *(known[spec.name] for spec in taken[len(inputs) :])],
+        [*outputs, *(known[spec.name] for spec in given[len(outputs) :])],
+    )
 
 
 def _match(declared: list[TensorSpec], own: list[TensorSpec], kind: str, *, batched: bool) -> None:

@@ -54,10 +54,10 @@ def declared_signature(settings: RuntimeSettings) -> Signature | None:
     """
     if not (settings.inputs and settings.outputs):
         return None
+    given = checked(Signature(settings.inputs, settings.outputs, settings.max_batch_size, labels=settings.labels))
+    # Not checked with the others: a state's batch may stand elsewhere than first.
     inputs, outputs = with_state(settings, settings.inputs, settings.outputs)
-    return checked(
-        Signature(inputs=inputs, outputs=outputs, max_batch_size=settings.max_batch_size, labels=settings.labels)
-    )
+    return msgspec.structs.replace(given, inputs=inputs, outputs=outputs)
 
 
 def with_state(

@@ -17,7 +17,6 @@ from tritonclient.utils import InferenceServerException
 from tests.support import triton
 from tests.support.house import House, running_house, until
 
-
 pytestmark = pytest.mark.timeout(500)
 
 

@@ -271,37 +271,96 @@ def test_a_field_that_is_not_supported_is_refused_by_name(field: str) -> None:
 
 # Fields that are read. With what is refused and what is a hint, this is all of ModelConfig: nothing is passed over.
 READ = set(
-    """
-    name platform backend version_policy version_policy.latest version_policy.latest.num_versions version_policy.all
-    version_policy.specific version_policy.specific.versions max_batch_size default_model_filename
-    input input.name input.data_type input.dims input.reshape input.reshape.shape
-    output output.name output.data_type output.dims output.reshape output.reshape.shape output.label_filename
-    optimization instance_group instance_group.name instance_group.kind instance_group.count instance_group.gpus
-    dynamic_batching dynamic_batching.preferred_batch_size dynamic_batching.max_queue_delay_microseconds
-    dynamic_batching.preserve_ordering dynamic_batching.priority_levels dynamic_batching.default_priority_level
-    dynamic_batching.default_queue_policy dynamic_batching.priority_queue_policy
-    dynamic_batching.default_queue_policy.timeout_action
-    dynamic_batching.default_queue_policy.default_timeout_microseconds
-    dynamic_batching.default_queue_policy.allow_timeout_override dynamic_batching.default_queue_policy.max_queue_size
-    sequence_batching sequence_batching.direct sequence_batching.oldest
-    sequence_batching.max_sequence_idle_microseconds sequence_batching.direct.max_queue_delay_microseconds
-    sequence_batching.direct.minimum_slot_utilization sequence_batching.oldest.max_candidate_sequences
-    sequence_batching.oldest.preferred_batch_size sequence_batching.oldest.max_queue_delay_microseconds
-    sequence_batching.oldest.preserve_ordering sequence_batching.control_input sequence_batching.control_input.name
-    sequence_batching.control_input.control sequence_batching.control_input.control.kind
-    sequence_batching.control_input.control.int32_false_true sequence_batching.control_input.control.fp32_false_true
-    sequence_batching.control_input.control.bool_false_true sequence_batching.control_input.control.data_type
-    sequence_batching.state sequence_batching.state.input_name sequence_batching.state.output_name
-    sequence_batching.state.data_type sequence_batching.state.dims sequence_batching.state.initial_state
-    sequence_batching.state.initial_state.data_type sequence_batching.state.initial_state.dims
-    sequence_batching.state.initial_state.zero_data sequence_batching.state.initial_state.data_file
-    sequence_batching.state.initial_state.name
-    ensemble_scheduling ensemble_scheduling.step ensemble_scheduling.max_inflight_requests
-    ensemble_scheduling.step.model_name ensemble_scheduling.step.model_version ensemble_scheduling.step.input_map
-    ensemble_scheduling.step.output_map
-    parameters model_warmup model_warmup.name model_warmup.batch_size model_warmup.inputs model_warmup.count
-    model_transaction_policy model_transaction_policy.decoupled response_cache response_cache.enable
-    """.split()
+    [
+        "name",
+        "platform",
+        "backend",
+        "version_policy",
+        "version_policy.latest",
+        "version_policy.latest.num_versions",
+        "version_policy.all",
+        "version_policy.specific",
+        "version_policy.specific.versions",
+        "max_batch_size",
+        "default_model_filename",
+        "input",
+        "input.name",
+        "input.data_type",
+        "input.dims",
+        "input.reshape",
+        "input.reshape.shape",
+        "output",
+        "output.name",
+        "output.data_type",
+        "output.dims",
+        "output.reshape",
+        "output.reshape.shape",
+        "output.label_filename",
+        "optimization",
+        "instance_group",
+        "instance_group.name",
+        "instance_group.kind",
+        "instance_group.count",
+        "instance_group.gpus",
+        "dynamic_batching",
+        "dynamic_batching.preferred_batch_size",
+        "dynamic_batching.max_queue_delay_microseconds",
+        "dynamic_batching.preserve_ordering",
+        "dynamic_batching.priority_levels",
+        "dynamic_batching.default_priority_level",
+        "dynamic_batching.default_queue_policy",
+        "dynamic_batching.priority_queue_policy",
+        "dynamic_batching.default_queue_policy.timeout_action",
+        "dynamic_batching.default_queue_policy.default_timeout_microseconds",
+        "dynamic_batching.default_queue_policy.allow_timeout_override",
+        "dynamic_batching.default_queue_policy.max_queue_size",
+        "sequence_batching",
+        "sequence_batching.direct",
+        "sequence_batching.oldest",
+        "sequence_batching.max_sequence_idle_microseconds",
+        "sequence_batching.direct.max_queue_delay_microseconds",
+        "sequence_batching.direct.minimum_slot_utilization",
+        "sequence_batching.oldest.max_candidate_sequences",
+        "sequence_batching.oldest.preferred_batch_size",
+        "sequence_batching.oldest.max_queue_delay_microseconds",
+        "sequence_batching.oldest.preserve_ordering",
+        "sequence_batching.control_input",
+        "sequence_batching.control_input.name",
+        "sequence_batching.control_input.control",
+        "sequence_batching.control_input.control.kind",
+        "sequence_batching.control_input.control.int32_false_true",
+        "sequence_batching.control_input.control.fp32_false_true",
+        "sequence_batching.control_input.control.bool_false_true",
+        "sequence_batching.control_input.control.data_type",
+        "sequence_batching.state",
+        "sequence_batching.state.input_name",
+        "sequence_batching.state.output_name",
+        "sequence_batching.state.data_type",
+        "sequence_batching.state.dims",
+        "sequence_batching.state.initial_state",
+        "sequence_batching.state.initial_state.data_type",
+        "sequence_batching.state.initial_state.dims",
+        "sequence_batching.state.initial_state.zero_data",
+        "sequence_batching.state.initial_state.data_file",
+        "sequence_batching.state.initial_state.name",
+        "ensemble_scheduling",
+        "ensemble_scheduling.step",
+        "ensemble_scheduling.max_inflight_requests",
+        "ensemble_scheduling.step.model_name",
+        "ensemble_scheduling.step.model_version",
+        "ensemble_scheduling.step.input_map",
+        "ensemble_scheduling.step.output_map",
+        "parameters",
+        "model_warmup",
+        "model_warmup.name",
+        "model_warmup.batch_size",
+        "model_warmup.inputs",
+        "model_warmup.count",
+        "model_transaction_policy",
+        "model_transaction_policy.decoupled",
+        "response_cache",
+        "response_cache.enable",
+    ]
 )
 
 
