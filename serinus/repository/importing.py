@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from inference.artifacts.triton.repository import RepositoryModel
@@ -47,21 +48,22 @@ class Importer:
         for one in outcomes:
             if one.state == READY and one.version is not None:
                 self._numbers[one.model, one.triton] = one.version
-        ready = [one.version for one in outcomes if one.state == READY and one.version is not None]
-        # What clients get by default is the highest number in the folder, if it can be served at all.
-        if not ready or outcomes[-1].state != READY:
-            return outcomes
-        newest = outcomes[-1].version
-        assert newest is not None
-        self._newest[model.name] = newest
-        if not self._deploy:
-            return outcomes
-        self._say(f"{model.name}: serving")
-        try:
-            serve(self._control, model, ready, newest=newest)
-        except ControlError as error:
-            return [*outcomes[:-1], Outcome(model.name, outcomes[-1].triton, newest, "failed", str(error))]
+        ready = [one for one in outcomes if one.state == READY and one.version is not None]
+        if ready:
+            # What clients get by default: the highest number of the folder that can be served.
+            self._newest[model.name] = int(ready[-1].version or 0)
+            if self._deploy:
+                return [one for one in outcomes if one not in ready] + self._served(model, ready)
         return outcomes
+
+    def _served(self, model: RepositoryModel, ready: list[Outcome]) -> list[Outcome]:
+        self._say(f"{model.name}: serving")
+        numbers = [one.version for one in ready if one.version is not None]
+        try:
+            serve(self._control, model, numbers, newest=numbers[-1])
+        except ControlError as error:
+            return [*ready[:-1], replace(ready[-1], state="failed", message=str(error))]
+        return ready
 
     def _graphs(self, model: RepositoryModel) -> dict[int, bytes] | None:
         if not is_ensemble(model):

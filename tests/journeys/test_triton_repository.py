@@ -47,6 +47,11 @@ def imported(lone_house: House, tmp_path_factory: pytest.TempPathFactory) -> dic
     return {row["model"]: row for row in json.loads(done.stdout)["versions"]}
 
 
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
 def client(house: House) -> triton_http.InferenceServerClient:
     return triton_http.InferenceServerClient(house.gateway_url.removeprefix("http://"))
 
@@ -146,11 +151,15 @@ def test_a_polled_folder_is_followed(tmp_path: Path) -> None:
         except Exception:
             return False
 
-    with running_house(tmp_path / "house", *options, SERINUS_REPOSITORY_POLL_S="1") as house:
+    with running_house(made(tmp_path / "house"), *options, SERINUS_REPOSITORY_POLL_S="1") as house:
         until("version 1 serves", lambda: gives(2.0), 90)
         triton.put(root, "scaled", None, {"2/model.onnx": triton.onnx_bytes(3.0)})
         # Loaded first and then switched to: there is no moment without an answer.
         until("version 2 serves", lambda: infer(house, "scaled", x=x).as_numpy("y").tolist() == [[3.0] * 4], 90)
+        triton.put(root, "scaled", None, {"3/model.onnx": b"this is no graph"})
+        rejected = "/api/models/scaled/versions/?status=rejected"
+        until("version 3 is rejected", lambda: house.ok("GET", rejected)["results"], 60)
+        assert gives(3.0), "what cannot be loaded takes nothing away"
         assert house.api("POST", "/v2/repository/models/scaled/unload", {}).status_code == 503
         shutil.rmtree(root / "scaled")
         until("the endpoint is gone", lambda: house.api("GET", "/api/endpoints/scaled/").status_code == 404, 60)
@@ -163,7 +172,7 @@ def test_an_explicit_folder_serves_what_is_asked_for(tmp_path: Path) -> None:
     bad = "{name}".join(triton.ONNX_CONFIG.split("{name}")) + 'metric_tags { key: "a" value: "b" }'
     triton.put(root, "bad", bad, {"1/model.onnx": triton.onnx_bytes(2.0)})
     options = ("--model-repository", str(root), "--model-control-mode", "explicit", "--load-model", "first")
-    with running_house(tmp_path / "house", *options) as house:
+    with running_house(made(tmp_path / "house"), *options) as house:
 
         def index() -> dict[str, str]:
             return {row["name"]: row["state"] for row in house.api("POST", "/v2/repository/index", {}).json()}

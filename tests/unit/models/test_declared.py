@@ -159,7 +159,8 @@ def test_a_stateful_declaration_holds_its_controls_and_states(tmp_path: Path) ->
         ),
     )
     found = declared_signature(settings)
-    assert found is None or [(one.name, one.shape) for one in found.inputs] == [
+    assert found is not None
+    assert [(one.name, one.shape) for one in found.inputs] == [
         ("x", [-1, 4]), ("START", [-1, 1]), ("h", [2, -1, 64])
     ]  # fmt: skip
     assert declared_signature(msgspec.structs.replace(settings, inputs=[])) is None
