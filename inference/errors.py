@@ -90,6 +90,13 @@ class Cancelled(ClientError):
     code = "cancelled"
 
 
+class RateLimited(ClientError):
+    """This key has used up its rate for now."""
+
+    code = "rate_limited"
+    retryable = True
+
+
 class PoisonInput(ClientError):
     """The model failed on exactly this input."""
 

@@ -16,8 +16,8 @@ from hashlib import sha256
 
 import msgspec
 
-from inference.errors import Forbidden, Overloaded, Unauthenticated
-from inference.protocol.routes import EndpointRoute, RoutingTable
+from inference.errors import Forbidden, Overloaded, RateLimited, Unauthenticated
+from inference.protocol.routes import EndpointRoute, KeyRoute, RoutingTable
 
 KEY_PREFIX = "ser_"
 TOKEN_PREFIX = "ser_tok."  # noqa: S105 (a prefix, no secret)
@@ -28,12 +28,60 @@ ALL = "*"
 _NO_DIGEST = "0" * 64
 
 
+class Limiter:
+    """One key's token buckets, in requests and in rows a second; a second's worth may come at once. Rates of 0 are no
+    bound. It outlives routing tables.
+    """
+
+    __slots__ = ("_now", "_requests", "_requests_at", "_rows", "_rows_at", "requests_per_s", "rows_per_s")
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self.requests_per_s = self.rows_per_s = 0.0
+        self._requests = self._rows = 1.0  # seconds' worth that may come at once
+        self._requests_at = self._rows_at = now()
+
+    def set(self, requests_per_s: float, rows_per_s: float) -> Limiter:
+        self.requests_per_s, self.rows_per_s = requests_per_s, rows_per_s
+        return self
+
+    def request(self) -> None:
+        """Takes one request. Raises RateLimited with the time until there is room again."""
+        if self.requests_per_s:
+            now = self._now()
+            have = min(max(1.0, 1 / self.requests_per_s), self._requests + now - self._requests_at)
+            self._requests_at = now
+            self._requests = self._taken(have, 1 / self.requests_per_s, "requests", self.requests_per_s)
+
+    def rows(self, count: int) -> None:
+        """Takes `count` rows. A request of more than a second's worth passes once the bucket is full."""
+        if self.rows_per_s:
+            now = self._now()
+            have = min(1.0, self._rows + now - self._rows_at)
+            self._rows_at, self._rows = now, have
+            needed = count / self.rows_per_s
+            self._rows = have - needed if have >= 1.0 else self._taken(have, needed, "rows", self.rows_per_s)
+
+    def _taken(self, have: float, needed: float, what: str, rate: float) -> float:
+        if have + 1e-9 >= needed:
+            return have - needed
+        if what == "requests":
+            self._requests = have
+        missing_s = min(needed, 1.0) - have
+        raise RateLimited(f"This key may send {rate:g} {what} a second", retry_after_s=max(missing_s, 0.001))
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls: `id` is the sticky key ("" for the anonymous), `endpoints` what the caller may reach."""
+    """Who calls: `id` is the sticky key ("" for the anonymous), `endpoints` what the caller may reach.
+
+    expires_at_unix_s: until when the credential is good.
+    """
 
     id: str
     endpoints: frozenset[str]
+    limiter: Limiter | None = None
+    expires_at_unix_s: float = float("inf")
 
     def may(self, endpoint: str) -> bool:
         return ALL in self.endpoints or endpoint in self.endpoints
@@ -62,17 +110,33 @@ class _Key:
 class Keys:
     """The credentials of one routing table."""
 
-    def __init__(self, table: RoutingTable, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        table: RoutingTable,
+        *,
+        now: Callable[[], float] = time.time,
+        limiters: dict[str, Limiter] | None = None,
+    ) -> None:
         self._now = now
+        self._limiters: dict[str, Limiter] = {} if limiters is None else limiters
         self._token_secret = table.token_secret.encode()
         self._keys = {
             key.id: _Key(
                 key.digest,
-                Caller(key.id, frozenset(key.endpoints)),
+                self._caller_of(key),
                 key.expires_at_unix_s if key.expires_at_unix_s is not None else float("inf"),
             )
             for key in table.keys
         }
+        for gone in self._limiters.keys() - self._keys.keys():
+            del self._limiters[gone]
+
+    def _caller_of(self, key: KeyRoute) -> Caller:
+        limiter = None
+        if key.requests_per_s or key.rows_per_s:
+            limiter = self._limiters.setdefault(key.id, Limiter()).set(key.requests_per_s, key.rows_per_s)
+        expires = key.expires_at_unix_s if key.expires_at_unix_s is not None else float("inf")
+        return Caller(key.id, frozenset(key.endpoints), limiter, expires)
 
     def caller(self, credential: str) -> Caller:
         """Whose credential this is. Raises Unauthenticated, in the same words for every reason."""
@@ -103,7 +167,7 @@ class Keys:
             return None
         if token.exp <= self._now():
             return None
-        return Caller(f"user:{token.u}", frozenset({token.e}))
+        return Caller(f"user:{token.u}", frozenset({token.e}), None, token.exp)
 
 
 def admit_caller(keys: Keys, credential: str, name: str, endpoint: EndpointRoute | None, *, insecure: bool) -> Caller:
@@ -147,21 +211,48 @@ class Bucket:
         return True
 
 
-class Queue:
-    """Requests under way for one endpoint, with its retry budget. It outlives routing tables."""
+def has_room(total: int, limit: int, mine: int, keys: int) -> bool:
+    """Whether one more request of a key that has `mine` of `total` under way may enter, where `keys` keys are active.
 
-    __slots__ = ("in_flight", "retries")
+    Half of the room is anybody's. In the other half a key gets no more than an equal share, so that a flood of one key
+    sheds its own requests and leaves room for the others'.
+    """
+    if total >= limit:
+        return False
+    return total < limit // 2 or mine < max(1, limit // max(keys, 1))
+
+
+class Queue:
+    """Requests under way for one endpoint, by key, with its retry budget. It outlives routing tables."""
+
+    __slots__ = ("_of_key", "in_flight", "retries")
 
     def __init__(self) -> None:
         self.in_flight = 0
         self.retries = Bucket()
+        self._of_key: dict[str, int] = {}
 
-    def enter(self, limit: int) -> None:
-        """Raises Overloaded at once when `limit` requests are under way."""
-        if self.in_flight >= limit:
+    def enter(self, limit: int, caller: Caller = ANONYMOUS) -> None:
+        """Raises at once: RateLimited, or Overloaded when `limit` requests are under way or this key has its share."""
+        of_key = self._of_key
+        mine = of_key.get(caller.id, 0)
+        if not has_room(self.in_flight, limit, mine, len(of_key) + (not mine)):
             raise Overloaded(retry_after_s=1.0)
+        if caller.limiter is not None:
+            caller.limiter.request()
+        of_key[caller.id] = mine + 1
         self.in_flight += 1
         self.retries.earn()
 
-    def leave(self) -> None:
+    def spend(self, caller: Caller, rows: int) -> None:
+        """Counts the rows of a request that has entered. Raises RateLimited."""
+        if caller.limiter is not None:
+            caller.limiter.rows(rows)
+
+    def leave(self, key: str = "") -> None:
         self.in_flight -= 1
+        left = self._of_key.get(key, 1) - 1
+        if left:
+            self._of_key[key] = left
+        else:
+            self._of_key.pop(key, None)

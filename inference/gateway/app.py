@@ -1,173 +1,245 @@
-"""The gateway as a raw ASGI application: which path belongs to which door, and the one place where errors become
-answers. An error that nobody foresaw reaches the client as one fixed sentence; the log has the rest.
+"""Which address belongs to which door, and the one place where errors become answers. An error that nobody foresaw
+reaches the client as one fixed sentence; the log has the rest.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from itertools import count
-from typing import Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from inference.config import is_loopback
-from inference.errors import (
-    Forbidden,
-    Malformed,
-    MethodNotAllowed,
-    NotFound,
-    SerinusError,
-    ServerError,
-    TooLarge,
-    Unsupported,
-)
-from inference.gateway import problems
-from inference.gateway.bodies import Receive
+from inference.errors import Forbidden, Malformed, MethodNotAllowed, NotFound, SerinusError, ServerError
+from inference.gateway import encodings, problems
 from inference.gateway.dataplane import DataPlane
-from inference.gateway.rest import Given, Response, Rest, credential_of
-from inference.gateway.websocket import Streams
+from inference.gateway.heads import Head
+from inference.gateway.predict import Known, Predict, credential_of
+from inference.gateway.rest import Rest
+from inference.gateway.web import Given, Part, Request, Response, Stream
 
-Scope = dict[str, Any]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-Route = tuple[str, str, int | None]
+if TYPE_CHECKING:
+    from inference.gateway.http import Connection
+    from inference.gateway.websocket import Streams
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 _MODEL = re.compile(rf"/v2/models/({NAME})(?:/versions/([0-9]{{1,9}}))?(?:/([a-z_/]+))?")
-_SERVER = {"/v2": "server", "/v2/health/live": "live", "/v2/health/ready": "ready", "/metrics": "metrics"}
-_MODEL_VERBS = {None: "model", "ready": "model_ready", "infer": "infer", "stream": "stream"}
-_LATER = re.compile(
-    r"/v2/(?:repository(?:/[^/]+)?/(?:index|models/[^/]+/(?:load|unload))"
-    r"|(?:system|cuda)sharedmemory(?:/region/[^/]+)?/(?:status|register|unregister)|trace/setting|logging)"
-)
-_MODEL_LATER = frozenset({"generate", "generate_stream", "config", "stats", "trace/setting"})
-_POST = frozenset({"infer"})
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-MAX_HEADER_BYTES = 32 << 10
-_MAX_ROUTES = 4096
 _log = logging.getLogger(__name__)
 
+Handler = Callable[[Request], Awaitable[Response | Stream]]
 
-def parse(path: str) -> Route:
-    """(what, endpoint, version) of a path. Raises NotFound."""
-    what = _SERVER.get(path)
-    if what is not None:
-        return what, "", None
-    match = _MODEL.fullmatch(path)
-    if match is not None:
-        name, number, verb = match.groups()
-        if verb in _MODEL_VERBS:
-            return _MODEL_VERBS[verb], name, int(number) if number else None
-        if verb in _MODEL_LATER:
-            return "later", name, None
-    if _LATER.fullmatch(path):
-        return "later", "", None
-    raise NotFound("Not Found")
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What answers at an address. `speaks` is "infer" or "websocket" for the two that are no handlers."""
+
+    methods: frozenset[str]
+    handler: Handler | None = None
+    speaks: str = ""
+
+
+@dataclass(slots=True)
+class Place:
+    """What a path means, kept with its head. `known` is the infer door's own."""
+
+    what: str
+    door: Door
+    name: str = ""
+    number: int | None = None
+    rest: tuple[str, ...] = ()
+    known: Known | None = None
+
+
+GET = frozenset({"GET", "HEAD"})
+POST = frozenset({"POST"})
+
+
+class Doors:
+    """The table of addresses: whole paths, verbs of a model, and patterns for the rest. Tests walk it."""
+
+    def __init__(self) -> None:
+        self.paths: dict[str, Door] = {}
+        self.verbs: dict[str | None, Door] = {}
+        self.patterns: list[tuple[str, re.Pattern[str], Door]] = []
+
+    def path(self, path: str, methods: frozenset[str], handler: Handler) -> None:
+        self.paths[path] = Door(methods, handler)
+
+    def verb(self, verb: str | None, methods: frozenset[str], handler: Handler | None, speaks: str = "") -> None:
+        """`/v2/models/{name}[/versions/{number}][/verb]`"""
+        self.verbs[verb] = Door(methods, handler, speaks)
+
+    def pattern(self, what: str, pattern: str, methods: frozenset[str], handler: Handler) -> None:
+        """A regular expression over the whole path; its groups come to the handler as `request.rest`."""
+        self.patterns.append((what, re.compile(pattern), Door(methods, handler)))
+
+    def find(self, path: str) -> Place:
+        """Raises NotFound."""
+        door = self.paths.get(path)
+        if door is not None:
+            return Place(path, door)
+        match = _MODEL.fullmatch(path)
+        if match is not None:
+            name, number, verb = match.groups()
+            door = self.verbs.get(verb)
+            if door is not None:
+                return Place(verb or "model", door, name, int(number) if number else None)
+        for what, pattern, door in self.patterns:
+            match = pattern.fullmatch(path)
+            if match is not None:
+                return Place(what, door, rest=tuple(group or "" for group in match.groups()))
+        raise NotFound("Not Found")
 
 
 class App:
-    """The ASGI callable."""
+    """Answers requests; see http.Application."""
 
-    def __init__(self, plane: DataPlane, rest: Rest, streams: Streams) -> None:
+    def __init__(self, plane: DataPlane, rest: Rest, predict: Predict, streams: Streams, doors: Doors) -> None:
         self._plane = plane
         self._rest = rest
+        self._predict = predict
         self._streams = streams
-        self._routes: dict[str, Route] = {}
+        self._doors = doors
         self._ids = count(1)
-        self._boot = os.urandom(6).hex()
+        self._boot = os.urandom(6).hex().encode()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            await self._http(scope, receive, send)
-        elif scope["type"] == "websocket":
-            await self._websocket(scope, receive, send)
+    @property
+    def draining(self) -> bool:
+        return self._plane.draining
 
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        given: Given = dict(scope["headers"])
-        request_id = self._request_id(given)
-        try:
-            if len(b"".join(given.values())) > MAX_HEADER_BYTES:
-                raise TooLarge(f"The request's headers are larger than {MAX_HEADER_BYTES} bytes")
-            if self._plane.insecure:
-                _refuse_foreign(given)
-            status, headers, body = await self._answer(scope, given, receive, request_id)
-        except SerinusError as error:
-            status, headers, body = _problem(scope, error)
-        except Exception:  # noqa: BLE001 (logged in full; the client gets one fixed sentence)
-            _log.exception("request %s failed", request_id)
-            status, headers, body = _problem(scope, ServerError())
-        headers.append((b"x-request-id", request_id.encode()))
-        if self._plane.draining or status == 413:
-            headers.append((b"connection", b"close"))
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
+    # -- what http.Connection calls ---------------------------------------------------------------------------------
 
-    async def _answer(self, scope: Scope, given: Given, receive: Receive, request_id: str) -> Response:
-        what, name, number = self._route(scope)
-        method = scope["method"]
-        if what == "infer":
-            if method != "POST":
-                raise MethodNotAllowed
-            return await self._rest.infer(given, receive, name, number, request_id)
-        if what == "later":
-            self._rest.server(given)
-            raise Unsupported
-        if method not in {"GET", "HEAD"}:
+    def preflight(self, head: Head) -> None:
+        place = self._place(head)
+        if head.method not in place.door.methods:
             raise MethodNotAllowed
-        return self._simple(what, given, name, number)
+        if place.name:
+            self._plane.admit(place.name, credential_of(head.headers))
+        else:
+            self._rest.known(head.headers)
 
-    def _simple(self, what: str, given: Given, name: str, number: int | None) -> Response:
-        rest = self._rest
-        if what == "live":
-            return rest.live()
-        if what == "ready":
-            return rest.ready()
-        if what == "server":
-            return rest.server(given)
-        if what == "metrics":
-            return rest.metrics(given, len(self._streams))
-        if what == "model":
-            return rest.model(given, name, number)
-        if what == "model_ready":
-            return rest.model_ready(given, name, number)
-        self._plane.admit(name, credential_of(given))
-        raise Malformed("This address speaks WebSocket")
-
-    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        given: Given = dict(scope["headers"])
+    def handle(self, connection: Connection, head: Head, body: Part) -> None:
+        request_id = self._request_id(head.headers)
         try:
-            what, name, number = self._route(scope)
-            if what != "stream" or len(b"".join(given.values())) > MAX_HEADER_BYTES:
+            place = self._place(head)
+            door = place.door
+            if head.method not in door.methods:
+                raise MethodNotAllowed
+            if door.speaks == "infer":
+                if not self._predict.holds(place.known):
+                    place.known = self._predict.known(head, place.name, place.number)
+                assert place.known is not None
+                self._predict.begin(connection, place.known, body, request_id)
+                return
+            if door.handler is None:
+                self._plane.admit(place.name, credential_of(head.headers))
+                raise Malformed("This address speaks WebSocket")
+            request = Request(head, body, request_id.decode(), place.what, place.name, place.number, place.rest)
+            _Task(connection, self._serve(connection, request, door.handler))
+        except SerinusError as error:
+            self._problem(connection, head, error, request_id)
+        except Exception:  # noqa: BLE001 (logged in full; the client gets one fixed sentence)
+            _log.exception("request %s failed", request_id.decode())
+            self._problem(connection, head, ServerError(), request_id)
+
+    def refuse(self, connection: Connection, head: Head | None, error: SerinusError) -> None:
+        request_id = self._request_id(head.headers if head is not None else {})
+        self._problem(connection, head, error, request_id, closes=True)
+
+    def upgrade(self, connection: Connection, head: Head, rest: bytes) -> None:
+        try:
+            if head.method != "GET":
+                raise MethodNotAllowed
+            place = self._place(head)
+            if place.door.speaks != "websocket":
                 raise NotFound("Not Found")
-            if self._plane.insecure:
-                _refuse_foreign(given)
-        except (NotFound, Forbidden):
-            await receive()
-            await send({"type": "websocket.close", "code": 1008})
+        except SerinusError:
+            self._streams.refuse(connection)
             return
-        await self._streams.serve(
-            scope, receive, send, given=given, name=name, number=number, request_id=self._request_id(given)
+        self._streams.open(
+            connection,
+            head,
+            rest,
+            name=place.name,
+            number=place.number,
+            request_id=self._request_id(head.headers).decode(),
         )
 
-    def _route(self, scope: Scope) -> Route:
-        # No name here needs an escape, and one that stands for a slash would let an address pass a proxy's rules.
-        if b"%" in (scope.get("raw_path") or b""):
-            raise NotFound("Not Found")
-        path: str = scope["path"]
-        found = self._routes.get(path)
-        if found is None:
-            found = parse(path)
-            if len(self._routes) >= _MAX_ROUTES:
-                self._routes.clear()
-            self._routes[path] = found
-        return found
+    # -- finding ----------------------------------------------------------------------------------------------------
 
-    def _request_id(self, given: Given) -> str:
+    def _place(self, head: Head) -> Place:
+        place: Place | None = head.memo
+        if place is None:
+            if self._plane.insecure:
+                _refuse_foreign(head.headers)
+            # No name here needs an escape, and one that stands for a slash would let an address pass a proxy's rules.
+            if "%" in head.path:
+                raise NotFound("Not Found")
+            place = head.memo = self._doors.find(head.path)
+        return place
+
+    def _request_id(self, given: Given) -> bytes:
         own = given.get(b"x-request-id")
         if own is not None and _REQUEST_ID.fullmatch(own):
-            return own.decode("ascii")
-        return f"{self._boot}-{next(self._ids):x}"
+            return own
+        return b"%b-%x" % (self._boot, next(self._ids))
+
+    # -- answering --------------------------------------------------------------------------------------------------
+
+    async def _serve(self, connection: Connection, request: Request, handler: Handler) -> None:
+        try:
+            encoding = request.headers.get(b"content-encoding", b"identity").lower()
+            if encoding != b"identity":
+                request.body = self._rest.inflated(request.body, encoding)
+            answer = await handler(request)
+        except SerinusError as error:
+            self._problem(connection, request.head, error, request.id.encode())
+            return
+        except Exception:  # noqa: BLE001 (logged in full; the client gets one fixed sentence)
+            _log.exception("request %s failed", request.id)
+            self._problem(connection, request.head, ServerError(), request.id.encode())
+            return
+        answer.headers.append((b"x-request-id", request.id.encode()))
+        if isinstance(answer, Stream):
+            await self._stream(connection, request, answer)
+            return
+        parts = [answer.body] if isinstance(answer.body, bytes | memoryview) else answer.body
+        accepts = encodings.accepted(request.headers.get(b"accept-encoding", b""))
+        connection.respond(answer.status, *encodings.deflated(answer.headers, parts, accepts))
+
+    async def _stream(self, connection: Connection, request: Request, answer: Stream) -> None:
+        try:
+            await connection.stream(answer)
+        except Exception:  # noqa: BLE001 (its head is out: all that is left is to cut it)
+            _log.exception("stream of request %s failed", request.id)
+            connection.abort()
+
+    def _problem(
+        self, connection: Connection, head: Head | None, error: SerinusError, request_id: bytes, *, closes: bool = False
+    ) -> None:
+        headers = [*problems.headers_of(error), (b"x-request-id", request_id)]
+        if error.code == "method_not_allowed" and head is not None:
+            headers.append((b"allow", ", ".join(sorted(self._place(head).door.methods)).encode()))
+        if closes or problems.status_of(error) == 413:
+            headers.append((b"connection", b"close"))
+        connection.respond(problems.status_of(error), headers, problems.body_of(error))
+
+
+class _Task:
+    """A request that is answered by a coroutine, which is cancelled when its client leaves."""
+
+    def __init__(self, connection: Connection, work: Awaitable[None]) -> None:
+        connection.owner = self
+        self._task = asyncio.ensure_future(work)
+
+    def left(self) -> None:
+        self._task.cancel()
 
 
 def _refuse_foreign(given: Given) -> None:
@@ -186,10 +258,3 @@ def _host_of(url: str) -> str:
         return urlsplit(url).hostname or ""
     except ValueError:
         return ""
-
-
-def _problem(scope: Scope, error: SerinusError) -> Response:
-    headers = problems.headers_of(error)
-    if error.code == "method_not_allowed":
-        headers.append((b"allow", b"POST" if scope["path"].endswith("/infer") else b"GET, HEAD"))
-    return problems.status_of(error), headers, problems.body_of(error)

@@ -15,7 +15,7 @@ import msgspec
 
 from inference.errors import InvalidInput, Malformed, NotReady, Unsupported
 from inference.gateway import codec
-from inference.protocol.messages import TensorHeader
+from inference.protocol.messages import SequenceControl, TensorHeader
 from inference.protocol.oip import DATATYPES, MAX_TENSORS, Signature, TensorSpec
 
 Scalar = str | int | float | bool
@@ -56,7 +56,7 @@ class InferBody(msgspec.Struct):
 class Call:
     """A request that fits the signature it was read with: headers and bytes of its tensors, in the signature's order.
 
-    outputs: wanted output names, empty for all. binary: names of the outputs that go back as bytes; None means all.
+    outputs: wanted output names, empty for all. rows: of the batch dimension, 1 without one. binary: names of the outputs that go back as bytes; None means all.
     """
 
     id: str
@@ -66,6 +66,10 @@ class Call:
     binary: frozenset[str] | None = frozenset()
     parameters: dict[str, Scalar] = field(default_factory=dict)
     timeout_us: int = 0
+    priority: int = 0
+    sequence: SequenceControl | None = None
+    traceparent: str = ""
+    rows: int = 1
 
 
 _decode = msgspec.json.Decoder(InferBody).decode
@@ -180,6 +184,8 @@ def _check_inputs(call: Call, model: str, signature: Signature) -> None:
     else:
         batch = _check_many(call, model, signature)
     _check_batch(batch, model, signature)
+    if batch is not None:
+        call.rows = batch
 
 
 def _check_batch(batch: int | None, model: str, signature: Signature) -> None:

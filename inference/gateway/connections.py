@@ -8,17 +8,35 @@ decision. A replica that is silent for three pings, a second apart, counts as lo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import re
 from collections.abc import Awaitable, Callable
 from typing import cast
 
+import msgspec
+
 from inference.errors import ClientError, Malformed, NotReady, Overloaded, ReplicaLost, SerinusError, TooLarge, by_code
-from inference.gateway.calls import Call
+from inference.gateway.flights import Flight
 from inference.protocol import frames
-from inference.protocol.messages import Answer, Cancel, Fault, FromReplica, Goodbye, Hello, Infer, Ping, Pong
+from inference.protocol.messages import (
+    Answer,
+    Ask,
+    Cancel,
+    Fault,
+    FromReplica,
+    Goodbye,
+    Hello,
+    Infer,
+    Pause,
+    Ping,
+    Pong,
+    Resume,
+    Told,
+)
 from inference.protocol.routes import ReplicaRoute
+from inference.protocol.statistics import ModelStatistics
 
 PING_S = 1.0
 MISSES = 3
@@ -27,7 +45,6 @@ BACKOFF_S = (0.02, 1.0)
 RETIRE_S = 60.0
 SMALL_BYTES = 64 << 10
 
-Reply = tuple[Answer, memoryview]
 _log = logging.getLogger(__name__)
 _PATH = re.compile(r"(?<![\w:/])/(?:[\w.@+-]+/)+[\w.@+-]*")
 _SPOKEN = (Overloaded, NotReady)
@@ -46,54 +63,82 @@ def fault_error(fault: Fault) -> SerinusError:
         return SerinusError()
 
 
-class _Wire(asyncio.Protocol):
+class _Wire(asyncio.BufferedProtocol):
     """One connection's life."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
+        self._loop = asyncio.get_running_loop()
         self._decoder: frames.Decoder[FromReplica] = frames.Decoder(FromReplica)
         self._transport: asyncio.Transport | None = None
-        self.pending: dict[int, asyncio.Future[Reply]] = {}
+        self._out: list[bytes | memoryview] = []
+        self.pending: dict[int, Flight] = {}
+        self.asked: dict[int, asyncio.Future[ModelStatistics]] = {}
         self.unanswered = 0
         self.greeted = False
-        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.lost: asyncio.Future[None] = self._loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's does not inherit from asyncio's
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._decoder.buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
         self.unanswered = 0
         try:
-            for message, body in self._decoder.feed(data):
-                self._take(message, body)
+            for message, body in self._decoder.received(nbytes):
+                if type(message) is Answer:
+                    self._answered(message, body)
+                else:
+                    self._take(message)
         except (Malformed, TooLarge) as error:
             _log.warning("replica %s broke the protocol: %s", self._link.route.id, error)
             self.close()
 
-    def _take(self, message: FromReplica, body: memoryview) -> None:
-        if type(message) is Answer:
-            future = self.pending.pop(message.id, None)
-            if future is not None and not future.done():
-                future.set_result((message, body))
-        elif type(message) is Fault:
-            future = self.pending.pop(message.id, None)
-            if future is not None and not future.done():
+    def _answered(self, answer: Answer, body: memoryview) -> None:
+        flight = self.pending.get(answer.id)
+        if flight is None:
+            return
+        if answer.final:
+            del self.pending[answer.id]
+            flight.has_ended = True
+        flight.parts += 1
+        flight.answered(answer, body)
+
+    def _take(self, message: FromReplica) -> None:
+        if type(message) is Fault:
+            flight = self.pending.pop(message.id, None)
+            if flight is not None:
                 _log.info("replica %s answered %s: %s", self._link.route.id, message.code, message.message)
-                future.set_exception(fault_error(message))
+                self._link.failed(flight, fault_error(message))
         elif type(message) is Ping:
             self.send(frames.encode(Pong(message.token)))
+        elif type(message) is Told:
+            future = self.asked.pop(message.id, None)
+            if future is not None and not future.done():
+                future.set_result(message.statistics)
         elif type(message) is Hello:
             self._link.greeted(self, message)
         elif type(message) is Goodbye:
             self._link.leaving(self)
 
     def send(self, *parts: bytes | memoryview) -> None:
+        """Sends a frame; those of one turn of the event loop leave together."""
         if self._transport is None or self._transport.is_closing():
             raise ReplicaLost
-        if len(parts) == 1:
-            self._transport.write(parts[0])
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out += parts
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if self._transport is None or self._transport.is_closing():
+            return
+        if len(out) == 1:
+            self._transport.write(out[0])
         else:
-            self._transport.writelines(parts)
+            self._transport.writelines(out)
 
     def close(self) -> None:
         if self._transport is not None:
@@ -103,7 +148,9 @@ class _Wire(asyncio.Protocol):
         self._transport = None
         self._link.unready(self)
         pending, self.pending = self.pending, {}
-        for future in pending.values():
+        for flight in pending.values():
+            self._link.failed(flight, ReplicaLost(retry_after_s=1.0))
+        for future in self.asked.values():
             if not future.done():
                 future.set_exception(ReplicaLost(retry_after_s=1.0))
         if not self.lost.done():
@@ -111,13 +158,15 @@ class _Wire(asyncio.Protocol):
 
 
 class Link:
-    """The way to one replica. `ready` says whether a request may be sent; `in_flight` how many are under way."""
+    """The way to one replica. `ready` says whether a request may be sent; `in_flight` how many are under way.
 
-    def __init__(self, route: ReplicaRoute, changed: Callable[[], None]) -> None:
+    The pool is told of every request that ends with an error here, or is lost with its connection.
+    """
+
+    def __init__(self, route: ReplicaRoute, pool: Pool) -> None:
         self.route = route
         self.ready = False
-        self._changed = changed
-        self._loop = asyncio.get_running_loop()
+        self._pool = pool
         self._wire: _Wire | None = None
         self._ids = 0
         self._task: asyncio.Task[None] | None = asyncio.ensure_future(self._keep_up())
@@ -126,31 +175,60 @@ class Link:
     def in_flight(self) -> int:
         return len(self._wire.pending) if self._wire is not None else 0
 
-    def send(self, call: Call, timeout_ms: int) -> tuple[int, asyncio.Future[Reply]]:
-        """Sends `call`; answers its id and the future of its reply. Raises ReplicaLost when there is no connection."""
+    def send(self, flight: Flight, timeout_ms: int) -> None:
+        """Sends the flight's call; its answers come to the flight. Raises ReplicaLost when there is no connection."""
         wire = self._wire
         if wire is None or not self.ready:
             raise ReplicaLost(retry_after_s=1.0)
+        call = flight.call
         self._ids = number = self._ids + 1
         size = 0
         for part in call.body:
             size += len(part)
-        head = frames.encode_head(Infer(number, timeout_ms, call.tensors, call.outputs, call.parameters), size)
+        head = frames.encode_head(
+            Infer(
+                number, timeout_ms, call.tensors, call.outputs, call.parameters, call.priority, call.timeout_us,
+                call.sequence, call.traceparent, flight.key,
+            ),
+            size,
+        )  # fmt: skip
         if size <= SMALL_BYTES:
             wire.send(b"".join((head, *call.body)))
         else:
             wire.send(head, *call.body)
-        future = wire.pending[number] = self._loop.create_future()
-        return number, future
+        flight.link, flight.number = self, number
+        wire.pending[number] = flight
 
-    def forget(self, number: int) -> None:
-        """The caller of request `number` no longer waits: the replica is told, its answer will be dropped."""
+    def forget(self, flight: Flight) -> None:
+        """The caller no longer waits: the replica is told, its answer will be dropped."""
         wire = self._wire
-        if wire is not None and wire.pending.pop(number, None) is not None:
-            try:
-                wire.send(frames.encode(Cancel(number)))
-            except ReplicaLost:
-                return
+        if wire is not None and wire.pending.pop(flight.number, None) is not None:
+            self._tell(Cancel(flight.number))
+
+    def pause(self, flight: Flight) -> None:
+        """The reader of this streaming request is slow."""
+        self._tell(Pause(flight.number))
+
+    def resume(self, flight: Flight) -> None:
+        self._tell(Resume(flight.number))
+
+    async def statistics(self, timeout_s: float) -> ModelStatistics:
+        """What the replica did so far. Raises ReplicaLost or TimeoutError."""
+        wire = self._wire
+        if wire is None or not self.ready:
+            raise ReplicaLost
+        self._ids = number = self._ids + 1
+        future = wire.asked[number] = asyncio.get_running_loop().create_future()
+        try:
+            wire.send(frames.encode(Ask(number)))
+            return await asyncio.wait_for(future, timeout_s)
+        finally:
+            wire.asked.pop(number, None)
+
+    def _tell(self, message: msgspec.Struct) -> None:
+        if self._wire is not None:
+            with contextlib.suppress(ReplicaLost):
+                self._wire.send(frames.encode(message))
 
     def ping(self) -> None:
         """One beat of the heart: to be called once in PING_S."""
@@ -162,10 +240,10 @@ class Link:
             wire.close()
             return
         wire.unanswered += 1
-        try:
-            wire.send(frames.encode(Ping(wire.unanswered)))
-        except ReplicaLost:
-            return
+        self._tell(Ping(wire.unanswered))
+
+    def failed(self, flight: Flight, error: SerinusError) -> None:
+        self._pool.on_failed(flight, error)
 
     def greeted(self, wire: _Wire, hello: Hello) -> None:
         if hello.replica != self.route.id or hello.generation < self.route.generation:
@@ -175,7 +253,7 @@ class Link:
         wire.greeted = True
         if wire is self._wire and self._task is not None:
             self.ready = True
-            self._changed()
+            self._pool.changed()
 
     def leaving(self, wire: _Wire) -> None:
         if wire is self._wire:
@@ -241,18 +319,21 @@ async def _connect(address: str, wire: _Wire) -> None:
 
 
 class Pool:
-    """The links of one gateway, and those who wait for one to become ready."""
+    """The links of one gateway. on_failed: who is told of failed requests; on_change: called when a link became ready
+    or the table changed, so that those who wait for a replica are looked at.
+    """
 
     def __init__(self) -> None:
         self._links: dict[ReplicaRoute, Link] = {}
-        self._waiters: set[asyncio.Future[None]] = set()
         self._retiring: set[asyncio.Task[None]] = set()
+        self.on_failed: Callable[[Flight, SerinusError], None] = lambda _flight, _error: None
+        self.on_change: list[Callable[[], None]] = []
 
     def link(self, route: ReplicaRoute) -> Link:
         """The link to this replica, made when there is none yet."""
         found = self._links.get(route)
         if found is None:
-            found = self._links[route] = Link(route, self.changed)
+            found = self._links[route] = Link(route, self)
         return found
 
     def keep(self, routes: set[ReplicaRoute]) -> None:
@@ -263,20 +344,9 @@ class Pool:
             task.add_done_callback(self._retiring.discard)
 
     def changed(self) -> None:
-        """Wakes those who wait: a link became ready, or the table changed."""
-        waiters, self._waiters = self._waiters, set()
-        for future in waiters:
-            if not future.done():
-                future.set_result(None)
-
-    def waiter(self) -> asyncio.Future[None]:
-        """A future that ends at the next change. Give it back with `leave`."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.add(future)
-        return future
-
-    def leave(self, future: asyncio.Future[None]) -> None:
-        self._waiters.discard(future)
+        """A link became ready, or the table changed."""
+        for call in self.on_change:
+            call()
 
     async def run(self) -> None:
         """Pings every link, for ever."""

@@ -1,6 +1,7 @@
 """The one handler behind every door: who calls, which variant, which replica, one retry, what is counted.
 
-A door reads its own wire format into a Call with the reader it passes in, and writes the Done it gets back.
+A door reads its own wire format into a Call with the reader that it passes in. A request is a Flight: it is started,
+and ends by a callback; `infer` and `stream` are the same for doors that wait in a coroutine.
 """
 
 from __future__ import annotations
@@ -8,24 +9,36 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
-from inference.errors import Draining, NotFound, NotReady, ReplicaLost, SerinusError, ServerError
+from inference.errors import (
+    Cancelled,
+    Draining,
+    InvalidInput,
+    NotFound,
+    NotReady,
+    ReplicaLost,
+    SerinusError,
+    ServerError,
+)
 from inference.gateway.admission import Caller, admit_caller
 from inference.gateway.calls import Call
-from inference.gateway.connections import Link, Pool, Reply
-from inference.gateway.deadlines import Deadlines, Ticket
+from inference.gateway.connections import Link, Pool
+from inference.gateway.flights import Flight, Flights
 from inference.gateway.router import choose_variant, less_busy
 from inference.gateway.table import Endpoint, Table, Variant
 from inference.gateway.telemetry import Telemetry
 from inference.protocol.messages import Answer
-from inference.protocol.oip import Signature
+from inference.protocol.statistics import ModelStatistics
 
 HOLD_S = 10.0
 RETRY_AFTER_S = 1.0
+ASK_S = 2.0
+AHEAD_HIGH, AHEAD_LOW = 16, 4
 
-Reader = Callable[[str, Signature], Call]
+Reader = Callable[[Variant], Call]
 
 
 @dataclass(slots=True)
@@ -38,6 +51,20 @@ class Done:
     body: memoryview
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a door knows of a request before it is read.
+
+    sticky: the stable hash's key; timeout_ms: the door's own deadline, 0 for none.
+    """
+
+    caller: Caller
+    endpoint: Endpoint
+    version: int | None
+    sticky: str
+    timeout_ms: int = 0
+
+
 class DataPlane:
     """Everything a gateway process knows and counts."""
 
@@ -46,9 +73,14 @@ class DataPlane:
         self.pool = pool
         self.telemetry = telemetry
         self.insecure = insecure
-        self.deadlines = Deadlines()
+        self.flights = Flights(self._end)
         self.draining = False
+        self._held: dict[Flight, None] = {}
         self._random = random.Random()  # noqa: S311 (spreads load, guards nothing)
+        pool.on_failed = self._failed_there
+        pool.on_change.append(self._try_held)
+
+    # -- who and what -----------------------------------------------------------------------------------------------
 
     def admit(self, name: str, credential: str) -> tuple[Caller, Endpoint]:
         """The caller and the endpoint. Raises Unauthenticated, Forbidden or NotFound, in this order."""
@@ -64,102 +96,228 @@ class DataPlane:
         """The variant that answers this caller. Raises NotFound for a pin without replica, NotReady without weight."""
         if version is not None:
             return endpoint.pinned(version)
+        if endpoint.only is not None:
+            return endpoint.only
         route = choose_variant(endpoint.route.variants, endpoint.route.salt, sticky)
         if route is None:
             raise NotReady(retry_after_s=RETRY_AFTER_S)
         return endpoint.variants[route.version]
 
-    async def infer(
-        self, endpoint: Endpoint, version: int | None, sticky: str, reader: Reader, *, ticket: Ticket, timeout_ms: int
-    ) -> Done:
-        """Runs one request; raises only errors of inference.errors.
+    # -- a flight's life --------------------------------------------------------------------------------------------
+
+    def start(self, flight: Flight, asked: Asked, reader: Reader) -> None:
+        """Sets a request on its way. Raises what is wrong with it at once, counted; all else comes to the flight.
 
         1. takes a place in the endpoint's queue, 2. chooses the variant, 3. reads the call against its signature,
-        4. sets the deadline, 5. has a replica answer it, 6. counts it.
+        4. sets the deadline, 5. sends it to a replica, or holds it until one is ready.
         """
-        queue = endpoint.queue
-        key = (endpoint.route.name, 0, "")
-        retries = 0
-        queue.enter(endpoint.route.queue_limit)
+        endpoint = asked.endpoint
+        flight.endpoint, flight.key = endpoint, asked.caller.id
+        queue, caller = endpoint.queue, asked.caller
+        has_place = False
         try:
-            variant = self.choose(endpoint, version, sticky)
-            key = (endpoint.route.name, variant.route.version, variant.route.arm)
-            call = reader(endpoint.route.name, variant.route.signature)
-            _set_deadline(ticket, endpoint, call, timeout_ms)
-            while True:
-                try:
-                    answer, body = await self._attempt(endpoint, variant, call, ticket)
-                    break
-                except (ReplicaLost, Draining):
-                    # once elsewhere, or on the same replica when it is back; never after a second loss
-                    if retries or not queue.retries.take():
-                        raise
-                    retries = 1
-            latency_ms = (time.monotonic() - ticket.started) * 1e3
-            self.telemetry.answered(key, latency_ms, answer, retries)
-            return Done(call, variant, answer, body)
-        except SerinusError as error:
-            self.telemetry.failed(key, (time.monotonic() - ticket.started) * 1e3, error, retries)
+            queue.enter(endpoint.route.queue_limit, caller)
+            has_place = True
+            variant = flight.variant = self.choose(endpoint, asked.version, asked.sticky)
+            call = flight.call = reader(variant)
+            if caller.limiter is not None:
+                caller.limiter.rows(call.rows)
+            _set_deadline(flight, asked.timeout_ms)
+            self._dispatch(flight)
+        except BaseException as error:
+            if has_place:
+                queue.leave(caller.id)
+            known = error if isinstance(error, SerinusError) else ServerError()
+            self._count_failed(flight, known)
             raise
-        except Exception:
-            self.telemetry.failed(key, (time.monotonic() - ticket.started) * 1e3, ServerError(), retries)
-            raise
-        finally:
-            queue.leave()
+        self.flights.add(flight)
 
-    async def _attempt(self, endpoint: Endpoint, variant: Variant, call: Call, ticket: Ticket) -> Reply:
-        link = self._pick(variant) or await self._hold(endpoint, variant, ticket)
-        if ticket.error is not None:
-            raise ticket.error
-        number, future = link.send(call, max(1, int(ticket.remaining() * 1e3)))
-        ticket.waiting = future
-        try:
-            return await future
-        except SerinusError:
-            link.forget(number)  # only if it is still under way there: a deadline, or a caller who left
-            raise
-        except asyncio.CancelledError:
-            link.forget(number)
-            raise
+    def answered(self, flight: Flight, answer: Answer) -> None:
+        """To be called by a door for a flight's final answer, before it writes it: frees its place and counts it."""
+        self.flights.discard(flight)
+        flight.endpoint.queue.leave(flight.key)
+        latency_ms = (time.monotonic() - flight.started) * 1e3
+        self.telemetry.answered(flight.variant.key, latency_ms, answer, flight.retries)
+
+    def abandon(self, flight: Flight) -> None:
+        """The caller has left. The replica is told; nobody is called back."""
+        flight.is_abandoned = True
+        self._end(flight, Cancelled())
+
+    def _dispatch(self, flight: Flight) -> None:
+        link = self._pick(flight.variant)
+        if link is not None:
+            link.send(flight, max(1, int(flight.remaining_s() * 1e3)))
+            return
+        flight.held_until = time.monotonic() + HOLD_S
+        self._held[flight] = None
 
     def _pick(self, variant: Variant) -> Link | None:
-        ready = [link for link in variant.links if link.ready]
+        links = variant.links
+        if len(links) == 1:
+            return links[0] if links[0].ready else None
+        ready = [link for link in links if link.ready]
         if len(ready) < 2:
             return ready[0] if ready else None
         return less_busy(ready, self._random.random(), self._random.random())
 
-    async def _hold(self, endpoint: Endpoint, variant: Variant, ticket: Ticket) -> Link:
-        """Waits until a replica of this version is ready, ten seconds at most.
-
-        Raises NotReady after that, or what the ticket ends with.
-        """
-        name, version = endpoint.route.name, variant.route.version
-        until = time.monotonic() + HOLD_S
-        while (left := until - time.monotonic()) > 0:
-            future = ticket.waiting = self.pool.waiter()
-            try:
-                if ticket.error is not None:
-                    raise ticket.error
-                await asyncio.wait((future,), timeout=left)
-                if future.done():
-                    future.result()
-            finally:
-                self.pool.leave(future)
-            current = self.table.now.endpoints.get(name)
-            known = current.variants.get(version) if current is not None else None
-            if known is None:
-                break
-            link = self._pick(known)
+    def _try_held(self) -> None:
+        """Looks at those who wait for a replica: one may be ready now, or their version may be gone."""
+        for flight in list(self._held):
+            current = self.table.now.endpoints.get(flight.endpoint.route.name)
+            variant = current.variants.get(flight.variant.route.version) if current is not None else None
+            if variant is None:
+                self._end(flight, NotReady(retry_after_s=RETRY_AFTER_S))
+                continue
+            flight.variant = variant
+            link = self._pick(variant)
             if link is not None:
-                return link
-        raise NotReady(retry_after_s=RETRY_AFTER_S)
+                del self._held[flight]
+                flight.held_until = 0.0
+                try:
+                    link.send(flight, max(1, int(flight.remaining_s() * 1e3)))
+                except ReplicaLost as error:
+                    self._failed_there(flight, error)
+
+    def _failed_there(self, flight: Flight, error: SerinusError) -> None:
+        """A replica refused or lost this request: once elsewhere, or on the same one when it is back."""
+        flight.link = None
+        lost = isinstance(error, ReplicaLost | Draining)
+        may = lost and not flight.parts and not flight.retries and flight.call.sequence is None
+        if may and flight.endpoint.queue.retries.take():
+            flight.retries = 1
+            try:
+                self._dispatch(flight)
+            except ReplicaLost as again:
+                self._end(flight, again)
+            return
+        self._end(flight, error)
+
+    def _end(self, flight: Flight, error: SerinusError) -> None:
+        if flight.has_ended:
+            return
+        flight.has_ended = True
+        self._held.pop(flight, None)
+        self.flights.discard(flight)
+        if flight.link is not None:
+            flight.link.forget(flight)
+        flight.endpoint.queue.leave(flight.key)
+        self._count_failed(flight, error)
+        if not flight.is_abandoned:
+            flight.failed(error)
+
+    def _count_failed(self, flight: Flight, error: SerinusError) -> None:
+        variant = getattr(flight, "variant", None)
+        key = variant.key if variant is not None else (flight.endpoint.route.name, 0, "")
+        self.telemetry.failed(key, (time.monotonic() - flight.started) * 1e3, error, flight.retries)
+
+    # -- for coroutines ---------------------------------------------------------------------------------------------
+
+    async def infer(self, asked: Asked, reader: Reader) -> Done:
+        """One request, one answer. Raises only errors of inference.errors; a caller who is cancelled abandons it."""
+        flight = _Awaited(self)
+        self.start(flight, asked, reader)
+        try:
+            return await flight.future
+        except asyncio.CancelledError:
+            self.abandon(flight)
+            raise
+
+    async def stream(self, asked: Asked, reader: Reader) -> AsyncIterator[Done]:
+        """One request, any number of answers, as they come; the last has `answer.final` and may hold no tensors.
+
+        A reader that falls behind by AHEAD_HIGH answers pauses the replica. Closing the iterator abandons the request.
+        """
+        flight = _Streamed(self)
+        self.start(flight, asked, reader)
+        try:
+            while True:
+                found = await flight.next()
+                yield found
+                if found.answer.final:
+                    return
+        finally:
+            self.abandon(flight)
+
+    async def statistics(self, variant: Variant) -> ModelStatistics:
+        """The sums of this version's replicas, merged. One that does not answer in time is left out."""
+        asked = [link.statistics(ASK_S) for link in variant.links if link.ready]
+        total = ModelStatistics()
+        for found in await asyncio.gather(*asked, return_exceptions=True):
+            if isinstance(found, ModelStatistics):
+                total.merge(found)
+        return total
 
 
-def _set_deadline(ticket: Ticket, endpoint: Endpoint, call: Call, timeout_ms: int) -> None:
+class _Awaited(Flight):
+    """A request whose one answer ends `future`."""
+
+    __slots__ = ("_plane", "future")
+
+    def __init__(self, plane: DataPlane) -> None:
+        super().__init__()
+        self._plane = plane
+        self.future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
+
+    def answered(self, answer: Answer, body: memoryview) -> None:
+        if answer.final:
+            self._plane.answered(self, answer)
+            if not self.future.done():
+                self.future.set_result(Done(self.call, self.variant, answer, body))
+        elif not self.future.done():
+            self._plane.abandon(self)
+            name = self.endpoint.route.name
+            self.future.set_exception(InvalidInput(f"model '{name}' gives several answers: ask for a stream"))
+
+    def failed(self, error: SerinusError) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class _Streamed(Flight):
+    """A request with any number of answers, and those of them that its reader has not taken yet."""
+
+    __slots__ = ("_is_paused", "_plane", "_waiting", "_wake")
+
+    def __init__(self, plane: DataPlane) -> None:
+        super().__init__()
+        self._plane = plane
+        self._waiting: deque[Done | SerinusError] = deque()
+        self._wake = asyncio.Event()
+        self._is_paused = False
+
+    def answered(self, answer: Answer, body: memoryview) -> None:
+        if answer.final:
+            self._plane.answered(self, answer)
+        self._waiting.append(Done(self.call, self.variant, answer, body))
+        self._wake.set()
+        if len(self._waiting) >= AHEAD_HIGH and not self._is_paused and not answer.final and self.link is not None:
+            self._is_paused = True
+            self.link.pause(self)
+
+    def failed(self, error: SerinusError) -> None:
+        self._waiting.append(error)
+        self._wake.set()
+
+    async def next(self) -> Done:
+        """The next answer. Raises the error that ended the request."""
+        while not self._waiting:
+            self._wake.clear()
+            await self._wake.wait()
+        found = self._waiting.popleft()
+        if self._is_paused and len(self._waiting) <= AHEAD_LOW and self.link is not None:
+            self._is_paused = False
+            self.link.resume(self)
+        if isinstance(found, SerinusError):
+            raise found
+        return found
+
+
+def _set_deadline(flight: Flight, timeout_ms: int) -> None:
     """The shortest of what the endpoint allows, the door was told and the request's own parameter says."""
-    limit_ms = float(endpoint.route.timeout_ms)
+    limit_ms = float(flight.endpoint.route.timeout_ms)
     if timeout_ms:
         limit_ms = min(limit_ms, timeout_ms)
-    if call.timeout_us:
-        limit_ms = min(limit_ms, call.timeout_us / 1e3)
-    ticket.deadline = ticket.started + limit_ms / 1e3
+    if flight.call.timeout_us:
+        limit_ms = min(limit_ms, flight.call.timeout_us / 1e3)
+    flight.deadline = flight.started + limit_ms / 1e3

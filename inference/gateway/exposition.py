@@ -17,7 +17,7 @@ LABELS = ["endpoint", "version", "arm"]
 def families(plane: DataPlane, streams: int) -> Iterator[Metric]:
     """Every metric, at this moment."""
     yield from _traffic(plane.telemetry)
-    yield _gauge(metrics.IN_FLIGHT, "Requests under way", len(plane.deadlines))
+    yield _gauge(metrics.IN_FLIGHT, "Requests under way", len(plane.flights))
     yield _gauge(metrics.STREAMS, "Open WebSocket connections", streams)
     yield _gauge(metrics.GENERATION, "Generation of the routing table in force", plane.table.now.generation)
     ready, all_of_them = plane.pool.counts()

@@ -7,6 +7,7 @@ import math
 import msgspec
 
 from inference.errors import SerinusError
+from inference.gateway.web import JSON_TYPE, Headers
 
 STATUSES: dict[str, int] = {
     "invalid_request": 400,
@@ -20,6 +21,7 @@ STATUSES: dict[str, int] = {
     "too_large": 413,
     "unsupported_encoding": 415,
     "poison_input": 422,
+    "rate_limited": 429,
     "rejected": 400,
     "cancelled": 400,
     "unsupported": 501,
@@ -33,8 +35,6 @@ STATUSES: dict[str, int] = {
     "deadline_exceeded": 504,
     "out_of_memory": 507,
 }
-Headers = list[tuple[bytes, bytes]]
-JSON_TYPE = (b"content-type", b"application/json")
 
 
 def status_of(error: SerinusError) -> int:

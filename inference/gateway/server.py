@@ -1,6 +1,6 @@
 """The gateway's process: `python -m inference gateway`.
 
-One process and one event loop, granian embedded in it: no master and worker of which one could outlive the other.
+One process and one event loop: no master and worker of which one could outlive the other.
 SIGTERM and SIGINT drain: readiness turns, answers close their connections, WebSockets are told, what is under way
 finishes, and the process ends before `SERINUS_GATEWAY_DRAIN_S` is over.
 """
@@ -19,28 +19,26 @@ import sys
 import time
 
 import uvloop
-from granian.constants import HTTPModes, Interfaces
-from granian.http import HTTP1Settings
-from granian.server.embed import Server
 
 from inference.config import BadSetting, GatewayConfig, gateway_config
 from inference.errors import Draining
-from inference.gateway import sockets
+from inference.gateway import doors, listener
 from inference.gateway import table as tables
 from inference.gateway.app import App
+from inference.gateway.bodies import Bodies
 from inference.gateway.connections import Pool
 from inference.gateway.dataplane import DataPlane
+from inference.gateway.listener import Listener
+from inference.gateway.predict import Predict
 from inference.gateway.rest import Rest
 from inference.gateway.table import Table
 from inference.gateway.telemetry import Telemetry
 from inference.gateway.websocket import Streams
 
-HEADER_MS = 10_000
-READ_BUFFER_BYTES = 64 << 10
-BACKLOG = 4096
 MAX_CONNECTIONS = 20_000
 SPARE_FILES = 128
 LINGER_S = 1.0
+FLUSH_S = 0.1
 _PR_SET_PDEATHSIG = 1
 _log = logging.getLogger("inference.gateway")
 
@@ -55,16 +53,16 @@ def main(argv: list[str]) -> int:
         parent = os.getppid()
         if config.die_with_parent:
             _die_with_parent(parent)
-        _check_port(config)
+        sock = _listen(config)
     except BadSetting as error:
         sys.stderr.write(f"gateway: {error}\n")
         return 2
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    uvloop.run(serve(config))
+    uvloop.run(serve(config, sock))
     return 0
 
 
-async def serve(config: GatewayConfig) -> None:
+async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     """Serves until a signal comes, then drains."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -74,22 +72,23 @@ async def serve(config: GatewayConfig) -> None:
     table = Table(pool, config.data_dir / "gateway" / "routes.json")
     plane = DataPlane(table, pool, telemetry, insecure=config.insecure)
     streams = Streams(plane)
-    rest = Rest(plane, server_name=config.server_name, max_body_bytes=config.max_body_bytes)
+    rest = Rest(
+        plane, server_name=config.server_name, max_body_bytes=config.max_body_bytes, streams=lambda: len(streams)
+    )
+    predict = Predict(plane, limit_bytes=config.max_body_bytes)
     table.load()
+    app = App(plane, rest, predict, streams, doors.open_all(rest))
+    limit = max(16, min(MAX_CONNECTIONS, _raise_file_limit() - SPARE_FILES))
+    server = Listener(app, Bodies(config.max_body_bytes), sock, max_connections=limit, others=lambda: len(streams))
     client, samples = tables.connect(config.redis_url), tables.connect(config.redis_url)
-    work = [
-        asyncio.ensure_future(run) for run in (pool.run(), table.run(client), telemetry.run(samples), streams.run())
-    ]
-    server = _server(App(plane, rest, streams), config)
-    serving = asyncio.ensure_future(server.serve())
-    serving.add_done_callback(lambda _: stop.set())
+    runs = (pool.run(), table.run(client), telemetry.run(samples), streams.run(), server.run())
+    work = [asyncio.ensure_future(run) for run in runs]
     for task in work:
         task.add_done_callback(lambda done: _failed(done, stop))
-    await asyncio.sleep(0)
-    sockets.watch_peers(config.port)
+    server.start()
     _log.info("listening on http://%s:%s", config.host, config.port)
     await stop.wait()
-    await _drain(plane, streams, server, serving, config.drain_s)
+    await _drain(plane, streams, server, config.drain_s)
     for task in work:
         task.cancel()
     await asyncio.gather(*work, return_exceptions=True)
@@ -101,24 +100,7 @@ def _failed(task: asyncio.Future[None], stop: asyncio.Event) -> None:
         stop.set()
 
 
-def _server(app: App, config: GatewayConfig) -> Server:
-    connections = max(16, min(MAX_CONNECTIONS, _raise_file_limit() - SPARE_FILES))
-    return Server(
-        app,
-        address=config.host,
-        port=config.port,
-        interface=Interfaces.ASGINL,
-        http=HTTPModes.http1,
-        http1_settings=HTTP1Settings(header_read_timeout=HEADER_MS, max_buffer_size=READ_BUFFER_BYTES),
-        backlog=BACKLOG,
-        backpressure=connections,
-        log_enabled=False,
-    )
-
-
-async def _drain(
-    plane: DataPlane, streams: Streams, server: Server, serving: asyncio.Future[None], drain_s: int
-) -> None:
+async def _drain(plane: DataPlane, streams: Streams, server: Listener, drain_s: int) -> None:
     """Ends without breaking an answer.
 
     1. Readiness turns and every answer closes its connection, so that clients with kept connections leave politely;
@@ -127,29 +109,25 @@ async def _drain(
     """
     end = time.monotonic() + max(drain_s - 1.0, 0.1)
     plane.draining = True
-    _log.info("draining: %s requests under way, %s streams", len(plane.deadlines), len(streams))
+    _log.info("draining: %s requests under way, %s streams", len(plane.flights), len(streams))
     told = asyncio.ensure_future(streams.drain())
     await asyncio.sleep(min(LINGER_S, drain_s / 4))
-    server.stop()  # type: ignore[no-untyped-call]
-    while (len(plane.deadlines) or not told.done()) and time.monotonic() < end:  # noqa: ASYNC110
+    server.close()
+    while (len(plane.flights) or not told.done()) and time.monotonic() < end:  # noqa: ASYNC110
         await asyncio.sleep(0.02)
-    plane.deadlines.fail_all(Draining())
-    with contextlib.suppress(asyncio.TimeoutError, asyncio.CancelledError):
-        await asyncio.wait_for(serving, max(end - time.monotonic(), 0.0) + 0.5)
+    plane.flights.fail_all(Draining())
+    await asyncio.sleep(FLUSH_S)
+    await server.finish()
 
 
-def _check_port(config: GatewayConfig) -> None:
-    # granian would share the port with another server (SO_REUSEPORT) instead of refusing it
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((config.host, config.port))
-        except OSError as error:
-            raise BadSetting(
-                f"port {config.port} on {config.host} cannot be used ({os.strerror(error.errno or 0)}): "
-                f"stop what listens there or set SERINUS_HTTP_PORT to another port"
-            ) from error
+def _listen(config: GatewayConfig) -> socket.socket:
+    try:
+        return listener.listen(config.host, config.port)
+    except OSError as error:
+        raise BadSetting(
+            f"port {config.port} on {config.host} cannot be used ({os.strerror(error.errno or 0)}): "
+            f"stop what listens there or set SERINUS_HTTP_PORT to another port"
+        ) from error
 
 
 def _raise_file_limit() -> int:

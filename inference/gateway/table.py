@@ -23,8 +23,9 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from inference.errors import NotFound
-from inference.gateway.admission import Keys, Queue
+from inference.gateway.admission import Keys, Limiter, Queue
 from inference.gateway.connections import Link, Pool
+from inference.gateway.plain import PlainForm, form_of
 from inference.gateway.router import newest
 from inference.protocol import routes
 from inference.protocol.routes import EndpointRoute, RoutingTable, VariantRoute
@@ -35,19 +36,27 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A version behind an endpoint, with its links and what its answers carry."""
+    """A version behind an endpoint, with its links, the key of its sums and what its answers carry; `lines` are the
+    headers as they stand in an answer, `plain` the form of its plain requests.
+    """
 
     route: VariantRoute
     links: list[Link]
     version: str
+    key: tuple[str, int, str]
     headers: list[tuple[bytes, bytes]]
+    lines: bytes
+    plain: PlainForm | None
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
+    """only: the variant that has all the traffic, if one has."""
+
     route: EndpointRoute
     variants: dict[int, Variant]
     queue: Queue
+    only: Variant | None
 
     def pinned(self, version: int) -> Variant:
         """The variant of that version. Raises NotFound when there is none with a replica."""
@@ -76,6 +85,7 @@ class Table:
         self._pool = pool
         self._path = path
         self._queues: dict[str, Queue] = {}
+        self._limiters: dict[str, Limiter] = {}
         self._unsaved: bytes | None = None
         self._saved = asyncio.Event()
         self.changed: list[Callable[[], None]] = [pool.changed]
@@ -99,26 +109,35 @@ class Table:
 
     def _build(self, table: RoutingTable) -> Snapshot:
         wanted = {replica for e in table.endpoints for v in e.variants for replica in newest(v.replicas)}
-        snapshot = Snapshot(table.generation, {e.name: self._endpoint(e) for e in table.endpoints}, Keys(table))
+        endpoints = {endpoint.name: self._endpoint(endpoint) for endpoint in table.endpoints}
+        snapshot = Snapshot(table.generation, endpoints, Keys(table, limiters=self._limiters))
         self._pool.keep(wanted)
         for name in self._queues.keys() - snapshot.endpoints.keys():
             del self._queues[name]
         return snapshot
 
     def _endpoint(self, route: EndpointRoute) -> Endpoint:
-        variants = {
-            variant.version: Variant(
-                variant,
-                [self._pool.link(replica) for replica in newest(variant.replicas)],
-                str(variant.version),
-                [
-                    (b"x-model-version", str(variant.version).encode()),
-                    (b"x-rollout-arm", variant.arm.encode("ascii", "replace")),
-                ],
-            )
-            for variant in route.variants
-        }
-        return Endpoint(route, variants, self._queues.setdefault(route.name, Queue()))
+        variants = {variant.version: self._variant(route, variant) for variant in route.variants}
+        weighted = [variant for variant in variants.values() if variant.route.weight_bp]
+        only = weighted[0] if len(weighted) == 1 else None
+        return Endpoint(route, variants, self._queues.setdefault(route.name, Queue()), only)
+
+    def _variant(self, endpoint: EndpointRoute, route: VariantRoute) -> Variant:
+        number = str(route.version)
+        headers = [
+            (b"x-model-version", number.encode()),
+            (b"x-rollout-arm", route.arm.encode("ascii", "replace")),
+        ]
+        lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+        return Variant(
+            route,
+            [self._pool.link(replica) for replica in newest(route.replicas)],
+            number,
+            (endpoint.name, route.version, route.arm),
+            headers,
+            lines,
+            form_of(route.signature, endpoint.name, number, lines),
+        )
 
     def load(self) -> None:
         """Takes the table on disk, if there is one."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -28,11 +28,13 @@ from inference.errors import (
     Unsupported,
 )
 from inference.gateway import calls, codec, sockets
-from inference.gateway.bodies import Receive
-from inference.gateway.dataplane import DataPlane, Done
-from inference.gateway.deadlines import Ticket
-from inference.gateway.rest import Given, credential_of, timeout_of
-from inference.protocol.oip import Signature
+from inference.gateway.dataplane import Asked, DataPlane, Done
+from inference.gateway.heads import Head
+from inference.gateway.predict import credential_of, timeout_of
+from inference.gateway.table import Variant
+
+if TYPE_CHECKING:
+    from inference.gateway.http import Connection
 
 PROTOCOL = "serinus.v1"
 KEY_PROTOCOL = "serinus.key."
@@ -44,12 +46,9 @@ IDLE_S = 600.0
 STALL_S = 30.0
 CLOSE_S = 5.0
 BEAT_S = 1.0
-OPEN_S = 30.0
 _EMPTY = memoryview(b"")
 _FATAL = (Unauthenticated, Forbidden, NotFound)
 _log = logging.getLogger(__name__)
-
-Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class FrameBody(calls.InferBody):
@@ -92,8 +91,9 @@ def split(data: bytes) -> tuple[memoryview, memoryview]:
 class _Stream:
     """One connection."""
 
-    def __init__(self, plane: DataPlane, send: Send, name: str, number: int | None) -> None:
+    def __init__(self, plane: DataPlane, socket: sockets.Socket, name: str, number: int | None) -> None:
         self.plane = plane
+        self.socket = socket
         self.name = name
         self.number = number
         self.credential = ""
@@ -102,173 +102,139 @@ class _Stream:
         self.pings = False
         self.closing = False
         self.heard = self.pinged = time.monotonic()
-        self.sending_since = 0.0
         self.closed_at = 0.0
-        self.peer: sockets.Peer | None = None
-        self.task: asyncio.Task[Any] | None = None
-        self.tickets: dict[str, Ticket] = {}
-        self._send = send
-        self._lock = asyncio.Lock()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._of_id: dict[str, asyncio.Task[None]] = {}
         self._room = asyncio.Event()
         self._room.set()
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
-    async def run(self, receive: Receive) -> None:
+    async def run(self) -> None:
         """Reads frames until the client leaves; then everything it asked for is cancelled."""
         try:
-            while True:
-                message = await receive()
-                if message["type"] != "websocket.receive":
-                    return
+            while (message := await self.socket.receive()) is not None:
                 self.heard = time.monotonic()
                 await self._room.wait()
                 if not self.closing:
                     await self._frame(message)
                 self.heard = time.monotonic()
-                if self.closing:
-                    return
         finally:
             self.closing = True
-            for ticket in self.tickets.values():
-                ticket.fail(Cancelled())
+            for task in self._of_id.values():
+                task.cancel()
 
-    async def _frame(self, message: dict[str, Any]) -> None:
-        text, data = message.get("text"), message.get("bytes")
-        if text is not None:
-            raw, limit = text.encode("utf-8", "surrogatepass"), MAX_TEXT_BYTES
-        else:
-            raw, limit = data or b"", MAX_BINARY_BYTES
+    async def _frame(self, message: str | bytes) -> None:
+        binary = isinstance(message, bytes)
+        raw, limit = (message, MAX_BINARY_BYTES) if isinstance(message, bytes) else (message.encode(), MAX_TEXT_BYTES)
         if len(raw) > limit:
             await self.close(1009, f"a frame may have {limit} bytes")
             return
         identity: str | None = None
         try:
-            head, rest = split(raw) if text is None else (raw, _EMPTY)
+            head, rest = split(raw) if binary else (raw, _EMPTY)
             body = parse(head)
             identity = body.id or None
-            self._take(body, rest, binary=text is None)
+            await self._take(body, rest, binary=binary)
         except SerinusError as error:
-            await self.error(identity, error, binary=text is None)
+            await self.error(identity, error, binary=binary)
 
-    def _take(self, body: FrameBody, rest: memoryview, *, binary: bool) -> None:
+    async def _take(self, body: FrameBody, rest: memoryview, *, binary: bool) -> None:
         if body.type == "pong":
             return
         if body.type == "cancel":
-            ticket = self.tickets.get(body.id)
-            if ticket is not None:
-                ticket.fail(Cancelled())
+            await self._cancel(body.id, binary=binary)
             return
         if body.type != "infer":
             raise Unsupported(f"frames of type '{body.type[:64]}' are not supported")
         if not body.id:
             raise InvalidInput("an infer frame needs an 'id', a string that is not empty")
-        if body.id in self.tickets:
+        if body.id in self._of_id:
             raise Conflict("a request with this id is already under way on this connection")
         if self.plane.draining:
             raise Draining
-        ticket = self.tickets[body.id] = self.plane.deadlines.open(OPEN_S)
-        if len(self.tickets) >= MAX_IN_FLIGHT:
+        task = asyncio.ensure_future(self._infer(body, rest, binary=binary))
+        self._of_id[body.id] = task
+        if len(self._of_id) >= MAX_IN_FLIGHT:
             self._room.clear()
-        task = asyncio.ensure_future(self._infer(body, rest, ticket, binary=binary))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(lambda _: self._ended(body.id))
+
+    def _ended(self, identity: str) -> None:
+        del self._of_id[identity]
+        self._room.set()
+
+    async def _cancel(self, identity: str, *, binary: bool) -> None:
+        task = self._of_id.get(identity)
+        if task is not None and task.cancel():
+            await self.error(identity, Cancelled(), binary=binary)
 
     # -- answering -------------------------------------------------------------------------------------------------
 
-    async def _infer(self, body: FrameBody, rest: memoryview, ticket: Ticket, *, binary: bool) -> None:
-        def reader(model: str, signature: Signature) -> calls.Call:
-            call = calls.read(body, rest, model, signature, binary=binary)
+    async def _infer(self, body: FrameBody, rest: memoryview, *, binary: bool) -> None:
+        def reader(variant: Variant) -> calls.Call:
+            call = calls.read(body, rest, self.name, variant.route.signature, binary=binary)
             if not binary and (call.binary is None or call.binary):
                 raise InvalidInput("binary outputs are sent only in answer to a binary frame")
             return call
 
         try:
-            try:
-                # asked anew for every request: a key that was revoked meanwhile is refused
-                _, endpoint = self.plane.admit(self.name, self.credential)
-                sticky = body.session or self.sticky
-                done = await self.plane.infer(
-                    endpoint, self.number, sticky, reader, ticket=ticket, timeout_ms=self.timeout_ms
-                )
-                frame = self._answer(done, binary=binary)
-            except SerinusError as error:
-                await self.error(body.id, error, binary=binary)
-            except Exception:  # noqa: BLE001 (logged in full; the client gets one fixed sentence)
-                _log.exception("a request on a stream of '%s' failed", self.name)
-                await self.error(body.id, ServerError(), binary=binary)
-            else:
-                await self.send(frame)
-        finally:
-            self.plane.deadlines.close(ticket)
-            self.tickets.pop(body.id, None)
-            self._room.set()
+            # asked anew for every request: a key that was revoked meanwhile is refused
+            caller, endpoint = self.plane.admit(self.name, self.credential)
+            asked = Asked(caller, endpoint, self.number, body.session or self.sticky, self.timeout_ms)
+            frame = self._answer(await self.plane.infer(asked, reader), binary=binary)
+        except SerinusError as error:
+            await self.error(body.id, error, binary=binary)
+        except Exception:  # noqa: BLE001 (logged in full; the client gets one fixed sentence)
+            _log.exception("a request on a stream of '%s' failed", self.name)
+            await self.error(body.id, ServerError(), binary=binary)
+        else:
+            await self.send(frame)
 
-    def _answer(self, done: Done, *, binary: bool) -> dict[str, Any]:
+    def _answer(self, done: Done, *, binary: bool) -> str | bytes:
         arm = {"rollout_arm": done.variant.route.arm}
         text, parts = calls.write(
             done.call, self.name, done.variant.version, done.answer.tensors, done.body, parameters=arm
         )
         if binary:
-            return {"type": "websocket.send", "bytes": b"".join((len(text).to_bytes(4, "little"), text, *parts))}
-        return {"type": "websocket.send", "text": text.decode()}
+            return b"".join((len(text).to_bytes(4, "little"), text, *parts))
+        return text.decode()
 
     async def error(self, identity: str | None, error: SerinusError, *, binary: bool) -> None:
         """Sends an error frame; closes the connection when its key is no longer good."""
         text = _encode(ErrorFrame(identity, error.message, error.code, error.retry_after_s))
         if binary:
-            await self.send({"type": "websocket.send", "bytes": len(text).to_bytes(4, "little") + text})
+            await self.send(len(text).to_bytes(4, "little") + text)
         else:
-            await self.send({"type": "websocket.send", "text": text.decode()})
+            await self.send(text.decode())
         if isinstance(error, _FATAL):
             await self.close(1008, error.code)
 
-    async def send(self, message: dict[str, Any]) -> None:
-        """Sends one frame when those before it are out; drops it when the connection is gone."""
-        async with self._lock:
-            if self.closing:
-                return
-            self.sending_since = time.monotonic()
-            try:
-                await self._send(message)
-            except Exception as error:  # noqa: BLE001 (the server says in its own words that the client is gone)
-                _log.debug("a frame was not sent: %s", error)
-                self.closing = True
-            finally:
-                self.sending_since = 0.0
+    async def send(self, message: str | bytes) -> None:
+        """Sends one frame once the client has taken most of those before it; drops it when the connection is closing."""
+        await self.socket.drained()
+        if not self.closing:
+            self.socket.send(message)
 
     async def close(self, code: int, reason: str = "") -> None:
-        """Begins the closing handshake; whatever waits to be sent after this is dropped."""
-        if asyncio.current_task() is self.task:  # nothing is pending in receive(), the server's own close will do
-            await self.send({"type": "websocket.close", "code": code, "reason": reason})
-            self.closing = True
-        elif await self.retire() and self.peer is not None:
-            sockets.close({self.peer: sockets.close_frame(code, reason)})
-
-    async def retire(self) -> bool:
-        """Stops sending, as soon as what is being sent is out; False when that was so already."""
-        async with self._lock:
-            if self.closing:
-                return False
+        """Begins the closing handshake; whatever is sent after this is dropped."""
+        if not self.closing:
             self.closing = True
             self.closed_at = time.monotonic()
             self._room.set()
-            return True
+            self.socket.close(code, reason)
 
     def cut(self) -> None:
         """Ends the connection, whatever waits on it."""
         self.closing = True
         self._room.set()
-        if self.peer is not None:
-            sockets.cut({self.peer})
+        self.socket.cut()
 
     # -- life ------------------------------------------------------------------------------------------------------
 
     def beat(self, now: float) -> Awaitable[None] | None:
         """What is due at `now`: nothing, a ping or a goodbye, as an awaitable. Cuts a reader that takes nothing."""
-        if self.sending_since:
-            if now - self.sending_since > STALL_S:
+        stalled_since = self.socket.stalled_since
+        if stalled_since:
+            if now - stalled_since > STALL_S:
                 self.cut()
             return None
         if self.closed_at and now - self.closed_at > CLOSE_S:
@@ -276,21 +242,21 @@ class _Stream:
         if self.closing or not self._room.is_set():
             return None
         silent_s = now - self.heard
-        if silent_s > IDLE_S and not self.tickets:
+        if silent_s > IDLE_S and not self._of_id:
             return self.close(1000, "idle")
         if self.pings and silent_s > 2 * PING_S:
             return self.close(1001, "no pong")
         if self.pings and silent_s > PING_S and now - self.pinged > PING_S:
             self.pinged = now
-            return self.send({"type": "websocket.send", "text": '{"type":"ping"}'})
+            return self.send('{"type":"ping"}')
         return None
 
     async def drain(self) -> None:
         """Tells the client, lets what is under way finish, closes."""
-        await self.send({"type": "websocket.send", "text": '{"type":"draining"}'})
-        while self._tasks:
-            await asyncio.wait(list(self._tasks))
-        await self.retire()
+        await self.send('{"type":"draining"}')
+        while self._of_id:
+            await asyncio.wait(list(self._of_id.values()))
+        await self.close(1012, "the server is restarting")
 
 
 class Streams:
@@ -304,41 +270,45 @@ class Streams:
     def __len__(self) -> int:
         return len(self._open)
 
-    async def serve(
-        self,
-        scope: dict[str, Any],
-        receive: Receive,
-        send: Send,
-        *,
-        given: Given,
-        name: str,
-        number: int | None,
-        request_id: str,
+    def refuse(self, connection: Connection) -> None:
+        """A handshake that is not for here, or not allowed: in the same words for every reason."""
+        connection.respond(403, [(b"connection", b"close")], b"")
+
+    def open(
+        self, connection: Connection, head: Head, rest: bytes, *, name: str, number: int | None, request_id: str
     ) -> None:
-        """One connection from its handshake to its end. Refused ones see status 403."""
-        await receive()
-        stream = _Stream(self._plane, send, name, number)
-        offered = scope.get("subprotocols") or []
+        """Answers a handshake; the connection then speaks WebSocket until it ends."""
+        offered = sockets.subprotocols(head)
+        credential = _credential(head, offered)
         try:
-            stream.credential = _credential(given, offered)
-            caller, endpoint = self._plane.admit(name, stream.credential)
+            caller, endpoint = self._plane.admit(name, credential)
             if number is not None:
                 endpoint.pinned(number)
-            stream.timeout_ms = timeout_of(given)
+            timeout_ms = timeout_of(head.headers)
             if self._plane.draining:
                 raise Draining
-        except SerinusError as error:
-            await send({"type": "websocket.close", "code": 1008, "reason": error.code})
+            answer = sockets.handshake(head, PROTOCOL if PROTOCOL in offered else None)
+        except SerinusError:
+            self.refuse(connection)
             return
-        session = given.get(b"x-session-id")
+        transport = connection.take_over()
+        transport.write(answer)
+        stream = _Stream(self._plane, sockets.of(transport, max_bytes=MAX_BINARY_BYTES), name, number)
+        stream.credential = credential
+        stream.timeout_ms = timeout_ms
+        session = head.headers.get(b"x-session-id")
         stream.sticky = session.decode("latin-1") if session else caller.id or request_id
         stream.pings = PROTOCOL in offered
-        stream.task = asyncio.current_task()
-        stream.peer = sockets.peer_of(scope.get("client"))
-        await send({"type": "websocket.accept", "subprotocol": PROTOCOL if stream.pings else None})
         self._open.add(stream)
+        errand = asyncio.ensure_future(self._serve(stream))
+        self._errands.add(errand)
+        errand.add_done_callback(self._errands.discard)
+        if rest:
+            stream.socket.data_received(rest)
+
+    async def _serve(self, stream: _Stream) -> None:
         try:
-            await stream.run(receive)
+            await stream.run()
         finally:
             self._open.discard(stream)
 
@@ -356,17 +326,14 @@ class Streams:
 
     async def drain(self) -> None:
         """Tells every client, lets what is under way finish, and closes all of them."""
-        streams = list(self._open)
-        await asyncio.gather(*(stream.drain() for stream in streams), return_exceptions=True)
-        frame = sockets.close_frame(1012, "the server is restarting")
-        sockets.close({stream.peer: frame for stream in streams if stream.peer is not None})
+        await asyncio.gather(*(stream.drain() for stream in list(self._open)), return_exceptions=True)
         end = time.monotonic() + 1.0
         while self._open and time.monotonic() < end:  # noqa: ASYNC110 (each leaves by itself)
             await asyncio.sleep(0.02)
 
 
-def _credential(given: Given, offered: list[str]) -> str:
+def _credential(head: Head, offered: list[str]) -> str:
     for protocol in offered:
         if protocol.startswith(KEY_PROTOCOL):
             return protocol[len(KEY_PROTOCOL) :]
-    return credential_of(given)
+    return credential_of(head.headers)

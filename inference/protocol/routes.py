@@ -75,12 +75,17 @@ class EndpointRoute(msgspec.Struct, frozen=True):
 
 
 class KeyRoute(msgspec.Struct, frozen=True):
-    """An API key's digest (hex sha256 of the secret) and the endpoints it may call; "*" is all."""
+    """An API key's digest (hex sha256 of the secret) and the endpoints it may call; "*" is all.
+
+    requests_per_s, rows_per_s: what a gateway lets through for it, with a second's worth in one burst; 0: no bound.
+    """
 
     id: str
     digest: str
     endpoints: list[str]
     expires_at_unix_s: float | None = None
+    requests_per_s: float = 0.0
+    rows_per_s: float = 0.0
 
 
 class RoutingTable(msgspec.Struct, frozen=True):

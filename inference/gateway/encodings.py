@@ -1,0 +1,55 @@
+"""gzip and deflate, as HTTP names them: bodies are inflated within the body limit, answers deflated when asked to."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+from inference.errors import Malformed, TooLarge, UnsupportedEncoding
+from inference.gateway.web import Headers, Part
+
+LEAST_BYTES = 1024
+LEVEL = 1
+_GZIP, _ZLIB = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS
+_WBITS = {b"gzip": _GZIP, b"deflate": _ZLIB}
+
+
+def inflate(data: Part, encoding: bytes, limit_bytes: int) -> bytes:
+    """The body as it was before it was compressed.
+
+    Raises UnsupportedEncoding, Malformed, or TooLarge as soon as more than `limit_bytes` come out.
+    """
+    wbits = _WBITS.get(encoding)
+    if wbits is None:
+        raise UnsupportedEncoding
+    machine = zlib.decompressobj(wbits)
+    try:
+        found = machine.decompress(data, limit_bytes + 1)
+    except zlib.error as error:
+        raise Malformed(f"the request's body is no {encoding.decode()}") from error
+    if len(found) > limit_bytes:
+        raise TooLarge(f"The request body is larger than the {limit_bytes} bytes that this server accepts")
+    if not machine.eof or machine.unused_data:
+        raise Malformed(f"the request's body is not one whole {encoding.decode()} stream")
+    return found
+
+
+def accepted(given: bytes) -> bytes:
+    """The best encoding that an Accept-Encoding header allows: b"gzip", b"deflate", or b"" for none."""
+    allowed = set()
+    for item in given.lower().split(b","):
+        name, *parameters = (part.strip() for part in item.split(b";"))
+        refused = any(part.startswith(b"q=") and not part[2:].strip(b"0.") for part in parameters)
+        if name in _WBITS and not refused:
+            allowed.add(name)
+    return next((name for name in (b"gzip", b"deflate") if name in allowed), b"")
+
+
+def deflated(headers: Headers, parts: Sequence[Part], encoding: bytes) -> tuple[Headers, Sequence[Part]]:
+    """Headers and body, compressed when the client wants it and it is worth it."""
+    if not encoding or sum(len(part) for part in parts) < LEAST_BYTES:
+        return headers, parts
+    machine = zlib.compressobj(LEVEL, zlib.DEFLATED, _WBITS[encoding])
+    packed = [machine.compress(part) for part in parts]
+    packed.append(machine.flush())
+    return [*headers, (b"content-encoding", encoding), (b"vary", b"accept-encoding")], packed

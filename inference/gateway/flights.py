@@ -1,0 +1,97 @@
+"""Requests under way, whichever door they came by, and the one timer that ends those whose time is up.
+
+A timer per request would cost more than the rest of its bookkeeping, and nearly all of them would be cancelled
+unused; so one tick every 10 ms looks at what is under way, and only while something is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from inference.errors import DeadlineExceeded, NotReady, SerinusError
+
+if TYPE_CHECKING:
+    from inference.gateway.calls import Call
+    from inference.gateway.connections import Link
+    from inference.gateway.table import Endpoint, Variant
+    from inference.protocol.messages import Answer
+
+TICK_S = 0.01
+
+
+class Flight(ABC):
+    """One request. It ends with exactly one call of `failed`, or of `answered` with a final answer, unless it was
+    abandoned. started, deadline, held_until: seconds of the monotonic clock; held_until: while no replica is ready.
+    """
+
+    __slots__ = (
+        "call", "deadline", "endpoint", "has_ended", "held_until", "is_abandoned", "key", "link", "number", "parts",
+        "retries", "started", "variant",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.started = time.monotonic()
+        self.deadline = self.started
+        self.endpoint: Endpoint
+        self.variant: Variant
+        self.call: Call
+        self.key = ""
+        self.link: Link | None = None
+        self.number = 0
+        self.retries = 0
+        self.held_until = 0.0
+        self.parts = 0  # answers so far
+        self.has_ended = False
+        self.is_abandoned = False
+
+    @abstractmethod
+    def answered(self, answer: Answer, body: memoryview) -> None:
+        """An answer has come; `DataPlane.answered` is to be called for the final one."""
+
+    @abstractmethod
+    def failed(self, error: SerinusError) -> None:
+        """It has ended with `error`."""
+
+    def remaining_s(self) -> float:
+        return self.deadline - time.monotonic()
+
+
+class Flights:
+    """All requests under way in this process. `end` is called with each whose time is up."""
+
+    def __init__(self, end: Callable[[Flight, SerinusError], None]) -> None:
+        self._end = end
+        self._flights: set[Flight] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        return len(self._flights)
+
+    def add(self, flight: Flight) -> None:
+        self._flights.add(flight)
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+
+    def discard(self, flight: Flight) -> None:
+        self._flights.discard(flight)
+
+    def fail_all(self, error: SerinusError) -> None:
+        """Ends every request with `error`."""
+        for flight in list(self._flights):
+            self._end(flight, error)
+
+    def _tick(self) -> None:
+        now = time.monotonic()
+        late = [flight for flight in self._flights if now >= flight.deadline]
+        for flight in late:
+            self._end(flight, DeadlineExceeded())
+        held = [flight for flight in self._flights if flight.held_until and now >= flight.held_until]
+        for flight in held:
+            self._end(flight, NotReady(retry_after_s=1.0))
+        # many requests: the scan is spread so that it stays below some hundredths of the time
+        pause_s = max(TICK_S, len(self._flights) * 2e-6)
+        self._timer = asyncio.get_running_loop().call_later(pause_s, self._tick) if self._flights else None
