@@ -33,6 +33,8 @@ class UpConfig:
     model_repository: Path | None = None
     model_control_mode: str = ""
     load_models: tuple[str, ...] = ()
+    server_name: str = "serinus"
+    allow_client_shm: bool = False
 
     @property
     def console_url(self) -> str:
@@ -70,6 +72,8 @@ def up_config(env: Mapping[str, str] = os.environ) -> UpConfig:
         database_url=env.get("DATABASE_URL", ""),
         redis_url=env.get("REDIS_URL", ""),
         insecure=engine.flag(env, "SERINUS_INSECURE"),
+        server_name=env.get("SERINUS_SERVER_NAME") or "serinus",
+        allow_client_shm=engine.flag(env, "SERINUS_ALLOW_CLIENT_SHM"),
     )
 
 

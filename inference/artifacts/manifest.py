@@ -38,6 +38,7 @@ class Format(StrEnum):
     TRITON_PYTHON = "triton_python"
     TORCH_PICKLE = "torch_pickle"
     ECHO = "echo"
+    PIPELINE = "pipeline"
 
 
 class Tier(StrEnum):
@@ -58,6 +59,7 @@ TIER_OF: dict[Format, Tier] = {
     Format.TRITON_PYTHON: Tier.CODE,
     Format.TORCH_PICKLE: Tier.DATA,
     Format.ECHO: Tier.DATA,
+    Format.PIPELINE: Tier.DATA,
 }
 
 

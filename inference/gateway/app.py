@@ -223,6 +223,7 @@ class App:
     def _problem(
         self, connection: Connection, head: Head | None, error: SerinusError, request_id: bytes, *, closes: bool = False
     ) -> None:
+        _log.debug("request %s was refused: %s", request_id.decode(), error.code)
         headers = [*problems.headers_of(error), (b"x-request-id", request_id)]
         if error.code == "method_not_allowed" and head is not None:
             headers.append((b"allow", ", ".join(sorted(self._place(head).door.methods)).encode()))

@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from inference.errors import (
@@ -27,6 +27,7 @@ from inference.gateway.admission import Caller, admit_caller
 from inference.gateway.calls import Call
 from inference.gateway.connections import Link, Pool
 from inference.gateway.flights import Flight, Flights
+from inference.gateway.pipelines import Run
 from inference.gateway.router import choose_variant, less_busy
 from inference.gateway.table import Endpoint, Table, Variant
 from inference.gateway.telemetry import Telemetry
@@ -144,7 +145,28 @@ class DataPlane:
         flight.is_abandoned = True
         self._end(flight, Cancelled())
 
+    def start_step(self, flight: Flight, outer: Flight, step: Endpoint, call: Call) -> None:
+        """Sets one step of a pipeline on its way, as a flight of its own behind the step's endpoint. Raises as `start`."""
+        assert step.only is not None
+        flight.endpoint, flight.variant, flight.call = step, step.only, call
+        flight.key, flight.deadline = outer.key, outer.deadline
+        step.queue.enter(step.route.queue_limit, Caller(outer.key, frozenset()))
+        try:
+            self._dispatch(flight)
+        except SerinusError:
+            step.queue.leave(flight.key)
+            raise
+        self.flights.add(flight)
+
+    def end(self, flight: Flight, error: SerinusError) -> None:
+        """Ends a flight with `error`; nothing happens when it has ended."""
+        self._end(flight, error)
+
     def _dispatch(self, flight: Flight) -> None:
+        if flight.variant.plan is not None:
+            flight.link = run = Run(self, flight, flight.variant.plan)
+            run.begin()
+            return
         link = self._pick(flight.variant)
         if link is not None:
             link.send(flight, max(1, int(flight.remaining_s() * 1e3)))
@@ -164,7 +186,9 @@ class DataPlane:
     def _try_held(self) -> None:
         """Looks at those who wait for a replica: one may be ready now, or their version may be gone."""
         for flight in list(self._held):
-            current = self.table.now.endpoints.get(flight.endpoint.route.name)
+            if flight not in self._held:  # a pipeline that ended meanwhile took its other steps along
+                continue
+            current = self.table.now.known(flight.endpoint.route.name)
             variant = current.variants.get(flight.variant.route.version) if current is not None else None
             if variant is None:
                 self._end(flight, NotReady(retry_after_s=RETRY_AFTER_S))
@@ -181,6 +205,8 @@ class DataPlane:
 
     def _failed_there(self, flight: Flight, error: SerinusError) -> None:
         """A replica refused or lost this request: once elsewhere, or on the same one when it is back."""
+        if flight.has_ended:  # a step whose pipeline ended by the same loss
+            return
         flight.link = None
         lost = isinstance(error, ReplicaLost | Draining)
         may = lost and not flight.parts and not flight.retries and flight.call.sequence is None
@@ -223,7 +249,7 @@ class DataPlane:
             self.abandon(flight)
             raise
 
-    async def stream(self, asked: Asked, reader: Reader) -> AsyncIterator[Done]:
+    async def stream(self, asked: Asked, reader: Reader) -> AsyncGenerator[Done, None]:
         """One request, any number of answers, as they come; the last has `answer.final` and may hold no tensors.
 
         A reader that falls behind by AHEAD_HIGH answers pauses the replica. Closing the iterator abandons the request.

@@ -82,7 +82,7 @@ class PlainForm:
     def write(self, call: Call, answer: Answer, body: memoryview, request_id: bytes) -> bytes | None:
         """The whole HTTP answer to a plain request; None when it has another form than the signature says."""
         tensors = answer.tensors
-        if len(tensors) != 1:
+        if len(tensors) != 1 or answer.parameters:
             return None
         tensor = tensors[0]
         name, datatype, code = self._output

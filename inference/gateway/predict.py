@@ -7,17 +7,19 @@ the routing table and the credential do.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from inference.errors import InvalidInput, Malformed, SerinusError, ServerError
-from inference.gateway import calls, encodings, problems
+from inference.gateway import calls, encodings, parameters, problems
 from inference.gateway.admission import Caller
 from inference.gateway.dataplane import Asked, DataPlane
 from inference.gateway.flights import Flight
 from inference.gateway.heads import Head
 from inference.gateway.plain import PlainForm
+from inference.gateway.shared_memory import Regions, Shared
 from inference.gateway.table import Endpoint, Snapshot, Variant
 from inference.gateway.web import JSON_TYPE, Given, Headers, Part
 from inference.protocol.messages import Answer
@@ -56,8 +58,8 @@ class Known:
     """What a head says to this door, as of one routing table."""
 
     __slots__ = (
-        "accepts", "asked", "encoding", "expires_at_unix_s", "is_plain", "is_sticky", "snapshot", "split",
-        "traceparent",
+        "accepts", "asked", "encoding", "expires_at_unix_s", "forwarded", "is_plain", "is_sticky", "shared", "snapshot",
+        "split", "traceparent",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +76,8 @@ class Known:
         self.accepts = encodings.accepted(headers.get(b"accept-encoding", b""))
         self.traceparent = headers.get(b"traceparent", b"").decode("latin-1")
         self.is_plain = self.split < 0 and self.encoding == b"identity" and not self.traceparent
+        self.shared: Shared | None = None
+        self.forwarded: dict[str, parameters.Scalar] = {}
 
 
 def _split_of(headers: Given) -> int:
@@ -87,16 +91,33 @@ def _split_of(headers: Given) -> int:
 
 
 class Predict:
-    """Answers `POST /v2/models/{name}[/versions/{number}]/infer`. limit_bytes: of a body, once it is decompressed."""
+    """Answers `POST /v2/models/{name}[/versions/{number}]/infer`. limit_bytes: of a body, once it is decompressed.
+    regions: clients' shared memory, where it is allowed; forward: headers that become parameters.
+    """
 
-    def __init__(self, plane: DataPlane, *, limit_bytes: int) -> None:
+    def __init__(
+        self,
+        plane: DataPlane,
+        *,
+        limit_bytes: int,
+        regions: Regions | None = None,
+        forward: re.Pattern[str] | None = None,
+    ) -> None:
         self._plane = plane
         self._limit_bytes = limit_bytes
+        self._regions = regions
+        self._forward = forward
 
     def known(self, head: Head, name: str, number: int | None) -> Known:
         """Raises what is wrong with the head: Unauthenticated, Forbidden, NotFound, InvalidInput, Malformed."""
         caller, endpoint = self._plane.admit(name, credential_of(head.headers))
-        return Known(self._plane.table.now, caller, endpoint, number, head.headers)
+        known = Known(self._plane.table.now, caller, endpoint, number, head.headers)
+        if self._regions is not None:
+            known.shared = self._regions.of(caller.id)
+        if self._forward is not None:
+            known.forwarded = parameters.forwarded(head.headers, self._forward)
+            known.is_plain = known.is_plain and not known.forwarded
+        return known
 
     def holds(self, known: Known | None) -> bool:
         """Whether what was found out is still so."""
@@ -123,13 +144,13 @@ class Predict:
 def _read(known: Known, body: Part, model: str, signature: Signature) -> calls.Call:
     split = known.split
     if split < 0:
-        return calls.read(calls.parse(body), _EMPTY, model, signature)
+        return calls.read(calls.parse(body), _EMPTY, model, signature, shared=known.shared)
     view = memoryview(body)
     if split > len(view):
         raise Malformed("Inference-Header-Content-Length does not fit the request body")
     if not split:
         return calls.read_raw(view, model, signature)
-    return calls.read(calls.parse(view[:split]), view[split:], model, signature)
+    return calls.read(calls.parse(view[:split]), view[split:], model, signature, shared=known.shared)
 
 
 class _Flying(Flight):
@@ -158,6 +179,8 @@ class _Flying(Flight):
             known.is_plain = False
         call = _read(known, self.body, self.endpoint.route.name, variant.route.signature)
         call.traceparent = known.traceparent
+        if known.forwarded:
+            call.parameters |= known.forwarded
         return call
 
     def left(self) -> None:
@@ -194,7 +217,10 @@ class _Flying(Flight):
                 connection.write_answer(data)
                 return
         variant = self.variant
-        text, parts = calls.write(self.call, self.endpoint.route.name, variant.version, answer.tensors, body)
+        text, parts = calls.write(
+            self.call, self.endpoint.route.name, variant.version, answer.tensors, body,
+            parameters=answer.parameters or None,
+        )  # fmt: skip
         headers: Headers = [(b"x-request-id", self._request_id), *variant.headers]
         if self.call.binary is None or parts:
             headers += (BINARY_TYPE, (b"inference-header-content-length", str(len(text)).encode()))

@@ -26,6 +26,8 @@ from fleet import actions as fleet
 from fleet import messages
 from fleet.models import Deployment
 from inference.errors import Conflict, InvalidInput, NotFound, NotReady, Overloaded
+from registry.models import Version
+from registry.pipelines import steps_of
 
 EXPLICIT = "explicit"
 NOT_EXPLICIT = "explicit model load / unload is not allowed if polling is enabled"
@@ -102,11 +104,12 @@ def wish_loaded(actor: Actor, endpoint: Endpoint) -> None:
     """At least one replica for every version that has traffic; what an unload stopped, as it was before it."""
     changed = {}
     for variant in _variants(endpoint):
-        had = Deployment.objects.filter(version=variant.version).values_list("replicas", flat=True).first() or 0
-        wanted = max(had, variant.resting_replicas, 1 if variant.weight_bp else 0)
-        if wanted > had:
-            fleet.want(version=variant.version, replicas=wanted)
-            changed[str(variant.version.number)] = wanted
+        for version in steps_of(variant.version) or [variant.version]:
+            had = _wished(version)
+            wanted = max(had, variant.resting_replicas, 1 if variant.weight_bp else 0)
+            if wanted > had:
+                fleet.want(version=version, replicas=wanted)
+                changed[str(version)] = wanted
     endpoint.variants.update(resting_replicas=0)
     audit.record(actor, "load", "endpoint", endpoint.name, team=endpoint.team, after={"replicas": changed})
     send_on_commit(messages.PUBLISH)
@@ -117,13 +120,15 @@ def wish_unloaded(actor: Actor, endpoint: Endpoint) -> None:
     """No replica for any version; how many there were is kept for the next load. Raises Conflict for a shared version."""
     changed = {}
     for variant in _variants(endpoint):
+        if steps_of(variant.version):
+            raise Conflict(f"failed to unload '{endpoint.name}', it is a pipeline: unload its steps instead")
         others = Variant.objects.filter(version=variant.version).exclude(endpoint=endpoint)
         if (other := others.select_related("endpoint").first()) is not None:
             raise Conflict(
                 f"failed to unload '{endpoint.name}', version {variant.version.number} serves endpoint "
                 f"'{other.endpoint.name}' too"
             )
-        had = Deployment.objects.filter(version=variant.version).values_list("replicas", flat=True).first() or 0
+        had = _wished(variant.version)
         if had:
             fleet.want(version=variant.version, replicas=0)
             endpoint.variants.filter(pk=variant.pk).update(resting_replicas=had)
@@ -199,6 +204,10 @@ def _until(end: float, name: str, look: Callable[[], Standing]) -> None:
         if time.monotonic() > end:
             raise Conflict(f"failed to load '{name}', {seen.reason or 'it is not ready'} within the time for a load")
         time.sleep(POLL_S)
+
+
+def _wished(version: Version) -> int:
+    return Deployment.objects.filter(version=version).values_list("replicas", flat=True).first() or 0
 
 
 def _variants(endpoint: Endpoint) -> list[Variant]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from endpoints.models import Variant
 from fleet.models import Deployment, Replica
+from registry.models import Version
+from registry.pipelines import steps_of
 
 READY, LOADING, UNLOADING, UNAVAILABLE = "READY", "LOADING", "UNLOADING", "UNAVAILABLE"
 UNLOADED = "unloaded"
@@ -36,8 +38,13 @@ def standing_of(wanted: int, phases: list[tuple[str, str, str]], reason: str = "
 
 
 def standing(variant: Variant) -> Standing:
-    """Of one version behind an endpoint."""
-    wish = Deployment.objects.filter(version_id=variant.version_id).first()
+    """Of one version behind an endpoint; of a pipeline, its first step that is not ready."""
+    seen = [_of_version(version) for version in steps_of(variant.version) or [variant.version]]
+    return next((one for one in seen if one.state != READY), seen[0])
+
+
+def _of_version(version: Version) -> Standing:
+    wish = Deployment.objects.filter(version=version).first()
     if wish is None:
         return Standing(UNAVAILABLE, UNLOADED)
     rows = Replica.objects.filter(deployment=wish).values_list("wanted", "phase", "message")
