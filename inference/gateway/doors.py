@@ -16,5 +16,6 @@ def open_all(rest: Rest) -> Doors:
     doors.verb(None, GET, rest.model)
     doors.verb("ready", GET, rest.model_ready)
     doors.verb("infer", POST, None, speaks="infer")
+    doors.path("/v2/stream", GET, None, speaks="websocket")
     doors.verb("stream", GET, None, speaks="websocket")
     return doors
