@@ -122,6 +122,12 @@ class Asking:
         else:
             self.starving_since = 0.0
 
+    def has_starved(self, now: float, limit_s: float) -> bool:
+        """Whether it has waited for credit past its deadline, or longer than `limit_s`."""
+        if not self.starving_since or self._flight is None:
+            return False
+        return now > self._flight.deadline or now - self.starving_since > limit_s
+
     def grant(self, count: int) -> None:
         """The client takes `count` answers more."""
         if self.credit >= 0:

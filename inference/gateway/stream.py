@@ -303,7 +303,7 @@ class Stream:
 
     def _end_starving(self, now: float) -> None:
         for asking in list(self._behind or ()):
-            if asking.starving_since and now - asking.starving_since > CREDIT_S:
+            if asking.has_starved(now, CREDIT_S):
                 asking.end(DeadlineExceeded("no credit was granted in time"))
 
     def drain(self) -> None:
