@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,15 @@ def flag(env: Mapping[str, str], name: str) -> bool:
     return text in {"1", "true", "yes"}
 
 
+def pattern(env: Mapping[str, str], name: str) -> re.Pattern[str] | None:
+    """The variable as a regular expression that ignores case; None when unset. Raises BadSetting."""
+    text = env.get(name, "")
+    try:
+        return re.compile(text, re.IGNORECASE) if text else None
+    except re.error as error:
+        raise BadSetting(f"{name}={text!r}: must be a regular expression ({error})") from error
+
+
 def is_loopback(host: str) -> bool:
     """Whether this name or address means this machine alone."""
     if host == "localhost":
@@ -48,6 +58,8 @@ class GatewayConfig:
     """What `python -m inference gateway` reads from its environment.
 
     die_with_parent: end when the process that started this one ends, however it ends; `serinus up` sets it.
+    allow_client_shm: clients of this machine may pass tensors in shared memory. header_forward_pattern: request
+    headers whose names it finds become parameters of the model.
     """
 
     host: str
@@ -60,6 +72,8 @@ class GatewayConfig:
     drain_s: int
     console_url: str
     die_with_parent: bool = False
+    allow_client_shm: bool = False
+    header_forward_pattern: re.Pattern[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +132,8 @@ def gateway_config(env: Mapping[str, str] = os.environ) -> GatewayConfig:
         drain_s=integer(env, "SERINUS_GATEWAY_DRAIN_S", 30, 0, 600),
         console_url=env.get("SERINUS_CONSOLE_URL") or "",
         die_with_parent=flag(env, "SERINUS_DIE_WITH_PARENT"),
+        allow_client_shm=flag(env, "SERINUS_ALLOW_CLIENT_SHM"),
+        header_forward_pattern=pattern(env, "SERINUS_HTTP_HEADER_FORWARD_PATTERN"),
     )
 
 

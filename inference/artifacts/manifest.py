@@ -37,6 +37,7 @@ class Format(StrEnum):
     PYTHON = "python"
     TORCH_PICKLE = "torch_pickle"
     ECHO = "echo"
+    PIPELINE = "pipeline"
 
 
 class Tier(StrEnum):
@@ -56,6 +57,7 @@ TIER_OF: dict[Format, Tier] = {
     Format.PYTHON: Tier.CODE,
     Format.TORCH_PICKLE: Tier.DATA,
     Format.ECHO: Tier.DATA,
+    Format.PIPELINE: Tier.DATA,
 }
 
 

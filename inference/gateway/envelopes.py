@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
 
 from inference.errors import InvalidInput, Malformed, SerinusError
 from inference.gateway import calls, codec
+from inference.gateway.web import Part
 
 MAX_CREDIT = 1 << 20
-_EMPTY = memoryview(b"")
 
 Credit = Annotated[int, msgspec.Meta(ge=0, le=MAX_CREDIT)]
-Part = bytes | memoryview
 
 
 class FrameBody(calls.InferBody):
@@ -66,13 +66,14 @@ def parse(data: bytes | memoryview) -> FrameBody:
         raise Malformed(f"failed to parse the frame's JSON: {error}") from error
 
 
-def foreign_keys(data: bytes | memoryview) -> dict[str, msgspec.Raw]:
-    """What a frame's JSON has beside the keys of every frame, each value as it stands. Raises Malformed."""
+def generate_body(data: bytes | memoryview, body: FrameBody) -> bytes:
+    """The generate request in a frame's JSON: what it has beside the keys of every frame. Raises Malformed."""
     try:
         found = _decode_any(data)
     except codec.JSON_ERRORS as error:
         raise Malformed(f"failed to parse the frame's JSON: {error}") from error
-    return {name: value for name, value in found.items() if name not in OWN_KEYS}
+    own: dict[str, Any] = {"id": body.id, "parameters": body.parameters or {}}
+    return _encode(own | {name: value for name, value in found.items() if name not in OWN_KEYS})
 
 
 def version_of(body: FrameBody) -> int | None:
@@ -98,7 +99,7 @@ def split(data: bytes) -> tuple[memoryview, memoryview]:
     return view[4 : 4 + size], view[4 + size :]
 
 
-def join(text: bytes, parts: list[memoryview], *, is_text: bool) -> list[Part]:
+def join(text: bytes, parts: Sequence[Part], *, is_text: bool) -> list[Part]:
     """A frame of JSON and tensors; a text frame has no tensors."""
     return [text] if is_text else [len(text).to_bytes(4, "little"), text, *parts]
 
@@ -122,7 +123,3 @@ def readiness(identity: str, *, is_ready: bool) -> bytes:
 
 def pong(identity: str) -> bytes:
     return _encode({"type": "pong", "id": identity} if identity else {"type": "pong"})
-
-
-def values(answer: dict[str, Any]) -> bytes:
-    return _encode(answer)

@@ -23,14 +23,23 @@ import uvloop
 from inference.config import BadSetting, GatewayConfig, gateway_config
 from inference.errors import Draining
 from inference.gateway import doors, listener
+from inference.gateway import rest as rests
 from inference.gateway import table as tables
 from inference.gateway.app import App
 from inference.gateway.bodies import Bodies
 from inference.gateway.connections import Pool
 from inference.gateway.dataplane import DataPlane
+from inference.gateway.doors import Rooms
+from inference.gateway.exposition_triton import TritonMetrics
+from inference.gateway.generate import Generate
 from inference.gateway.listener import Listener
+from inference.gateway.live_doors import LiveDoors
+from inference.gateway.live_settings import LINE, LiveSettings
 from inference.gateway.predict import Predict
+from inference.gateway.repository import Repository
 from inference.gateway.rest import Rest
+from inference.gateway.shared_doors import SharedDoors
+from inference.gateway.shared_memory import Regions
 from inference.gateway.table import Table
 from inference.gateway.telemetry import Telemetry
 from inference.gateway.websocket import Streams
@@ -57,7 +66,7 @@ def main(argv: list[str]) -> int:
     except BadSetting as error:
         sys.stderr.write(f"gateway: {error}\n")
         return 2
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.INFO, format=LINE)
     uvloop.run(serve(config, sock))
     return 0
 
@@ -71,18 +80,29 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     pool, telemetry = Pool(), Telemetry()
     table = Table(pool, config.data_dir / "gateway" / "routes.json")
     plane = DataPlane(table, pool, telemetry, insecure=config.insecure)
+    triton, settings = TritonMetrics(plane), LiveSettings()
+    regions = Regions(config.max_body_bytes) if config.allow_client_shm else None
     rest = Rest(
-        plane, server_name=config.server_name, max_body_bytes=config.max_body_bytes, streams=lambda: len(streams)
+        plane,
+        server_name=config.server_name,
+        max_body_bytes=config.max_body_bytes,
+        streams=lambda: len(streams),
+        triton=triton.render,
+        extensions=_extensions(config),
     )
-    addresses = doors.open_all(rest)
-    streams = Streams(plane, addresses)
-    predict = Predict(plane, limit_bytes=config.max_body_bytes)
+    predict = Predict(plane, limit_bytes=config.max_body_bytes, regions=regions, forward=config.header_forward_pattern)
+    repository = Repository(rest, config.console_url)
+    rooms = Rooms(rest, Generate(plane), LiveDoors(plane, rest, settings), repository, SharedDoors(rest, regions))
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(settings.allows)
     table.load()
+    addresses = doors.open_all(rooms)
+    streams = Streams(plane, addresses)
     app = App(plane, rest, predict, streams, addresses)
     limit = max(16, min(MAX_CONNECTIONS, _raise_file_limit() - SPARE_FILES))
     server = Listener(app, Bodies(config.max_body_bytes), sock, max_connections=limit, others=lambda: len(streams))
     client, samples = tables.connect(config.redis_url), tables.connect(config.redis_url)
-    runs = (pool.run(), table.run(client), telemetry.run(samples), streams.run(), server.run())
+    runs = (pool.run(), table.run(client), telemetry.run(samples), streams.run(), server.run(), triton.run())
     work = [asyncio.ensure_future(run) for run in runs]
     for task in work:
         task.add_done_callback(lambda done: _failed(done, stop))
@@ -92,7 +112,12 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     await _drain(plane, streams, server, config.drain_s)
     for task in work:
         task.cancel()
-    await asyncio.gather(*work, return_exceptions=True)
+    await asyncio.gather(*work, repository.close(), return_exceptions=True)
+
+
+def _extensions(config: GatewayConfig) -> list[str]:
+    more = [rests.REPOSITORY] if config.console_url else []
+    return [*rests.EXTENSIONS, *more, *([rests.SHARED_MEMORY] if config.allow_client_shm else [])]
 
 
 def _failed(task: asyncio.Future[None], stop: asyncio.Event) -> None:

@@ -140,7 +140,7 @@ class Stream:
     def _take(self, body: envelopes.FrameBody, head: bytes | memoryview, rest: memoryview, *, is_text: bool) -> None:
         kind = body.type
         if kind in _INFERS:
-            given = envelopes.foreign_keys(head) if kind == "generate" else None
+            given = envelopes.generate_body(head, body) if kind == "generate" else None
             self._ask(Asking(self, body, rest, given, is_text=is_text), body)
         elif kind == "cancel":
             self._cancel(body.id)
@@ -168,7 +168,8 @@ class Stream:
         self._check_new(asking.id)
         name, number = self._target(body)
         caller, endpoint = self._admit(name)
-        asking.start(Asked(caller, endpoint, number, body.session or self.sticky, self.timeout_ms, is_streaming=True))
+        asked = Asked(caller, endpoint, number, body.session or self.sticky, self.timeout_ms)
+        self.plane.start(asking, asked, asking.read)
         self._add(asking.id, asking)
 
     def _add(self, identity: str, found: Asking | asyncio.Task[None]) -> None:
@@ -304,7 +305,7 @@ class Stream:
     def _end_starving(self, now: float) -> None:
         for asking in list(self._behind or ()):
             if asking.has_starved(now, CREDIT_S):
-                asking.end(DeadlineExceeded("no credit was granted in time"))
+                asking.stop(DeadlineExceeded("no credit was granted in time"))
 
     def drain(self) -> None:
         """Tells the client, lets what is under way finish, closes."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 from inference.artifacts.manifest import Format
 from inference.errors import Rejected
 from inference.models.contract import LoadContext, Model
+from inference.models.lengths import bucketed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,8 @@ def load(format: str, context: LoadContext) -> Model:  # noqa: A002 (the field's
 
     Raises Rejected for what cannot be served, with a reason and a remedy, before anything of it runs.
     """
+    from inference.models.shaped import shaped
+
     try:
         room = LOADERS[Format(format)]
     except (ValueError, KeyError):
@@ -38,5 +41,15 @@ def load(format: str, context: LoadContext) -> Model:  # noqa: A002 (the field's
             remedy="export it with torch.export, jax.export or ONNX, or convert its weights to safetensors",
             check="load",
         ) from None
+    settings = context.settings
+    if settings.compile != "none" and format != Format.TORCH_EXPORT:
+        raise Rejected(
+            f"compile={settings.compile} is for torch.export programs, and this is {format}",
+            remedy="upload it without compile; JAX programs are always compiled",
+            check="load",
+        )
     loader = cast("Callable[[LoadContext], Model]", importlib.import_module(room).load)
-    return loader(context)
+    model = shaped(loader(context), context)
+    if settings.bucket_lengths and format != Format.HF_ENCODER:
+        return bucketed(model, settings.bucket_lengths)
+    return model

@@ -21,6 +21,7 @@ from inference.errors import OutOfMemory, Rejected, SerinusError
 from inference.models import LoadContext, load
 from inference.protocol.child import StartReplica, StartValidation
 from inference.protocol.messages import Hello
+from inference.protocol.signatures import public_signature
 from inference.protocol.status import ReplicaPhase
 from inference.replica import executors, heartbeat
 from inference.replica.control import Control
@@ -30,7 +31,7 @@ from inference.replica.sandbox import Limits
 from inference.replica.server import Served, Server
 from inference.runtime import devices
 from inference.runtime.runner import Runner, is_out_of_memory
-from inference.runtime.warmup import WarmUp, warm_up
+from inference.runtime.warmup import WarmUp, warm_up, warm_up_stream
 
 log = logging.getLogger(__name__)
 WARM_REPEATS = 2
@@ -95,9 +96,16 @@ def _prepare(message: StartReplica, life: Lifecycle, control: Control, *, keep: 
     device = devices.select(spec.device, spec.device_memory_share, fake=message.is_fake_device)
     bounds = (spec.device_memory_bytes, spec.device_memory_share)
     log.info("device: %s, here %s; memory share %.4f", spec.device, device, spec.device_memory_share)
-    runner = Runner(load(spec.format, LoadContext(ground.artifact, settings, device, spec.threads, *bounds)))
+    # Instances run side by side: each gets its part of the threads.
+    threads = max(1, spec.threads // settings.instances)
+    context = LoadContext(ground.artifact, settings, device, threads, *bounds)
+    runner = Runner(load(spec.format, context))
     life.move(ReplicaPhase.WARMING)
-    return Loaded(runner, settings, warm_up(runner, repeats=WARM_REPEATS), device)
+    if settings.decoupled:
+        return Loaded(runner, settings, warm_up_stream(runner), device)
+    warm = warm_up(runner, repeats=WARM_REPEATS)
+    runner.grow(settings.instances, partial(load, spec.format, context), partial(warm_up, repeats=1))
+    return Loaded(runner, settings, warm, device)
 
 
 def _limits(message: StartReplica) -> Limits:
@@ -133,8 +141,9 @@ async def _serve(message: StartReplica, loaded: Loaded, life: Lifecycle, control
 
 
 def _server(message: StartReplica, loaded: Loaded, hung: Callable[[], None]) -> Server:
-    spec, signature, settings = message.spec, loaded.runner.signature, loaded.settings
-    executor = executors.make(loaded.runner, settings, loaded.warm, on_hang=hung)
+    spec, settings = message.spec, loaded.settings
+    signature = public_signature(loaded.runner.signature, settings)
+    executor = executors.make(loaded.runner, settings, loaded.warm, on_hang=hung, model=spec.model)
     hello = Hello(spec.id, spec.generation, spec.model, spec.version, settings.queue_limit)
     return Server(Served(hello, signature), executor)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from inference.errors import ModelFailed, OutOfMemory, PoisonInput, SerinusError
@@ -57,12 +57,17 @@ class Ran:
 
 
 class Runner:
-    """One model, one forward pass at a time. `busy_since` (monotonic s) is for a watchdog; None when idle."""
+    """One model, one forward pass at a time. `busy_since` (monotonic s) is for a watchdog; None when idle.
+
+    `twins` run beside it, each in a thread of its own: the same model where it may be shared, else another copy.
+    """
 
     def __init__(self, model: Model) -> None:
         self.model = model
+        self.twins: list[Runner] = []
         self.measures = Measures()
         self.busy_since: float | None = None
+        self._work = getattr(model, "work", None)
         self._ran = Ran([])
         self._known_good: Arrays | None = None
         self._compiles_when_ready = 0
@@ -74,7 +79,13 @@ class Runner:
     @property
     def compiles_after_ready(self) -> int:
         """How often the model compiled since `mark_ready`: must stay 0, or a request paid for it."""
-        return self._compiles() - self._compiles_when_ready
+        own = self._compiles() - self._compiles_when_ready
+        return own + sum(twin.compiles_after_ready for twin in self.twins if twin.model is not self.model)
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds inside the model, on the average of this and its twins: rises by a second a second at most."""
+        return (self.measures.busy_s + sum(twin.busy_s for twin in self.twins)) / (1 + len(self.twins))
 
     @property
     def device_memory_bytes(self) -> int:
@@ -85,6 +96,20 @@ class Runner:
         """Called after the warm-up; `known_good` is an input of which the model is known to answer."""
         self._known_good = known_good
         self._compiles_when_ready = self._compiles()
+
+    def grow(self, count: int, load_again: Callable[[], Model], warm: Callable[[Runner], object]) -> None:
+        """Makes it `count` runners in all, each able to run while the others do.
+
+        A model that says `is_shareable` is shared; any other is loaded and warmed again for each.
+        """
+        for _ in range(count - 1):
+            if getattr(self.model, "is_shareable", False):
+                twin = Runner(self.model)
+                twin.mark_ready(self._known_good)
+            else:
+                twin = Runner(load_again())
+                warm(twin)
+            self.twins.append(twin)
 
     def run(self, inputs: Arrays) -> Arrays:
         """Outputs for a batch of any size up to the largest; it is padded to the next bucket and cut back here.
@@ -100,6 +125,10 @@ class Runner:
         if size > rows:
             outputs = tensors.split(outputs, [rows])[0]
         self._count(outputs, rows, size - rows)
+        if self._work:
+            elements, padding = self._work(inputs)
+            self._ran.elements += elements
+            self._ran.padding_elements += padding
         return outputs
 
     def run_requests(self, requests: Sequence[Arrays]) -> Ran:
@@ -119,6 +148,8 @@ class Runner:
 
     def close(self) -> None:
         self.model.close()
+        for twin in self.twins:
+            twin.close()
 
     def _bisected(self, requests: Sequence[Arrays]) -> list[Arrays | SerinusError]:
         try:

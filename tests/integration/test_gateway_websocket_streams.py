@@ -190,7 +190,7 @@ async def test_generate_takes_values_by_name(connect, house):
         answer = await ask(stream, {"type": "generate", "id": "g", "text": "hello", "temperature": 0.5})
         assert answer == {"model_name": "text", "model_version": "1", "id": "g", "y": "hello"}
         assert house.replicas["text"].seen[-1].parameters == {"temperature": 0.5}
-        answer = await ask(stream, {"type": "generate", "id": "h", "text": ["a", "b"]})
+        answer = await ask(stream, {"type": "generate", "id": "h", "text": [["a"]] * 9})
         assert answer["code"] == "invalid_input"
         answer = await ask(stream, {"type": "generate", "id": "i", "text": [["a"], ["b"]]})
         assert answer["y"] == ["a", "b"]

@@ -180,6 +180,7 @@ def test_the_right_opens_the_door_and_every_change_is_audited(world: World, rout
 
 # A question asked by POST, wishes that are already so, and forms whose refusal is a message on the page they go back to.
 UNCHANGED = {
+    "/pipelines/check/",
     "/api/blobs/check/",
     "/api/deployments/<pk>/scale/",
     "/api/endpoints/<name>/weights/",
@@ -190,6 +191,7 @@ UNCHANGED = {
     "/logout/",
     "/models/<name>/versions/<number>/approve/",
     "/models/<name>/versions/<number>/archive/",
+    "/models/<name>/versions/<number>/convert/",
     "/models/<name>/versions/<number>/reject/",
 }
 

@@ -1,7 +1,7 @@
 """A replica for the gateway's tests: it speaks the real frames on a unix socket and does what it is told.
 
 It answers every output of its signature with the first input's numbers, doubled (FP32), or the bytes as they came.
-A request with the parameter `parts` is answered that many times and then by an empty last answer, as fast as it is let;
+A request with the parameter `parts` is answered that many times, `latency_s` apart, and then by an empty last answer;
 with `part_bytes` each of them holds that many.
 `python fake_replica.py SOCKET ID GENERATION VERSION LATENCY_MS [CLASSES]` runs one in its own process, to be killed.
 """
@@ -18,6 +18,7 @@ from typing import cast
 from inference.protocol import frames
 from inference.protocol.messages import (
     Answer,
+    Ask,
     Cancel,
     Fault,
     Goodbye,
@@ -28,12 +29,21 @@ from inference.protocol.messages import (
     Pong,
     Resume,
     TensorHeader,
+    Told,
     ToReplica,
 )
+from inference.protocol.statistics import BatchStatistics, ModelStatistics
+
+QUEUE_NS, INPUT_NS, INFER_NS, OUTPUT_NS = 1000, 500, 2000, 300
 
 
 class FakeReplica:
-    """latency_s: time to an answer. outputs: number of values in the output per row. fault: answer with this code."""
+    """latency_s: time to an answer. outputs: number of values in the output per row. fault: answer with this code.
+
+    answers: how many there are to a request, as a decoupled model gives them, `pace_s` apart; with `ends_empty` the
+    final one comes after them and has no tensors. breaks_after: so many answers, then the fault.
+    statistics: exact sums of what was answered, told when asked.
+    """
 
     def __init__(
         self,
@@ -52,11 +62,18 @@ class FakeReplica:
         self.latency_s = latency_s
         self.outputs = outputs
         self.fault: Fault | None = None
+        self.echoes = False  # FP32 too comes back as it came
+        self.answers = 1
+        self.ends_empty = False
+        self.breaks_after = -1
+        self.pace_s = 0.0
+        self.paused: set[int] = set()
+        self.pauses = 0
+        self.statistics = ModelStatistics()
         self.silent = False
         self.greet = True
         self.seen: list[Infer] = []
         self.cancelled: list[int] = []
-        self.pauses = 0
         self.pings = 0
         self.parts_sent = 0
         self.peers: set[FakePeer] = set()
@@ -89,7 +106,6 @@ class FakePeer(asyncio.Protocol):
     def __init__(self, replica: FakeReplica) -> None:
         self.replica = replica
         self.decoder: frames.Decoder[ToReplica] = frames.Decoder(ToReplica)
-        self.paused: set[int] = set()
         self.streams: dict[int, asyncio.Task[None]] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -110,7 +126,7 @@ class FakePeer(asyncio.Protocol):
                 self.replica.seen.append(message)
                 del self.replica.seen[:-10_000]
                 if "parts" in message.parameters:
-                    self.streams[message.id] = asyncio.ensure_future(self.answer_often(message, bytes(body)))
+                    self.streams[message.id] = asyncio.ensure_future(self.answer_often(message))
                 elif self.replica.latency_s:
                     asyncio.get_running_loop().call_later(self.replica.latency_s, self.answer, message, body)
                 else:
@@ -120,20 +136,22 @@ class FakePeer(asyncio.Protocol):
                 if message.id in self.streams:
                     self.streams.pop(message.id).cancel()
             elif type(message) is Pause:
+                self.replica.paused.add(message.id)
                 self.replica.pauses += 1
-                self.paused.add(message.id)
             elif type(message) is Resume:
-                self.paused.discard(message.id)
+                self.replica.paused.discard(message.id)
+            elif type(message) is Ask:
+                self.transport.write(frames.encode(Told(message.id, self.replica.statistics)))
             elif type(message) is Ping:
                 self.replica.pings += 1
                 if not self.replica.silent:
                     self.transport.write(frames.encode(Pong(message.token)))
 
-    async def answer_often(self, message: Infer, body: bytes) -> None:
+    async def answer_often(self, message: Infer) -> None:
         size = int(message.parameters.get("part_bytes", 4))
         for number in range(int(message.parameters["parts"])):
             await asyncio.sleep(self.replica.latency_s)
-            while message.id in self.paused:  # noqa: ASYNC110
+            while message.id in self.replica.paused:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
             data = array("f", [float(number)]).tobytes() * (size // 4)
             header = TensorHeader("y", "FP32", [1, size // 4], len(data))
@@ -146,12 +164,12 @@ class FakePeer(asyncio.Protocol):
         replica = self.replica
         if self.transport.is_closing() or replica.silent:
             return
-        if replica.fault is not None:
+        if replica.fault is not None and replica.breaks_after < 0:
             fault = Fault(message.id, replica.fault.code, replica.fault.message, replica.fault.retry_after_s)
             self.transport.write(frames.encode(fault))
             return
         first = message.tensors[0]
-        if first.datatype == "FP32":
+        if first.datatype == "FP32" and not replica.echoes:
             rows = first.shape[0] if len(first.shape) > 1 else 1
             width = first.size_bytes // 4 // max(rows, 1)
             values = body[: first.size_bytes].cast("f").tolist()
@@ -161,7 +179,44 @@ class FakePeer(asyncio.Protocol):
         else:
             data = bytes(body[: first.size_bytes])
             header = TensorHeader("y", first.datatype, first.shape, len(data))
-        self.transport.write(frames.encode(Answer(message.id, [header], 1, 1000, 2000), data))
+        self.count(first.shape[0] if len(first.shape) > 1 else 1)
+        self.part(message.id, header, data, 0)
+
+    def part(self, number: int, header: TensorHeader, data: bytes, index: int) -> None:
+        """The next answer of a request, and those after it."""
+        replica = self.replica
+        if self.transport.is_closing() or number in replica.cancelled:
+            return
+        again = asyncio.get_running_loop().call_later
+        if number in replica.paused:
+            again(0.01, self.part, number, header, data, index)
+            return
+        if replica.fault is not None and index == replica.breaks_after:
+            self.transport.write(frames.encode(Fault(number, replica.fault.code, replica.fault.message)))
+            return
+        if index == replica.answers:
+            self.transport.write(frames.encode(Answer(number, [], 1, QUEUE_NS, INFER_NS)))
+            return
+        final = index == replica.answers - 1 and not replica.ends_empty
+        self.transport.write(frames.encode(Answer(number, [header], 1, QUEUE_NS, INFER_NS, final), data))
+        if not final:
+            if replica.pace_s:
+                again(replica.pace_s, self.part, number, header, data, index + 1)
+            else:
+                self.part(number, header, data, index + 1)
+
+    def count(self, rows: int) -> None:
+        sums = self.replica.statistics
+        sums.inference_count += rows
+        sums.execution_count += 1
+        sums.last_inference_ms = 1_700_000_000_000 + sums.execution_count
+        sums.success.add(QUEUE_NS + INPUT_NS + INFER_NS + OUTPUT_NS)
+        sums.queue.add(QUEUE_NS)
+        batch = sums.batches.setdefault(rows, BatchStatistics())
+        for one in (sums, batch):
+            one.compute_input.add(INPUT_NS)
+            one.compute_infer.add(INFER_NS)
+            one.compute_output.add(OUTPUT_NS)
 
 
 async def main(argv: list[str]) -> None:

@@ -49,6 +49,8 @@ def load(context: LoadContext) -> OnnxModel:
 class OnnxModel:
     """One session. String tensors come and go as UTF-8 bytes."""
 
+    is_shareable = True
+
     def __init__(self, session: Any, context: LoadContext) -> None:
         self._session = session
         inputs, outputs = session.get_inputs(), session.get_outputs()

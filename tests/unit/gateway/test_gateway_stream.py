@@ -3,12 +3,11 @@
 import asyncio
 import socket
 
+import msgspec
 import pytest
 
 from inference.errors import InvalidInput, Malformed
-from inference.gateway import asking, envelopes, mappings, rfc6455, stream
-from inference.protocol.messages import SequenceControl, TensorHeader
-from inference.protocol.oip import Signature, TensorSpec
+from inference.gateway import envelopes, rfc6455, stream
 
 
 class Plane:
@@ -142,57 +141,18 @@ def test_binary_frames_are_split():
             envelopes.split(data)
 
 
-@pytest.mark.parametrize(
-    ("given", "wanted"),
-    [
-        ({}, None),
-        ({"sequence_id": 0}, None),
-        ({"sequence_id": ""}, None),
-        ({"sequence_id": 5, "sequence_start": True}, SequenceControl(5, True)),
-        ({"sequence_id": "s", "sequence_end": True, "other": 1}, SequenceControl("s", False, True)),
-    ],
-    ids=["none", "zero", "empty", "start", "end"],
-)
-def test_sequences_are_told_by_parameters(given, wanted):
-    assert asking.sequence_of(given) == wanted
-    assert not {"sequence_id", "sequence_start", "sequence_end"} & given.keys()
+def test_a_generate_request_is_what_no_frame_has():
+    text = b'{"type":"generate","id":"1","model":"m","credit":3,"text":"x","top":3,"parameters":{"more":true}}'
+    found = msgspec.json.decode(envelopes.generate_body(text, envelopes.parse(text)))
+    assert found == {"id": "1", "parameters": {"more": True}, "text": "x", "top": 3}
 
 
-@pytest.mark.parametrize(
-    "given",
-    [{"sequence_start": True}, {"sequence_id": -1}, {"sequence_id": 1.5}, {"sequence_id": True},
-     {"sequence_id": 1, "sequence_end": 1}, {"sequence_id": "x" * 257}],
-    ids=["no-id", "negative", "float", "bool", "end-is-a-number", "long"],
-)  # fmt: skip
-def test_strange_sequences_are_refused(given):
+@pytest.mark.parametrize(("given", "number"), [(None, None), ("", None), (3, 3), ("12", 12)])
+def test_versions_are_numbers_or_their_digits(given, number):
+    assert envelopes.version_of(envelopes.FrameBody(version=given)) == number
+
+
+@pytest.mark.parametrize("given", [-1, 1 << 31, "one", "-1", "1" * 10])
+def test_other_versions_are_refused(given):
     with pytest.raises(InvalidInput):
-        asking.sequence_of(given)
-
-
-MIXED = Signature(inputs=[TensorSpec("a", "FP32", [-1, 3]), TensorSpec("b", "BYTES", [1])], outputs=[])
-
-
-def mapped(text):
-    return mappings.read(envelopes.foreign_keys(text), envelopes.parse(text), "m", MIXED)
-
-
-def test_values_take_the_shape_of_their_input():
-    call = mapped(b'{"type":"generate","id":"1","a":[1,2,3,4,5,6],"b":"x","top":3,"parameters":{"more":true}}')
-    assert [(t.name, t.shape) for t in call.tensors] == [("a", [2, 3]), ("b", [1])]
-    assert (call.body[1], call.parameters) == (b"\1\0\0\0x", {"top": 3, "more": True})
-    assert mapped(b'{"a":[[1,2,3]],"b":["x"]}').tensors[0].shape == [1, 3]
-
-
-@pytest.mark.parametrize(
-    "text",
-    [b'{"a":[1,2],"b":"x"}', b'{"a":[[1,2,3],[4]],"b":"x"}', b'{"a":{"x":1},"b":"x"}',
-     b'{"a":[1,2,3]}', b'{"a":[1,2,3],"b":"x","more":[1]}', b'{"a":"text","b":"x"}', b'{"a":null,"b":"x"}'],
-)  # fmt: skip
-def test_values_that_do_not_fit_are_refused(text):
-    with pytest.raises((InvalidInput, Malformed)):
-        mapped(text)
-
-
-def test_outputs_are_written_as_values():
-    tensors = [TensorHeader("y", "INT32", [1], 4), TensorHeader("z", "FP32", [1, 2], 8)]
-    assert mappings.write(tensors, memoryview(b"\5\0\0\0" + bytes(8))) == {"y": 5, "z": [0.0, 0.0]}
+        envelopes.version_of(envelopes.FrameBody(version=given))

@@ -125,7 +125,7 @@ def test_another_teams_model_does_not_exist_for_one(cast: Cast) -> None:
 def test_what_a_version_is_made_of_never_changes(cast: Cast) -> None:
     version = ready_version(cast.actor("owner"), cast.red)
     for change in (
-        "digest = 'x'", "manifest = '{}'", "number = 9", "signature = '{}'", "settings = '{}'", "status = 'validating'",
+        "digest = 'x'", "manifest = '{}'", "number = 9", "signature = '{}'", "settings = '{\"x\": 1}'", "status = 'validating'",
         "report = '{}'", "tier = 'code'", "format = 'x'", "served_files = '[]'", "approved_by = 'me'",
     ):  # fmt: skip
         with pytest.raises(IntegrityError), transaction.atomic(), connection.cursor() as cursor:
