@@ -77,10 +77,12 @@ def test_every_batching_setting_is_documented():
         "response_cache_bytes",
         "decoupled",
         "sequence",
+        "constants",
         "warmup",
         "inputs",
         "outputs",
         "parameters",
+        "constants",
     }
     page = (REPO / "docs" / "batching.md").read_text()
     names = {*RuntimeSettings.__struct_fields__, *QueuePolicy.__struct_fields__} - elsewhere
