@@ -61,7 +61,7 @@ e2e: $(VENV)/.installed-dev ## The journeys through the real doors, the browser 
 	$(BIN)/python -m pytest tests/journeys -q
 
 bench: $(VENV)/.installed-dev ## Measure on this machine; see docs/benchmarks.md
-	$(BIN)/python -m tests.benchmarks --write
+	$(BIN)/python -m tests.benchmarks --write --sockets
 
 clean: ## Remove the environment and caches (keeps .serinus, where your data is)
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -80,7 +80,6 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     pool, telemetry = Pool(), Telemetry()
     table = Table(pool, config.data_dir / "gateway" / "routes.json")
     plane = DataPlane(table, pool, telemetry, insecure=config.insecure)
-    streams = Streams(plane)
     triton, settings = TritonMetrics(plane), LiveSettings()
     regions = Regions(config.max_body_bytes) if config.allow_client_shm else None
     rest = Rest(
@@ -97,7 +96,9 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     for handler in logging.getLogger().handlers:
         handler.addFilter(settings.allows)
     table.load()
-    app = App(plane, rest, predict, streams, doors.open_all(rooms))
+    addresses = doors.open_all(rooms)
+    streams = Streams(plane, addresses)
+    app = App(plane, rest, predict, streams, addresses)
     limit = max(16, min(MAX_CONNECTIONS, _raise_file_limit() - SPARE_FILES))
     server = Listener(app, Bodies(config.max_body_bytes), sock, max_connections=limit, others=lambda: len(streams))
     client, samples = tables.connect(config.redis_url), tables.connect(config.redis_url)
