@@ -103,11 +103,19 @@ def read(body: InferBody, rest: memoryview, model: str, signature: Signature, *,
         call.body.append(data)
     if at != len(rest):
         raise Malformed(f"{len(rest) - at} bytes of binary data belong to no input")
+    finish(call, body, model, signature, binary=binary)
+    return call
+
+
+def finish(call: Call, body: InferBody, model: str, signature: Signature, *, binary: bool) -> None:
+    """Checks a call whose tensors are read, and reads what else `body` says: outputs and parameters.
+
+    Raises InvalidInput or Unsupported.
+    """
     _check_inputs(call, model, signature)
     _read_outputs(call, body, model, signature, binary)
     if body.parameters:
         _read_parameters(call, body.parameters)
-    return call
 
 
 def read_raw(data: memoryview, model: str, signature: Signature) -> Call:

@@ -29,7 +29,9 @@ from inference.protocol.messages import (
 
 
 class FakeReplica:
-    """latency_s: time to an answer. outputs: number of values in the output per row. fault: answer with this code."""
+    """latency_s: time to an answer. outputs: number of values in the output per row. fault: answer with this code.
+    answers: how many a request gets; of more than one the final one is empty, as a decoupled model's may be.
+    """
 
     def __init__(
         self,
@@ -48,6 +50,7 @@ class FakeReplica:
         self.latency_s = latency_s
         self.outputs = outputs
         self.fault: Fault | None = None
+        self.answers = 1
         self.silent = False
         self.greet = True
         self.seen: list[Infer] = []
@@ -129,7 +132,11 @@ class FakePeer(asyncio.Protocol):
         else:
             data = bytes(body[: first.size_bytes])
             header = TensorHeader("y", first.datatype, first.shape, len(data))
-        self.transport.write(frames.encode(Answer(message.id, [header], 1, 1000, 2000), data))
+        several = replica.answers > 1
+        for _ in range(replica.answers):
+            self.transport.write(frames.encode(Answer(message.id, [header], 1, 1000, 2000, not several), data))
+        if several:
+            self.transport.write(frames.encode(Answer(message.id, [], 1, 1000, 2000)))
 
 
 async def main(argv: list[str]) -> None:
