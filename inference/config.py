@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,15 @@ def flag(env: Mapping[str, str], name: str) -> bool:
     return text in {"1", "true", "yes"}
 
 
+def pattern(env: Mapping[str, str], name: str) -> re.Pattern[str] | None:
+    """The variable as a regular expression that ignores case; None when unset. Raises BadSetting."""
+    text = env.get(name, "")
+    try:
+        return re.compile(text, re.IGNORECASE) if text else None
+    except re.error as error:
+        raise BadSetting(f"{name}={text!r}: must be a regular expression ({error})") from error
+
+
 def is_loopback(host: str) -> bool:
     """Whether this name or address means this machine alone."""
     if host == "localhost":
@@ -49,6 +59,8 @@ class GatewayConfig:
 
     die_with_parent: end when the process that started this one ends, however it ends; `serinus up` sets it.
     grpc_port: 0 for no gRPC; max_grpc_message_bytes: of one message, after decompression.
+    allow_client_shm: clients of this machine may pass tensors in shared memory. header_forward_pattern: request
+    headers whose names it finds become parameters of the model.
     """
 
     host: str
@@ -63,6 +75,8 @@ class GatewayConfig:
     die_with_parent: bool = False
     grpc_port: int = 0
     max_grpc_message_bytes: int = 256 << 20
+    allow_client_shm: bool = False
+    header_forward_pattern: re.Pattern[str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +137,8 @@ def gateway_config(env: Mapping[str, str] = os.environ) -> GatewayConfig:
         die_with_parent=flag(env, "SERINUS_DIE_WITH_PARENT"),
         grpc_port=integer(env, "SERINUS_GRPC_PORT", 8001, 0, 65535),
         max_grpc_message_bytes=integer(env, "SERINUS_MAX_GRPC_MESSAGE_BYTES", 256 << 20, 1 << 10, 1 << 30),
+        allow_client_shm=flag(env, "SERINUS_ALLOW_CLIENT_SHM"),
+        header_forward_pattern=pattern(env, "SERINUS_HTTP_HEADER_FORWARD_PATTERN"),
     )
 
 

@@ -24,6 +24,8 @@ class UpConfig:
     database_url: str
     redis_url: str
     insecure: bool
+    server_name: str = "serinus"
+    allow_client_shm: bool = False
 
     @property
     def console_url(self) -> str:
@@ -61,6 +63,8 @@ def up_config(env: Mapping[str, str] = os.environ) -> UpConfig:
         database_url=env.get("DATABASE_URL", ""),
         redis_url=env.get("REDIS_URL", ""),
         insecure=engine.flag(env, "SERINUS_INSECURE"),
+        server_name=env.get("SERINUS_SERVER_NAME") or "serinus",
+        allow_client_shm=engine.flag(env, "SERINUS_ALLOW_CLIENT_SHM"),
     )
 
 

@@ -139,6 +139,8 @@ class Platform:
             "SERINUS_GATEWAY_URL": config.gateway_url,
             "SERINUS_CONSOLE_URL": config.console_url,
             "SERINUS_INSECURE": "1" if config.insecure else "0",
+            "SERINUS_SERVER_NAME": config.server_name,
+            "SERINUS_ALLOW_CLIENT_SHM": "1" if config.allow_client_shm else "0",
             "SERINUS_STATIC_BUILD": static_build(),
             "DATABASE_URL": database,
             "REDIS_URL": redis,

@@ -218,6 +218,7 @@ class App:
     def _problem(
         self, connection: Connection, head: Head | None, error: SerinusError, request_id: str, *, closes: bool = False
     ) -> None:
+        _log.debug("request %s was refused: %s", request_id, error.code)
         headers = [*problems.headers_of(error), (b"x-request-id", request_id.encode())]
         if error.code == "method_not_allowed" and head is not None:
             headers.append((b"allow", ", ".join(sorted(self._place(head).door.methods)).encode()))

@@ -7,6 +7,7 @@ extensions `binary_tensor_data` and raw binary requests.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Annotated, Any
@@ -14,15 +15,17 @@ from typing import Annotated, Any
 import msgspec
 
 from inference.errors import InvalidInput, Malformed, NotReady, Unsupported
-from inference.gateway import codec
+from inference.gateway import classification, codec, parameters
+from inference.gateway.classification import Ranking
+from inference.gateway.parameters import Scalar
+from inference.gateway.shared_memory import Shared, Target
 from inference.protocol.messages import SequenceControl, TensorHeader
 from inference.protocol.oip import DATATYPES, MAX_TENSORS, Signature, TensorSpec
 
-Scalar = str | int | float | bool
 Parameters = Annotated[dict[str, Scalar], msgspec.Meta(max_length=64)]
 MAX_ID_CHARS = 256
-_SHARED_MEMORY = "shared_memory_region"
-_OWN = frozenset({"binary_data_output", "timeout", "headers"})
+SHARED_MEMORY = "shared_memory_region"
+NO_SHARED_MEMORY = "shared memory is not supported here: send tensors in the request, or have the server started with --allow-client-shm"
 _NO_RAW = msgspec.Raw()
 
 
@@ -56,7 +59,8 @@ class InferBody(msgspec.Struct):
 class Call:
     """A request that fits the signature it was read with: headers and bytes of its tensors, in the signature's order.
 
-    outputs: wanted output names, empty for all. rows: of the batch dimension, 1 without one. binary: names of the outputs that go back as bytes; None means all.
+    outputs: wanted output names, empty for all. rows: of the batch dimension, 1 without one. binary: names of the
+    outputs that go back as bytes; None means all. special: outputs that are ranked or go to shared memory.
     """
 
     id: str
@@ -70,6 +74,7 @@ class Call:
     sequence: SequenceControl | None = None
     traceparent: str = ""
     rows: int = 1
+    special: dict[str, Ranking | Target] | None = None
 
 
 _decode = msgspec.json.Decoder(InferBody).decode
@@ -85,35 +90,50 @@ def parse(data: bytes | memoryview) -> InferBody:
         raise Malformed(f"failed to parse the request JSON: {error}") from error
 
 
-def read(body: InferBody, rest: memoryview, model: str, signature: Signature, *, binary: bool = False) -> Call:
+def read(
+    body: InferBody,
+    rest: memoryview,
+    model: str,
+    signature: Signature,
+    *,
+    binary: bool = False,
+    shared: Shared | None = None,
+) -> Call:
     """A call from parsed JSON and the binary tensors after it (`rest`, empty without any). `binary` says whether
-    outputs go back as bytes where the request does not say.
+    outputs go back as bytes where the request does not say. shared: the caller's shared memory, where that is allowed.
 
-    Raises Malformed, InvalidInput or Unsupported.
+    Raises Malformed, InvalidInput or Unsupported; of shared memory TooLarge and Overloaded too.
     """
     if len(body.id) > MAX_ID_CHARS:
         raise InvalidInput(f"'id' is longer than {MAX_ID_CHARS} characters")
     call = Call(body.id, [], [])
-    at = 0
+    at = taken = 0
+    data: bytes | memoryview
     for given in body.inputs:
         if len(given.data) > codec.LARGE_JSON_BYTES:
             _check_early(given, model, signature)
-        data, at = _data(given, rest, at)
+        if given.parameters is not None and SHARED_MEMORY in given.parameters:
+            data = shared_data(given, shared, taken)
+            taken += len(data)
+        else:
+            data, at = _data(given, rest, at)
         call.tensors.append(TensorHeader(given.name, given.datatype, given.shape, len(data)))
         call.body.append(data)
     if at != len(rest):
         raise Malformed(f"{len(rest) - at} bytes of binary data belong to no input")
-    finish(call, body, model, signature, binary=binary)
+    finish(call, body, model, signature, binary=binary, shared=shared)
     return call
 
 
-def finish(call: Call, body: InferBody, model: str, signature: Signature, *, binary: bool) -> None:
+def finish(
+    call: Call, body: InferBody, model: str, signature: Signature, *, binary: bool, shared: Shared | None = None
+) -> None:
     """Checks a call whose tensors are read, and reads what else `body` says: outputs and parameters.
 
     Raises InvalidInput or Unsupported.
     """
     _check_inputs(call, model, signature)
-    _read_outputs(call, body, model, signature, binary)
+    _read_outputs(call, body, model, signature, binary=binary, shared=shared)
     if body.parameters:
         _read_parameters(call, body.parameters)
 
@@ -161,8 +181,6 @@ def _data(given: InputBody, rest: memoryview, at: int) -> tuple[bytes | memoryvi
         if not given.data:
             raise Malformed(f"input '{given.name}' has neither 'data' nor 'binary_data_size'")
         return codec.from_json(given.data, given.datatype, count, given.name), at
-    if _SHARED_MEMORY in given.parameters:
-        raise Unsupported("shared memory is not supported: send the tensor's bytes in the request")
     size = given.parameters.get("binary_data_size")
     if size is None:
         return _data(InputBody(given.name, given.shape, given.datatype, given.data), rest, at)
@@ -173,6 +191,19 @@ def _data(given: InputBody, rest: memoryview, at: int) -> tuple[bytes | memoryvi
     data = rest[at : at + size]
     codec.check_binary(data, given.datatype, count, given.name)
     return data, at + size
+
+
+def shared_data(given: InputBody, shared: Shared | None, taken: int) -> memoryview:
+    """The bytes of an input whose parameters name a region. taken: what the request's other inputs have taken there."""
+    assert given.parameters is not None
+    if shared is None:
+        raise Unsupported(NO_SHARED_MEMORY)
+    if given.data or "binary_data_size" in given.parameters:
+        raise Malformed(f"input '{given.name}' has both data and a shared memory region")
+    count = codec.element_count(given.shape, given.name)
+    data = shared.read(given.parameters, given.name, taken)
+    codec.check_binary(data, given.datatype, count, given.name)
+    return data
 
 
 def _check_early(given: InputBody, model: str, signature: Signature) -> None:
@@ -248,8 +279,10 @@ def _check_tensor(tensor: TensorHeader, spec: TensorSpec, model: str, signature:
     raise InvalidInput(f"unexpected shape for input '{spec.name}' for model '{model}'. Expected {wanted}, got {shape}")
 
 
-def _read_outputs(call: Call, body: InferBody, model: str, signature: Signature, binary_default: bool) -> None:
-    default = bool(body.parameters.get("binary_data_output", binary_default)) if body.parameters else binary_default
+def _read_outputs(
+    call: Call, body: InferBody, model: str, signature: Signature, *, binary: bool, shared: Shared | None
+) -> None:
+    default = bool(body.parameters.get("binary_data_output", binary)) if body.parameters else binary
     if not body.outputs:
         if default:
             call.binary = None
@@ -257,43 +290,52 @@ def _read_outputs(call: Call, body: InferBody, model: str, signature: Signature,
             for spec in signature.outputs:
                 codec.refuse_in_json(spec.datatype, spec.name)
         return
-    known = {spec.name: spec.datatype for spec in signature.outputs}
-    binary: set[str] = set()
+    known = {spec.name: spec for spec in signature.outputs}
+    as_bytes: set[str] = set()
     for wanted in body.outputs:
-        _check_output(wanted, known, model, call.outputs)
+        spec = _known_output(wanted, known, model, call.outputs)
         call.outputs.append(wanted.name)
-        parameters: dict[str, Any] = wanted.parameters or {}
-        if parameters.get("binary_data", default):
-            binary.add(wanted.name)
-        else:
-            codec.refuse_in_json(known[wanted.name], wanted.name)
-    call.binary = frozenset(binary)
+        given: dict[str, Any] = wanted.parameters or {}
+        special = _special(given, spec, signature, shared) if given else None
+        if special is not None:
+            call.special = (call.special or {}) | {wanted.name: special}
+        if isinstance(special, Target):
+            continue
+        if given.get("binary_data", default):
+            as_bytes.add(wanted.name)
+        elif special is None:
+            codec.refuse_in_json(spec.datatype, wanted.name)
+    call.binary = frozenset(as_bytes)
 
 
-def _check_output(wanted: OutputBody, known: dict[str, str], model: str, seen: list[str]) -> None:
-    if wanted.name not in known:
+def _known_output(wanted: OutputBody, known: dict[str, TensorSpec], model: str, seen: list[str]) -> TensorSpec:
+    spec = known.get(wanted.name)
+    if spec is None:
         raise InvalidInput(f"unexpected inference output '{wanted.name}' for model '{model}'")
     if wanted.name in seen:
         raise InvalidInput(f"output '{wanted.name}' already exists in request")
-    if wanted.parameters:
-        if _SHARED_MEMORY in wanted.parameters:
-            raise Unsupported("shared memory is not supported: the outputs come back in the answer")
-        if wanted.parameters.get("classification"):
-            raise Unsupported("the classification extension is not supported")
+    return spec
+
+
+def _special(
+    given: dict[str, Any], spec: TensorSpec, signature: Signature, shared: Shared | None
+) -> Ranking | Target | None:
+    count = classification.check(given.get("classification", 0), spec.datatype, spec.name)
+    if SHARED_MEMORY not in given:
+        has_rows = bool(signature.max_batch_size) and bool(spec.shape)
+        return Ranking(count, signature.labels, has_rows) if count else None
+    if shared is None:
+        raise Unsupported(NO_SHARED_MEMORY)
+    if count or given.get("binary_data"):
+        raise InvalidInput(f"output '{spec.name}' goes to shared memory as it is: neither ranked nor in the answer")
+    return shared.target(given, spec.name)
 
 
 def _read_parameters(call: Call, given: dict[str, Scalar]) -> None:
-    timeout = given.get("timeout", 0)
-    if type(timeout) is str and timeout.isascii() and timeout.isdigit() and len(timeout) <= 19:
-        timeout = int(timeout)
-    if type(timeout) is not int or not 0 <= timeout < 2**63:
-        raise InvalidInput("parameter 'timeout' must be a whole number of microseconds")
-    call.timeout_us = timeout
-    for name, value in given.items():
-        if type(value) is int and not -(2**63) <= value < 2**63:
-            raise InvalidInput(f"parameter '{name}' does not fit 64 bits")
-        if name not in _OWN:
-            call.parameters[name] = value
+    call.timeout_us = parameters.whole(given, "timeout", "a whole number of microseconds")
+    call.priority = parameters.whole(given, "priority", "a whole number, 1 for the highest")
+    call.sequence = parameters.sequence(given)
+    call.parameters = parameters.of_model(given)
 
 
 class OutputAnswer(msgspec.Struct, omit_defaults=True):
@@ -302,7 +344,7 @@ class OutputAnswer(msgspec.Struct, omit_defaults=True):
     name: str
     datatype: str
     shape: list[int]
-    parameters: dict[str, int] | None = None
+    parameters: dict[str, int | str] | None = None
     data: list[Any] | None = None
 
 
@@ -313,7 +355,7 @@ class InferAnswer(msgspec.Struct, omit_defaults=True):
     model_version: str
     outputs: list[OutputAnswer]
     id: str = ""
-    parameters: dict[str, str] | None = None
+    parameters: Mapping[str, Scalar] | None = None
 
 
 _encode = msgspec.json.Encoder().encode
@@ -326,21 +368,25 @@ def write(
     tensors: list[TensorHeader],
     body: memoryview,
     *,
-    parameters: dict[str, str] | None = None,
-) -> tuple[bytes, list[memoryview]]:
-    """An answer's JSON and the bytes of its binary outputs, in order. Raises InvalidInput, or NotReady when the
-    replica's frame contradicts itself.
+    parameters: Mapping[str, Scalar] | None = None,
+) -> tuple[bytes, list[memoryview | bytes]]:
+    """An answer's JSON and the bytes of its binary outputs, in order; outputs for shared memory are written there.
+
+    Raises InvalidInput, or NotReady when the replica's frame contradicts itself.
     """
     outputs: list[OutputAnswer] = []
-    parts: list[memoryview] = []
+    parts: list[memoryview | bytes] = []
+    special = call.special
     at = 0
     for tensor in tensors:
         end = at + tensor.size_bytes
         data = body[at:end]
         if len(data) != tensor.size_bytes:
             raise NotReady("the replica sent an unreadable answer")
-        if call.binary is None or tensor.name in call.binary:
-            size = {"binary_data_size": tensor.size_bytes}
+        if special is not None and tensor.name in special:
+            outputs.append(_written(call, special[tensor.name], tensor, data, parts))
+        elif call.binary is None or tensor.name in call.binary:
+            size: dict[str, int | str] = {"binary_data_size": tensor.size_bytes}
             outputs.append(OutputAnswer(tensor.name, tensor.datatype, tensor.shape, size))
             parts.append(data)
         else:
@@ -348,3 +394,17 @@ def write(
             outputs.append(OutputAnswer(tensor.name, tensor.datatype, tensor.shape, None, values))
         at = end
     return _encode(InferAnswer(endpoint, version, outputs, call.id, parameters)), parts
+
+
+def _written(
+    call: Call, special: Ranking | Target, tensor: TensorHeader, data: memoryview, parts: list[memoryview | bytes]
+) -> OutputAnswer:
+    """An output that is ranked, or goes to shared memory; appends to `parts` what goes back as bytes."""
+    if isinstance(special, Target):
+        return OutputAnswer(tensor.name, tensor.datatype, tensor.shape, special.write(data, tensor.name))
+    shape, texts = classification.rank(data, tensor, special)
+    if call.binary is not None and tensor.name not in call.binary:
+        return OutputAnswer(tensor.name, "BYTES", shape, None, texts)
+    packed = codec.pack_texts(texts)
+    parts.append(packed)
+    return OutputAnswer(tensor.name, "BYTES", shape, {"binary_data_size": len(packed)})

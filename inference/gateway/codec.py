@@ -27,7 +27,7 @@ LARGE_JSON_BYTES = 64 << 10
 MAX_DIMENSION = 2**63 - 1
 _BINARY_ONLY = frozenset({"FP16", "BF16"})
 # datatype -> (array typecode, Python type of one JSON element)
-_NUMBERS: dict[str, tuple[str, type]] = {
+NUMBERS: dict[str, tuple[str, type]] = {
     "UINT8": ("B", int),
     "UINT16": ("H", int),
     "UINT32": ("I", int),
@@ -39,8 +39,8 @@ _NUMBERS: dict[str, tuple[str, type]] = {
     "FP32": ("f", float),
     "FP64": ("d", float),
 }
-_ELEMENTS: dict[str, type] = {name: kind for name, (_, kind) in _NUMBERS.items()} | {"BOOL": bool, "BYTES": str}
-_CASTS: dict[str, str] = {name: code for name, (code, _) in _NUMBERS.items()} | {"BOOL": "?"}
+_ELEMENTS: dict[str, type] = {name: kind for name, (_, kind) in NUMBERS.items()} | {"BOOL": bool, "BYTES": str}
+_CASTS: dict[str, str] = {name: code for name, (code, _) in NUMBERS.items()} | {"BOOL": "?"}
 JSON_ERRORS = (msgspec.MsgspecError, UnicodeError, RecursionError)
 
 
@@ -118,15 +118,9 @@ def from_json(raw: msgspec.Raw, datatype: str, count: int, name: str) -> bytes:
     Raises InvalidInput for a datatype that JSON cannot carry, a wrong number of elements or a value out of range;
     Malformed for what is no array of that datatype.
     """
-    kind = _ELEMENTS.get(datatype)
-    if kind is None:
-        if datatype in _BINARY_ONLY:
-            raise InvalidInput(
-                f"receiving {datatype} data via JSON is not supported. Please use the binary data format for input '{name}'"
-            )
-        raise InvalidInput(f"input '{name}' has the unknown datatype '{datatype}'")
-    if len(raw) > LARGE_JSON_BYTES and _least_elements(bytes(raw), kind) > 2 * count + 4096:
-        raise InvalidInput(f"input '{name}' holds more elements than its shape says")
+    kind = _kind(datatype, name)
+    if len(raw) > LARGE_JSON_BYTES:
+        refuse_more(raw, datatype, count, name)
     values = _flat(raw, kind, name)
     if len(values) != count:
         raise InvalidInput(f"input '{name}' holds {len(values)} elements, its shape says {count}")
@@ -135,9 +129,31 @@ def from_json(raw: msgspec.Raw, datatype: str, count: int, name: str) -> bytes:
     if kind is bool:
         return bytes(values)
     try:
-        return array(_NUMBERS[datatype][0], values).tobytes()
+        return array(NUMBERS[datatype][0], values).tobytes()
     except (OverflowError, ValueError) as error:
         raise InvalidInput(f"a value of input '{name}' is out of range for {datatype}") from error
+
+
+def _kind(datatype: str, name: str) -> type:
+    kind = _ELEMENTS.get(datatype)
+    if kind is not None:
+        return kind
+    if datatype in _BINARY_ONLY:
+        raise InvalidInput(
+            f"receiving {datatype} data via JSON is not supported. Please use the binary data format for input '{name}'"
+        )
+    raise InvalidInput(f"input '{name}' has the unknown datatype '{datatype}'")
+
+
+def refuse_more(raw: msgspec.Raw, datatype: str, count: int, name: str) -> None:
+    """Raises InvalidInput for an array that has many more than `count` elements, without reading it."""
+    if _least_elements(bytes(raw), _kind(datatype, name)) > 2 * count + 4096:
+        raise InvalidInput(f"input '{name}' holds more elements than its shape says")
+
+
+def count_json(raw: msgspec.Raw, datatype: str, name: str) -> int:
+    """How many elements a JSON array has, nested or flat. Raises Malformed or InvalidInput, as from_json does."""
+    return len(_flat(raw, _kind(datatype, name), name))
 
 
 def check_binary(data: bytes | memoryview, datatype: str, count: int, name: str) -> None:
@@ -198,6 +214,11 @@ def refuse_in_json(datatype: str, name: str) -> None:
         raise InvalidInput(
             f"sending {datatype} data via JSON is not supported. Please use the binary data format for output '{name}'"
         )
+
+
+def pack_texts(values: Iterable[str]) -> bytes:
+    """Texts as BYTES elements."""
+    return _pack_bytes(values, "")
 
 
 def bytes_element(data: bytes) -> bytes:

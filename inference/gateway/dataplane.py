@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
 from inference.errors import Cancelled, Draining, NotFound, NotReady, ReplicaLost, SerinusError, ServerError
@@ -229,7 +229,7 @@ class DataPlane:
             self.abandon(flight)
             raise
 
-    async def stream(self, asked: Asked, reader: Reader) -> AsyncIterator[Done]:
+    async def stream(self, asked: Asked, reader: Reader) -> AsyncGenerator[Done, None]:
         """One request, any number of answers, as they come; the last has `answer.final` and may hold no tensors.
 
         A reader that falls behind by AHEAD_HIGH answers pauses the replica. Closing the iterator abandons the request.

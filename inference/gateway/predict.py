@@ -7,16 +7,18 @@ the routing table and the credential do.
 from __future__ import annotations
 
 import logging
+import re
 import time
 from itertools import count
 from typing import TYPE_CHECKING
 
 from inference.errors import InvalidInput, Malformed, SerinusError, ServerError
-from inference.gateway import calls, encodings, problems
+from inference.gateway import calls, encodings, parameters, problems
 from inference.gateway.admission import Caller
 from inference.gateway.dataplane import Asked, DataPlane
 from inference.gateway.flights import Flight
 from inference.gateway.heads import Head
+from inference.gateway.shared_memory import Regions, Shared
 from inference.gateway.table import Endpoint, Snapshot
 from inference.gateway.web import JSON_TYPE, Given, Headers, Part
 from inference.protocol.messages import Answer
@@ -56,8 +58,8 @@ class Known:
     """What a head says to this door, as of one routing table."""
 
     __slots__ = (
-        "accepts", "caller", "encoding", "endpoint", "number", "session", "snapshot", "split", "timeout_ms",
-        "traceparent",
+        "accepts", "caller", "encoding", "endpoint", "forwarded", "number", "session", "shared", "snapshot", "split",
+        "timeout_ms", "traceparent",
     )  # fmt: skip
 
     def __init__(
@@ -74,6 +76,8 @@ class Known:
         self.encoding = headers.get(b"content-encoding", b"identity").lower()
         self.accepts = encodings.accepted(headers.get(b"accept-encoding", b""))
         self.traceparent = headers.get(b"traceparent", b"").decode("latin-1")
+        self.shared: Shared | None = None
+        self.forwarded: dict[str, parameters.Scalar] = {}
 
 
 def _split_of(headers: Given) -> int:
@@ -87,17 +91,33 @@ def _split_of(headers: Given) -> int:
 
 
 class Predict:
-    """Answers `POST /v2/models/{name}[/versions/{number}]/infer`. limit_bytes: of a body, once it is decompressed."""
+    """Answers `POST /v2/models/{name}[/versions/{number}]/infer`. limit_bytes: of a body, once it is decompressed.
+    regions: clients' shared memory, where it is allowed; forward: headers that become parameters.
+    """
 
-    def __init__(self, plane: DataPlane, *, limit_bytes: int) -> None:
+    def __init__(
+        self,
+        plane: DataPlane,
+        *,
+        limit_bytes: int,
+        regions: Regions | None = None,
+        forward: re.Pattern[str] | None = None,
+    ) -> None:
         self._plane = plane
         self._limit_bytes = limit_bytes
+        self._regions = regions
+        self._forward = forward
         self._ids = count(1)
 
     def known(self, head: Head, name: str, number: int | None) -> Known:
         """Raises what is wrong with the head: Unauthenticated, Forbidden, NotFound, InvalidInput, Malformed."""
         caller, endpoint = self._plane.admit(name, credential_of(head.headers))
-        return Known(self._plane.table.now, caller, endpoint, number, head.headers)
+        known = Known(self._plane.table.now, caller, endpoint, number, head.headers)
+        if self._regions is not None:
+            known.shared = self._regions.of(caller.id)
+        if self._forward is not None:
+            known.forwarded = parameters.forwarded(head.headers, self._forward)
+        return known
 
     def holds(self, known: Known | None) -> bool:
         """Whether what was found out is still so."""
@@ -117,6 +137,8 @@ class Predict:
         def reader(model: str, signature: Signature) -> calls.Call:
             call = _read(known, body, model, signature)
             call.traceparent = known.traceparent
+            if known.forwarded:
+                call.parameters |= known.forwarded
             return call
 
         connection.owner = flying
@@ -130,13 +152,13 @@ class Predict:
 def _read(known: Known, body: Part, model: str, signature: Signature) -> calls.Call:
     split = known.split
     if split < 0:
-        return calls.read(calls.parse(body), _EMPTY, model, signature)
+        return calls.read(calls.parse(body), _EMPTY, model, signature, shared=known.shared)
     view = memoryview(body)
     if split > len(view):
         raise Malformed("Inference-Header-Content-Length does not fit the request body")
     if not split:
         return calls.read_raw(view, model, signature)
-    return calls.read(calls.parse(view[:split]), view[split:], model, signature)
+    return calls.read(calls.parse(view[:split]), view[split:], model, signature, shared=known.shared)
 
 
 class _Flying:
@@ -183,7 +205,14 @@ class _Flying:
 
     def _write(self, flight: Flight, answer: Answer, body: memoryview) -> None:
         variant, call, connection = flight.variant, flight.call, self._connection
-        text, parts = calls.write(call, flight.endpoint.route.name, variant.version, answer.tensors, body)
+        text, parts = calls.write(
+            call,
+            flight.endpoint.route.name,
+            variant.version,
+            answer.tensors,
+            body,
+            parameters=answer.parameters or None,
+        )
         own = b"x-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (self._request_id.encode(), len(text))
         if call.binary is not None and not parts and connection.is_plain and not self._known.accepts:
             connection.write_answer(b"".join((_JSON_HEAD, variant.lines, own, text)))

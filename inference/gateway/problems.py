@@ -32,7 +32,7 @@ STATUSES: dict[str, int] = {
     "not_ready": 503,
     "replica_lost": 503,
     "draining": 503,
-    "deadline_exceeded": 504,
+    "deadline_exceeded": 503,  # as Triton has it; `x-error-code` tells it from the others
     "out_of_memory": 507,
 }
 

@@ -23,15 +23,25 @@ import uvloop
 from inference.config import BadSetting, GatewayConfig, gateway_config
 from inference.errors import Draining
 from inference.gateway import doors, listener
+from inference.gateway import rest as rests
 from inference.gateway import table as tables
 from inference.gateway.app import App
 from inference.gateway.bodies import Bodies
 from inference.gateway.connections import Pool
 from inference.gateway.dataplane import DataPlane
+from inference.gateway.doors import Rooms
+from inference.gateway.exposition_triton import TritonMetrics
+from inference.gateway.generate import Generate
+from inference.gateway.grpc.control import Behind
 from inference.gateway.grpc.door import Door
 from inference.gateway.listener import Listener
+from inference.gateway.live_doors import LiveDoors
+from inference.gateway.live_settings import LINE, LiveSettings
 from inference.gateway.predict import Predict
-from inference.gateway.rest import EXTENSIONS, Rest
+from inference.gateway.repository import Repository
+from inference.gateway.rest import Rest
+from inference.gateway.shared_doors import SharedDoors
+from inference.gateway.shared_memory import Regions
 from inference.gateway.table import Table
 from inference.gateway.telemetry import Telemetry
 from inference.gateway.websocket import Streams
@@ -58,7 +68,7 @@ def main(argv: list[str]) -> int:
     except BadSetting as error:
         sys.stderr.write(f"gateway: {error}\n")
         return 2
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.basicConfig(level=logging.INFO, format=LINE)
     try:
         uvloop.run(serve(config, sock))
     except BadSetting as error:
@@ -77,19 +87,28 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     table = Table(pool, config.data_dir / "gateway" / "routes.json")
     plane = DataPlane(table, pool, telemetry, insecure=config.insecure)
     streams = Streams(plane)
+    triton, settings = TritonMetrics(plane), LiveSettings()
+    regions = Regions(config.max_body_bytes) if config.allow_client_shm else None
     rest = Rest(
-        plane, server_name=config.server_name, max_body_bytes=config.max_body_bytes, streams=lambda: len(streams)
+        plane,
+        server_name=config.server_name,
+        max_body_bytes=config.max_body_bytes,
+        streams=lambda: len(streams),
+        triton=triton.render,
+        extensions=_extensions(config),
     )
-    predict = Predict(plane, limit_bytes=config.max_body_bytes)
+    predict = Predict(plane, limit_bytes=config.max_body_bytes, regions=regions, forward=config.header_forward_pattern)
+    repository = Repository(rest, config.console_url)
+    rooms = Rooms(rest, Generate(plane), LiveDoors(plane, rest, settings), repository, SharedDoors(rest, regions))
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(settings.allows)
     table.load()
-    app = App(plane, rest, predict, streams, doors.open_all(rest))
+    app = App(plane, rest, predict, streams, doors.open_all(rooms))
     limit = max(16, min(MAX_CONNECTIONS, _raise_file_limit() - SPARE_FILES))
     server = Listener(app, Bodies(config.max_body_bytes), sock, max_connections=limit, others=lambda: len(streams))
-    grpc_door = _grpc_door(config, plane)
-    if grpc_door is not None:
-        await grpc_door.start()
+    grpc_door = await _grpc_door(config, plane, Behind(repository, settings, regions))
     client, samples = tables.connect(config.redis_url), tables.connect(config.redis_url)
-    runs = (pool.run(), table.run(client), telemetry.run(samples), streams.run(), server.run())
+    runs = (pool.run(), table.run(client), telemetry.run(samples), streams.run(), server.run(), triton.run())
     work = [asyncio.ensure_future(run) for run in runs]
     for task in work:
         task.add_done_callback(lambda done: _failed(done, stop))
@@ -99,7 +118,12 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     await _drain(plane, streams, server, grpc_door, config.drain_s)
     for task in work:
         task.cancel()
-    await asyncio.gather(*work, return_exceptions=True)
+    await asyncio.gather(*work, repository.close(), return_exceptions=True)
+
+
+def _extensions(config: GatewayConfig) -> list[str]:
+    more = [rests.REPOSITORY] if config.console_url else []
+    return [*rests.EXTENSIONS, *more, *([rests.SHARED_MEMORY] if config.allow_client_shm else [])]
 
 
 def _failed(task: asyncio.Future[None], stop: asyncio.Event) -> None:
@@ -108,17 +132,21 @@ def _failed(task: asyncio.Future[None], stop: asyncio.Event) -> None:
         stop.set()
 
 
-def _grpc_door(config: GatewayConfig, plane: DataPlane) -> Door | None:
+async def _grpc_door(config: GatewayConfig, plane: DataPlane, behind: Behind) -> Door | None:
+    """The gRPC door, listening; None where the setting says so. Raises BadSetting."""
     if not config.grpc_port:
         return None
-    return Door(
+    door = Door(
         plane,
+        behind,
         host=config.host,
         port=config.grpc_port,
         max_message_bytes=config.max_grpc_message_bytes,
         server_name=config.server_name,
-        extensions=EXTENSIONS,
+        extensions=_extensions(config),
     )
+    await door.start()
+    return door
 
 
 async def _drain(plane: DataPlane, streams: Streams, server: Listener, grpc_door: Door | None, drain_s: int) -> None:

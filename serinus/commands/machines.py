@@ -34,8 +34,15 @@ DATABASE_URL, REDIS_URL: outside services; embedded PostgreSQL and Valkey when n
 
 SERINUS_ARTIFACTS: folder of the artifact store (SERINUS_DATA_DIR/artifacts).
 
-SERINUS_HOST_NAME, SERINUS_RUNTIME_DIR, SERINUS_INSECURE, SERINUS_LONE_ADMIN_APPROVES: see docs/configuration.md.
+SERINUS_SERVER_NAME, SERINUS_ALLOW_CLIENT_SHM, SERINUS_HTTP_HEADER_FORWARD_PATTERN, SERINUS_HOST_NAME,
+SERINUS_RUNTIME_DIR, SERINUS_INSECURE, SERINUS_LONE_ADMIN_APPROVES: see docs/configuration.md.
 """
+
+
+SharesMemory = Annotated[
+    bool, typer.Option("--allow-client-shm", help="Clients of this machine may pass tensors in shared memory.")
+]
+ServerName = Annotated[str, typer.Option(help="The name that /v2 answers; some clients of Triton want 'triton'.")]
 
 
 def _exec(command: list[str], environment: dict[str, str]) -> None:
@@ -47,10 +54,17 @@ def up(
     *,
     demo: Annotated[bool, typer.Option("--demo", help="Also upload and deploy the demo models.")] = False,
     insecure: Annotated[bool, typer.Option("--insecure", help="Predictions need no key (loopback only).")] = False,
+    allow_client_shm: SharesMemory = False,
+    server_name: ServerName = "",
     as_json: Json = False,
 ) -> None:
     config = up_config()
-    config = replace(config, insecure=insecure or config.insecure)
+    config = replace(
+        config,
+        insecure=insecure or config.insecure,
+        allow_client_shm=allow_client_shm or config.allow_client_shm,
+        server_name=server_name or config.server_name,
+    )
     if config.insecure and not is_loopback(config.host):
         raise BadSetting(f"--insecure needs SERINUS_HOST on loopback, not {config.host!r}")
     steps = err.status("starting") if sys.stderr.isatty() else None
@@ -110,10 +124,14 @@ def _welcome(config: UpConfig, shown: dict[str, Any], platform: Platform, *, as_
 def gateway(
     port: Annotated[int, typer.Option(help="Port to listen on.", envvar="SERINUS_HTTP_PORT")] = 8010,
     host: Annotated[str, typer.Option(help="Address to listen on.", envvar="SERINUS_HOST")] = "127.0.0.1",
+    allow_client_shm: SharesMemory = False,
+    server_name: ServerName = "",
 ) -> None:
     """Start one more gateway of a running platform, in the foreground."""
     config = up_config()
     environment = joined_environment(config) | {"SERINUS_HTTP_PORT": str(port), "SERINUS_HOST": host}
+    environment |= {"SERINUS_ALLOW_CLIENT_SHM": "1"} if allow_client_shm else {}
+    environment |= {"SERINUS_SERVER_NAME": server_name} if server_name else {}
     environment.pop("DATABASE_URL", None)
     _exec([sys.executable, "-m", "inference", "gateway"], environment)
 

@@ -2,28 +2,40 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from inference.errors import NotReady
-from inference.gateway.calls import Scalar
+from inference.gateway import classification, codec
+from inference.gateway.calls import Call, Scalar
 from inference.gateway.dataplane import Done
 from inference.gateway.grpc import tensors, wire
+from inference.gateway.shared_memory import Target
 from inference.protocol.messages import TensorHeader
 
 Parts = list[bytes | memoryview]
 
 
 def parts_of(done: Done, extra: dict[str, Scalar] | None = None) -> Parts:
-    """The bytes of the response, in pieces to be joined. Raises NotReady when the replica's frame contradicts itself."""
-    call, variant = done.call, done.variant
-    pieces = _pieces(done.answer.tensors, done.body)
+    """The bytes of the response, in pieces to be joined; outputs for shared memory are written there.
+
+    Raises InvalidInput, or NotReady when the replica's frame contradicts itself.
+    """
+    call, variant, answer = done.call, done.variant, done.answer
+    pieces = _pieces(answer.tensors, done.body)
     found: Parts = [wire.model_fields(variant.key[0], variant.version), wire.id_field(call.id)]
-    parameters = done.answer.parameters | extra if extra else done.answer.parameters
+    parameters = answer.parameters | extra if extra else answer.parameters
     if parameters:
         found.append(_parameters(parameters))
-    if call.binary is None:
-        found += [wire.output_field(one.name, one.datatype, tuple(one.shape)) for one in done.answer.tensors]
+    if call.special is not None:
+        found.append(_special(call, answer.tensors, pieces))
+    elif call.binary is None:
+        found += [wire.output_field(one.name, one.datatype, tuple(one.shape)) for one in answer.tensors]
         found += wire.raw_fields(pieces)
     else:
-        found.append(_typed(done.answer.tensors, pieces))
+        response = wire.INFER_RESPONSE()
+        for header, piece in zip(answer.tensors, pieces, strict=True):
+            _add_typed(response, header, piece)
+        found.append(response.SerializeToString())
     return found
 
 
@@ -57,12 +69,37 @@ def _parameters(parameters: dict[str, Scalar]) -> bytes:
     return found
 
 
-def _typed(headers: list[TensorHeader], pieces: list[memoryview]) -> bytes:
-    answer = wire.INFER_RESPONSE()
+def _add_typed(response: Any, header: TensorHeader, piece: memoryview) -> None:
+    output = response.outputs.add(name=header.name, datatype=header.datatype, shape=header.shape)
+    tensors.fill_contents(output.contents, piece, header.datatype, header.name)
+
+
+def _add_raw(response: Any, header: TensorHeader, piece: bytes | memoryview) -> None:
+    response.outputs.add(name=header.name, datatype=header.datatype, shape=header.shape)
+    response.raw_output_contents.append(bytes(piece))
+
+
+def _special(call: Call, headers: list[TensorHeader], pieces: list[memoryview]) -> bytes:
+    """Outputs of which some are ranked or go to shared memory. A raw one of the latter is empty, so that the others
+    stay at their places.
+    """
+    response = wire.INFER_RESPONSE()
+    add = _add_raw if call.binary is None else _add_typed
     for header, piece in zip(headers, pieces, strict=True):
-        output = answer.outputs.add(name=header.name, datatype=header.datatype, shape=header.shape)
-        tensors.fill_contents(output.contents, piece, header.datatype, header.name)
-    found: bytes = answer.SerializeToString()
+        special = (call.special or {}).get(header.name)
+        if isinstance(special, Target):
+            output = response.outputs.add(name=header.name, datatype=header.datatype, shape=header.shape)
+            for name, value in special.write(piece, header.name).items():
+                tensors.set_parameter(output.parameters, name, value)
+            if call.binary is None:
+                response.raw_output_contents.append(b"")
+        elif special is not None:
+            shape, texts = classification.rank(piece, header, special)
+            packed = memoryview(codec.pack_texts(texts))
+            add(response, TensorHeader(header.name, "BYTES", shape, len(packed)), packed)
+        else:
+            add(response, header, piece)
+    found: bytes = response.SerializeToString()
     return found
 
 

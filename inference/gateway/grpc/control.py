@@ -1,99 +1,101 @@
-"""Model control, shared memory and live settings: what these calls need of the gateway, and their translation.
-
-What stands behind them is REST's too. Where a gateway has none of it, the call says that it is not supported.
-"""
+"""Model control, shared memory and live settings: translated for what answers them at the REST door too."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import count
+from typing import Any
+from urllib.parse import quote
 
-from inference.errors import Forbidden, Unsupported
+import msgspec
+
+from inference.errors import (
+    Conflict,
+    Forbidden,
+    InvalidInput,
+    NotFound,
+    NotReady,
+    RateLimited,
+    SerinusError,
+    Unauthenticated,
+    Unsupported,
+)
 from inference.gateway.admission import ALL, Caller
+from inference.gateway.calls import NO_SHARED_MEMORY
+from inference.gateway.dataplane import DataPlane
 from inference.gateway.grpc import wire
+from inference.gateway.heads import Head
+from inference.gateway.live_settings import LiveSettings
+from inference.gateway.repository import Repository
+from inference.gateway.shared_memory import Regions
+from inference.gateway.web import Request
 
-Setting = str | int | bool | list[str]
-Settings = dict[str, Setting]
-
-
-class Repository(Protocol):
-    """Model control as the console answers it, asked with the caller's own credential."""
-
-    async def index(self, credential: str, *, ready: bool) -> list[dict[str, str]]:
-        """name, version, state and reason of every version that the caller may see."""
-
-    async def load(self, credential: str, name: str, parameters: dict[str, Any]) -> None: ...
-
-    async def unload(self, credential: str, name: str, parameters: dict[str, Any]) -> None: ...
-
-
-class SharedMemory(Protocol):
-    """See gateway.shared_memory.Regions."""
-
-    def register(self, owner: str, name: str, key: str, offset: int, size_bytes: int) -> None: ...
-
-    def unregister(self, owner: str, name: str = "") -> None: ...
-
-    def status(self, owner: str, name: str = "") -> list[dict[str, int | str]]: ...
-
-
-class LiveSettings(Protocol):
-    """Settings that change while the gateway runs; each call answers those in force. None: back to the default."""
-
-    def trace(self, model: str, changes: dict[str, list[str] | None]) -> dict[str, list[str]]: ...
-
-    def log(self, changes: Settings) -> Settings: ...
+_NO_CUDA = "CUDA shared memory is not supported: replicas run in processes of their own; use system shared memory"
+_ids = count(1)
+# what the console refuses with -> the error that it stands for
+_ERRORS: dict[int, type[SerinusError]] = {
+    400: InvalidInput,
+    401: Unauthenticated,
+    403: Forbidden,
+    404: NotFound,
+    409: Conflict,
+    429: RateLimited,
+    501: Unsupported,
+    503: NotReady,
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Behind:
-    """What stands behind these calls; None for what this gateway does not have."""
+    """What stands behind these calls; regions: None where clients may share no memory."""
 
-    repository: Repository | None = None
-    shared_memory: SharedMemory | None = None
-    live: LiveSettings | None = None
+    repository: Repository
+    settings: LiveSettings
+    regions: Regions | None = None
 
 
 class Control:
     """Handlers: each takes a parsed request and the caller's credential, and gives a message or raises a SerinusError."""
 
-    def __init__(self, behind: Behind, known: Callable[[str], Caller]) -> None:
+    def __init__(self, plane: DataPlane, behind: Behind, known: Callable[[str], Caller]) -> None:
+        self._plane = plane
         self._behind = behind
         self._known = known
 
     # -- model control ----------------------------------------------------------------------------------------------
 
-    def _repository(self, credential: str) -> Repository:
-        self._known(credential)
-        if self._behind.repository is None:
-            raise Unsupported("this gateway has no console to ask: set SERINUS_CONSOLE_URL")
-        return self._behind.repository
-
     async def repository_index(self, request: Any, credential: str) -> Any:
-        found = await self._repository(credential).index(credential, ready=request.ready)
+        repository = self._behind.repository
+        found = await _asked(repository.index, "index", credential, {"ready": request.ready})
         answer = wire.kind("RepositoryIndexResponse")()
-        for one in found:
+        for one in found or []:
             answer.models.add(**{name: str(one.get(name, "")) for name in ("name", "version", "state", "reason")})
         return answer
 
     async def repository_model_load(self, request: Any, credential: str) -> Any:
-        parameters = _parameters(request.parameters)
-        await self._repository(credential).load(credential, request.model_name, parameters)
+        await self._change(request, credential, "load")
         return wire.kind("RepositoryModelLoadResponse")()
 
     async def repository_model_unload(self, request: Any, credential: str) -> Any:
-        parameters = _parameters(request.parameters)
-        await self._repository(credential).unload(credential, request.model_name, parameters)
+        await self._change(request, credential, "unload")
         return wire.kind("RepositoryModelUnloadResponse")()
+
+    async def _change(self, request: Any, credential: str, verb: str) -> None:
+        self._known(credential)
+        if not request.model_name:
+            raise InvalidInput(f"'model_name' is necessary to {verb} a model")
+        path = f"models/{quote(request.model_name, safe='')}/{verb}"
+        parameters = {name: _choice(one) for name, one in request.parameters.items()}
+        await _asked(self._behind.repository.change, path, credential, {"parameters": parameters})
 
     # -- shared memory ----------------------------------------------------------------------------------------------
 
-    def _regions(self, credential: str) -> tuple[SharedMemory, str]:
+    def _regions(self, credential: str) -> tuple[Regions, str]:
         caller = self._known(credential)
-        if self._behind.shared_memory is None:
-            raise Unsupported("shared memory is not supported here: have the server started with --allow-client-shm")
-        return self._behind.shared_memory, caller.id
+        if self._behind.regions is None:
+            raise Unsupported(NO_SHARED_MEMORY)
+        return self._behind.regions, caller.id
 
     async def system_shared_memory_status(self, request: Any, credential: str) -> Any:
         regions, owner = self._regions(credential)
@@ -120,43 +122,66 @@ class Control:
 
     async def cuda_shared_memory_register(self, _request: Any, credential: str) -> Any:
         self._known(credential)
-        raise Unsupported("CUDA shared memory is not supported: this process holds no device")
+        raise Unsupported(_NO_CUDA)
 
     async def cuda_shared_memory_unregister(self, _request: Any, credential: str) -> Any:
+        """There is nothing to forget; clients begin with this call."""
         self._known(credential)
         return wire.kind("CudaSharedMemoryUnregisterResponse")()
 
     # -- live settings ----------------------------------------------------------------------------------------------
 
-    def _live(self, credential: str, *, changes: bool) -> LiveSettings:
-        caller = self._known(credential)
-        if changes and not caller.may(ALL):
-            raise Forbidden("Settings need a key that may use every endpoint")
-        if self._behind.live is None:
-            raise Unsupported("this gateway has no settings that change while it runs")
-        return self._behind.live
+    def _operator(self, credential: str) -> None:
+        if not self._known(credential).may(ALL):
+            raise Forbidden("Changing the settings needs a key that may use every endpoint")
 
     async def trace_setting(self, request: Any, credential: str) -> Any:
-        live = self._live(credential, changes=bool(request.settings))
-        changes = {name: list(one.value) or None for name, one in request.settings.items()}
+        model, settings = request.model_name, self._behind.settings
+        if model:
+            self._plane.admit(model, credential)
+        else:
+            self._known(credential)
+        if request.settings:
+            self._operator(credential)
+            settings.set_traces({name: _value(list(one.value)) for name, one in request.settings.items()}, model)
         answer = wire.kind("TraceSettingResponse")()
-        for name, values in live.trace(request.model_name, changes).items():
-            answer.settings[name].value.extend(values)
+        for name, value in settings.traces(model).told().items():
+            answer.settings[name].value.extend(value if isinstance(value, list) else [value])
         return answer
 
     async def log_settings(self, request: Any, credential: str) -> Any:
-        live = self._live(credential, changes=bool(request.settings))
-        changes = {name: _choice(one) for name, one in request.settings.items()}
+        self._known(credential)
+        settings = self._behind.settings
+        if request.settings:
+            self._operator(credential)
+            settings.set_logs({name: _choice(one) for name, one in request.settings.items()})
         answer = wire.kind("LogSettingsResponse")()
-        for name, value in live.log({name: one for name, one in changes.items() if one is not None}).items():
+        for name, value in settings.logs.told().items():
             slot = answer.settings[name]
             if isinstance(value, bool):
                 slot.bool_param = value
             elif isinstance(value, int):
                 slot.uint32_param = value
             else:
-                slot.string_param = str(value)
+                slot.string_param = value
         return answer
+
+
+async def _asked(handler: Any, path: str, credential: str, body: dict[str, Any]) -> Any:
+    """What the console answers. Raises the error that its refusal stands for."""
+    data = msgspec.json.encode(body)
+    headers = {
+        b"authorization": f"Bearer {credential}".encode("latin-1", "replace"),
+        b"content-type": b"application/json",
+    }
+    head = Head("POST", f"/v2/repository/{path}".encode(), headers, is_http11=True)
+    response = await handler(Request(head, data, f"grpc-{next(_ids):x}"))
+    text = response.body
+    found = msgspec.json.decode(text) if text else None
+    if response.status < 400:
+        return found
+    words = found.get("error") if isinstance(found, dict) else None
+    raise _ERRORS.get(response.status, SerinusError)(words)
 
 
 def _choice(given: Any) -> Any:
@@ -164,5 +189,8 @@ def _choice(given: Any) -> Any:
     return getattr(given, choice) if choice else None
 
 
-def _parameters(given: Any) -> dict[str, Any]:
-    return {name: _choice(one) for name, one in given.items()}
+def _value(values: list[str]) -> list[str] | str | None:
+    """A trace setting's new value: none at all puts it back, one stands for itself."""
+    if not values:
+        return None
+    return values[0] if len(values) == 1 else values

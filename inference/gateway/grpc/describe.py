@@ -64,7 +64,7 @@ class Describe:
     async def model_metadata(self, request: Any, credential: str) -> Any:
         endpoint, variant = self._described(request, credential)
         signature = variant.route.signature
-        running = [one.version for one in endpoint.variants.values() if one.links]
+        running = [one.version for one in _served(endpoint)]
         answer = wire.kind("ModelMetadataResponse")(
             name=request.name,
             versions=[variant.version] if request.version else running,
@@ -95,16 +95,15 @@ class Describe:
             number = _number(request.version, request.name)
             if number is not None:
                 return [(endpoint, endpoint.pinned(number))]
-            return [(endpoint, variant) for variant in endpoint.variants.values() if variant.links]
+            return [(endpoint, variant) for variant in _served(endpoint)]
         if request.version:
             raise InvalidInput("a version without a model's name has no statistics")
         caller = self.known(credential)
         return [
             (endpoint, variant)
             for name, endpoint in self._plane.table.now.endpoints.items()
-            if caller.may(name)
-            for variant in endpoint.variants.values()
-            if variant.links
+            if caller.may(name) or endpoint.route.public
+            for variant in _served(endpoint)
         ]
 
     def _described(self, request: Any, credential: str) -> tuple[Endpoint, Variant]:
@@ -115,6 +114,10 @@ class Describe:
         if not endpoint.variants:
             raise NotFound(f"Request for unknown model: '{request.name}' has no versions")
         return endpoint, max(endpoint.variants.values(), key=lambda one: (one.route.weight_bp, one.route.version))
+
+
+def _served(endpoint: Endpoint) -> list[Variant]:
+    return [variant for variant in endpoint.variants.values() if variant.links or variant.route.pipeline is not None]
 
 
 def _number(text: str, name: str) -> int | None:

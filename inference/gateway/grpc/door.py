@@ -55,22 +55,27 @@ class Door:
     def __init__(
         self,
         plane: DataPlane,
+        behind: Behind,
         *,
         host: str,
         port: int,
         max_message_bytes: int,
         server_name: str,
         extensions: list[str],
-        behind: Behind | None = None,
     ) -> None:
         self._plane = plane
         self._host, self._port = host, port
         self._options = options(max_message_bytes)
         self._closing = asyncio.Event()
         describe = Describe(plane, server_name=server_name, extensions=extensions)
-        self.streams = Streams(plane, self._closing)
+        self.streams = Streams(plane, self._closing, behind.regions)
         self._methods = Methods(
-            plane, describe, Control(behind or Behind(), describe.known), Health(plane, describe), self.streams
+            plane,
+            describe,
+            Control(plane, behind, describe.known),
+            Health(plane, describe),
+            Infer(plane, behind.regions),
+            self.streams,
         )
         self._server: Any = None
 
@@ -101,7 +106,7 @@ class Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc comes witho
     """Finds the handler of a call by its name, refusing callers who may use nothing here."""
 
     def __init__(
-        self, plane: DataPlane, describe: Describe, control: Control, health: Health, streams: Streams
+        self, plane: DataPlane, describe: Describe, control: Control, health: Health, infer: Infer, streams: Streams
     ) -> None:
         self._plane = plane
         self._snapshot: Snapshot | None = None
@@ -111,7 +116,6 @@ class Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc comes witho
             owner = describe if hasattr(describe, _snake(name)) else control
             request = wire.kind(f"{name}Request")
             self._add(f"{INFERENCE}/{name}", _unary(_parsed(request, getattr(owner, _snake(name)))))
-        infer = Infer(plane)
         self._add(f"{INFERENCE}/ModelInfer", grpc.unary_unary_rpc_method_handler(_guarded(infer.answer)))
         self._add(f"{INFERENCE}/ModelStreamInfer", grpc.stream_stream_rpc_method_handler(_guarded(streams.answer)))
         self._add(f"{SERVICE}/Check", _unary(_parsed(REQUEST, health.check)))

@@ -13,6 +13,7 @@ from inference.gateway.flights import Flight
 from inference.gateway.grpc import answers, heads, requests, wire
 from inference.gateway.grpc.heads import Head
 from inference.gateway.grpc.wire import Message, Raw
+from inference.gateway.shared_memory import Regions, Shared
 from inference.protocol.messages import Answer
 from inference.protocol.oip import Signature
 
@@ -30,15 +31,16 @@ def asked_of(plane: DataPlane, head: Head, request: Message, *, is_streaming: bo
 class Reading:
     """The reader of one request, for the data plane."""
 
-    __slots__ = ("_raw", "_request", "_traceparent")
+    __slots__ = ("_raw", "_request", "_shared", "_traceparent")
 
-    def __init__(self, request: Message, raw: Raw, traceparent: str) -> None:
+    def __init__(self, request: Message, raw: Raw, traceparent: str, shared: Shared | None) -> None:
         self._request = request
         self._raw = raw
         self._traceparent = traceparent
+        self._shared = shared
 
     def __call__(self, model: str, signature: Signature) -> Call:
-        call = requests.read(self._request, self._raw, model, signature)
+        call = requests.read(self._request, self._raw, model, signature, self._shared)
         call.traceparent = self._traceparent
         return call
 
@@ -46,15 +48,17 @@ class Reading:
 class Infer:
     """The handler of ModelInfer."""
 
-    def __init__(self, plane: DataPlane) -> None:
+    def __init__(self, plane: DataPlane, regions: Regions | None = None) -> None:
         self._plane = plane
+        self._regions = regions
 
     async def answer(self, data: bytes, context: Any) -> bytes:
         """Raises SerinusErrors. A client that leaves cancels this coroutine, and the replica is told."""
         head = heads.read(context.invocation_metadata(), context.time_remaining())
         request, raw = wire.infer_request(data)
         asked = asked_of(self._plane, head, request)
-        done = await self._one(asked, Reading(request, raw, head.traceparent))
+        shared = self._regions.of(asked.caller.id) if self._regions is not None else None
+        done = await self._one(asked, Reading(request, raw, head.traceparent, shared))
         context.set_trailing_metadata(answers.arm_metadata(done))
         return b"".join(answers.parts_of(done))
 

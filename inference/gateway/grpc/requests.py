@@ -6,9 +6,10 @@ from typing import Any
 
 from inference.errors import InvalidInput, Malformed
 from inference.gateway import calls, codec
-from inference.gateway.calls import Call, InferBody, OutputBody
+from inference.gateway.calls import Call, InferBody, InputBody, OutputBody
 from inference.gateway.grpc import tensors
 from inference.gateway.grpc.wire import Message, Raw
+from inference.gateway.shared_memory import Shared
 from inference.protocol.messages import TensorHeader
 from inference.protocol.oip import MAX_TENSORS, Signature
 
@@ -36,30 +37,43 @@ def wants_empty_final(request: Message) -> bool:
     return EMPTY_FINAL_PARAMETER in given and bool(given[EMPTY_FINAL_PARAMETER].bool_param)
 
 
-def read(request: Message, raw: Raw, model: str, signature: Signature) -> Call:
-    """The call. `binary` of it is None where the answer's tensors go back raw, as the request's came.
+def read(request: Message, raw: Raw, model: str, signature: Signature, shared: Shared | None = None) -> Call:
+    """The call. `binary` of it is None where the answer's tensors go back raw, as the request's came. shared: the
+    caller's shared memory, where that is allowed.
 
-    Raises Malformed, InvalidInput or Unsupported.
+    Raises Malformed, InvalidInput or Unsupported; of shared memory TooLarge and Overloaded too.
     """
     if len(request.id) > calls.MAX_ID_CHARS:
         raise InvalidInput(f"'id' is longer than {calls.MAX_ID_CHARS} characters")
     if len(request.inputs) > MAX_TENSORS or len(request.outputs) > MAX_TENSORS:
         raise InvalidInput(f"a request has at most {MAX_TENSORS} inputs and {MAX_TENSORS} outputs")
     call = Call(request.id, [], [])
-    used = 0
+    used = taken = 0
+    data: bytes | memoryview
     for given in request.inputs:
-        data, used = _data(given, raw, used)
+        if calls.SHARED_MEMORY in given.parameters:
+            data = _shared_data(given, shared, taken)
+            taken += len(data)
+        else:
+            data, used = _data(given, raw, used)
         call.tensors.append(TensorHeader(given.name, given.datatype, list(given.shape), len(data)))
         call.body.append(data)
     if used != len(raw):
         raise Malformed(f"raw_input_contents has {len(raw)} elements, the request has {used} inputs for them")
-    body = InferBody([], request.id, _parameters(request.parameters), _outputs(request.outputs))
-    calls.finish(call, body, model, signature, binary=True)
-    for name in (EMPTY_FINAL_PARAMETER, FINAL_PARAMETER):
-        call.parameters.pop(name, None)
-    if not raw and not _is_raw_only(call, signature):
-        call.binary = frozenset()
+    parameters = _parameters(request.parameters)
+    if parameters is not None:
+        parameters.pop(EMPTY_FINAL_PARAMETER, None)
+    body = InferBody([], request.id, parameters, _outputs(request.outputs))
+    calls.finish(call, body, model, signature, binary=True, shared=shared)
+    call.binary = None if raw or taken or _is_raw_only(call, signature) else frozenset()
     return call
+
+
+def _shared_data(given: Any, shared: Shared | None, taken: int) -> memoryview:
+    if given.HasField("contents"):
+        raise Malformed(f"input '{given.name}' has both data and a shared memory region")
+    body = InputBody(given.name, list(given.shape), given.datatype, parameters=_parameters(given.parameters))
+    return calls.shared_data(body, shared, taken)
 
 
 def _data(given: Any, raw: Raw, used: int) -> tuple[bytes | memoryview, int]:

@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
-from typing import Any, cast
+from typing import Any
 
 import grpc
 
 from inference.errors import Draining, SerinusError
-from inference.gateway.dataplane import DataPlane, Done
+from inference.gateway.dataplane import DataPlane
 from inference.gateway.grpc import answers, heads, requests, statuses, wire
 from inference.gateway.grpc.heads import Head
 from inference.gateway.grpc.infer import Reading, asked_of
 from inference.gateway.grpc.wire import Message, Raw
+from inference.gateway.shared_memory import Regions
 
 AT_ONCE = 64
 
@@ -28,9 +28,10 @@ AT_ONCE = 64
 class Streams:
     """The handler of ModelStreamInfer. closing: set when the gateway drains."""
 
-    def __init__(self, plane: DataPlane, closing: asyncio.Event) -> None:
+    def __init__(self, plane: DataPlane, closing: asyncio.Event, regions: Regions | None = None) -> None:
         self._plane = plane
         self._closing = closing
+        self._regions = regions
         self._open: set[_Stream] = set()
 
     def __len__(self) -> int:
@@ -38,7 +39,7 @@ class Streams:
 
     async def answer(self, _requests: object, context: Any) -> None:
         """Raises the SerinusError that ends the stream."""
-        stream = _Stream(self._plane, context)
+        stream = _Stream(self._plane, context, self._regions)
         self._open.add(stream)
         try:
             await stream.run(self._closing)
@@ -47,9 +48,10 @@ class Streams:
 
 
 class _Stream:
-    def __init__(self, plane: DataPlane, context: Any) -> None:
+    def __init__(self, plane: DataPlane, context: Any, regions: Regions | None) -> None:
         self._plane = plane
         self._context = context
+        self._regions = regions
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._writing = asyncio.Lock()
         self._last: dict[str, asyncio.Task[None]] = {}
@@ -64,11 +66,13 @@ class _Stream:
         reading = asyncio.ensure_future(self._read(head))
         ended = asyncio.ensure_future(closing.wait())
         try:
-            await asyncio.wait([reading, ended, self._broken], return_when=asyncio.FIRST_COMPLETED)
+            first: list[asyncio.Future[Any]] = [reading, ended, self._broken]
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
             if reading.done():
                 reading.result()
             while self._tasks and not self._broken.done():
-                await asyncio.wait([self._broken, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
+                under_way: list[asyncio.Future[Any]] = [self._broken, *self._tasks]
+                await asyncio.wait(under_way, return_when=asyncio.FIRST_COMPLETED)
             if self._broken.done():
                 raise self._broken.result()
             if not reading.done():
@@ -126,8 +130,9 @@ class _Stream:
     async def _answers(self, request: Message, raw: Raw, head: Head, before: asyncio.Task[None] | None) -> None:
         asked = asked_of(self._plane, head, request, is_streaming=True)
         keeps_empty = requests.wants_empty_final(request)
-        found = self._plane.stream(asked, Reading(request, raw, head.traceparent))
-        async with contextlib.aclosing(cast("AsyncGenerator[Done, None]", found)) as coming:
+        shared = self._regions.of(asked.caller.id) if self._regions is not None else None
+        reading = Reading(request, raw, head.traceparent, shared)
+        async with contextlib.aclosing(self._plane.stream(asked, reading)) as coming:
             async for done in coming:
                 answer = done.answer
                 if answer.final and not answer.tensors and not keeps_empty:
