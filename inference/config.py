@@ -74,7 +74,7 @@ class GatewayConfig:
     console_url: str
     die_with_parent: bool = False
     grpc_port: int = 0
-    max_grpc_message_bytes: int = 256 << 20
+    max_grpc_message_bytes: int = 64 << 20
     allow_client_shm: bool = False
     header_forward_pattern: re.Pattern[str] | None = None
 
@@ -136,7 +136,7 @@ def gateway_config(env: Mapping[str, str] = os.environ) -> GatewayConfig:
         console_url=env.get("SERINUS_CONSOLE_URL") or "",
         die_with_parent=flag(env, "SERINUS_DIE_WITH_PARENT"),
         grpc_port=integer(env, "SERINUS_GRPC_PORT", 8001, 0, 65535),
-        max_grpc_message_bytes=integer(env, "SERINUS_MAX_GRPC_MESSAGE_BYTES", 256 << 20, 1 << 10, 1 << 30),
+        max_grpc_message_bytes=integer(env, "SERINUS_MAX_GRPC_MESSAGE_BYTES", 64 << 20, 1 << 10, 1 << 30),
         allow_client_shm=flag(env, "SERINUS_ALLOW_CLIENT_SHM"),
         header_forward_pattern=pattern(env, "SERINUS_HTTP_HEADER_FORWARD_PATTERN"),
     )

@@ -16,21 +16,31 @@ from typing import cast
 from inference.protocol import frames
 from inference.protocol.messages import (
     Answer,
+    Ask,
     Cancel,
     Fault,
     Goodbye,
     Hello,
     Infer,
+    Pause,
     Ping,
     Pong,
+    Resume,
     TensorHeader,
+    Told,
     ToReplica,
 )
+from inference.protocol.statistics import BatchStatistics, ModelStatistics
+
+QUEUE_NS, INPUT_NS, INFER_NS, OUTPUT_NS = 1000, 500, 2000, 300
 
 
 class FakeReplica:
     """latency_s: time to an answer. outputs: number of values in the output per row. fault: answer with this code.
-    answers: how many a request gets; of more than one the final one is empty, as a decoupled model's may be.
+
+    answers: how many there are to a request, as a decoupled model gives them, `pace_s` apart; with `ends_empty` the
+    final one comes after them and has no tensors. breaks_after: so many answers, then the fault.
+    statistics: exact sums of what was answered, told when asked.
     """
 
     def __init__(
@@ -50,7 +60,14 @@ class FakeReplica:
         self.latency_s = latency_s
         self.outputs = outputs
         self.fault: Fault | None = None
+        self.echoes = False  # FP32 too comes back as it came
         self.answers = 1
+        self.ends_empty = False
+        self.breaks_after = -1
+        self.pace_s = 0.0
+        self.paused: set[int] = set()
+        self.pauses = 0
+        self.statistics = ModelStatistics()
         self.silent = False
         self.greet = True
         self.seen: list[Infer] = []
@@ -108,6 +125,13 @@ class FakePeer(asyncio.Protocol):
                     self.answer(message, body)
             elif type(message) is Cancel:
                 self.replica.cancelled.append(message.id)
+            elif type(message) is Pause:
+                self.replica.paused.add(message.id)
+                self.replica.pauses += 1
+            elif type(message) is Resume:
+                self.replica.paused.discard(message.id)
+            elif type(message) is Ask:
+                self.transport.write(frames.encode(Told(message.id, self.replica.statistics)))
             elif type(message) is Ping:
                 self.replica.pings += 1
                 if not self.replica.silent:
@@ -117,12 +141,12 @@ class FakePeer(asyncio.Protocol):
         replica = self.replica
         if self.transport.is_closing() or replica.silent:
             return
-        if replica.fault is not None:
+        if replica.fault is not None and replica.breaks_after < 0:
             fault = Fault(message.id, replica.fault.code, replica.fault.message, replica.fault.retry_after_s)
             self.transport.write(frames.encode(fault))
             return
         first = message.tensors[0]
-        if first.datatype == "FP32":
+        if first.datatype == "FP32" and not replica.echoes:
             rows = first.shape[0] if len(first.shape) > 1 else 1
             width = first.size_bytes // 4 // max(rows, 1)
             values = body[: first.size_bytes].cast("f").tolist()
@@ -132,11 +156,44 @@ class FakePeer(asyncio.Protocol):
         else:
             data = bytes(body[: first.size_bytes])
             header = TensorHeader("y", first.datatype, first.shape, len(data))
-        several = replica.answers > 1
-        for _ in range(replica.answers):
-            self.transport.write(frames.encode(Answer(message.id, [header], 1, 1000, 2000, not several), data))
-        if several:
-            self.transport.write(frames.encode(Answer(message.id, [], 1, 1000, 2000)))
+        self.count(first.shape[0] if len(first.shape) > 1 else 1)
+        self.part(message.id, header, data, 0)
+
+    def part(self, number: int, header: TensorHeader, data: bytes, index: int) -> None:
+        """The next answer of a request, and those after it."""
+        replica = self.replica
+        if self.transport.is_closing() or number in replica.cancelled:
+            return
+        again = asyncio.get_running_loop().call_later
+        if number in replica.paused:
+            again(0.01, self.part, number, header, data, index)
+            return
+        if replica.fault is not None and index == replica.breaks_after:
+            self.transport.write(frames.encode(Fault(number, replica.fault.code, replica.fault.message)))
+            return
+        if index == replica.answers:
+            self.transport.write(frames.encode(Answer(number, [], 1, QUEUE_NS, INFER_NS)))
+            return
+        final = index == replica.answers - 1 and not replica.ends_empty
+        self.transport.write(frames.encode(Answer(number, [header], 1, QUEUE_NS, INFER_NS, final), data))
+        if not final:
+            if replica.pace_s:
+                again(replica.pace_s, self.part, number, header, data, index + 1)
+            else:
+                self.part(number, header, data, index + 1)
+
+    def count(self, rows: int) -> None:
+        sums = self.replica.statistics
+        sums.inference_count += rows
+        sums.execution_count += 1
+        sums.last_inference_ms = 1_700_000_000_000 + sums.execution_count
+        sums.success.add(QUEUE_NS + INPUT_NS + INFER_NS + OUTPUT_NS)
+        sums.queue.add(QUEUE_NS)
+        batch = sums.batches.setdefault(rows, BatchStatistics())
+        for one in (sums, batch):
+            one.compute_input.add(INPUT_NS)
+            one.compute_infer.add(INFER_NS)
+            one.compute_output.add(OUTPUT_NS)
 
 
 async def main(argv: list[str]) -> None:

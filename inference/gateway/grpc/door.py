@@ -69,14 +69,7 @@ class Door:
         self._closing = asyncio.Event()
         describe = Describe(plane, server_name=server_name, extensions=extensions)
         self.streams = Streams(plane, self._closing, behind.regions)
-        self._methods = Methods(
-            plane,
-            describe,
-            Control(plane, behind, describe.known),
-            Health(plane, describe),
-            Infer(plane, behind.regions),
-            self.streams,
-        )
+        self._methods = Methods(plane, describe, behind, self.streams)
         self._server: Any = None
 
     async def start(self) -> None:
@@ -105,18 +98,18 @@ class Door:
 class Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc comes without types
     """Finds the handler of a call by its name, refusing callers who may use nothing here."""
 
-    def __init__(
-        self, plane: DataPlane, describe: Describe, control: Control, health: Health, infer: Infer, streams: Streams
-    ) -> None:
+    def __init__(self, plane: DataPlane, describe: Describe, behind: Behind, streams: Streams) -> None:
         self._plane = plane
         self._snapshot: Snapshot | None = None
         self._has_public = False
         self.handlers: dict[str, Any] = {}
+        control, health = Control(plane, behind, describe.known), Health(plane, describe)
         for name in _plain_names():
             owner = describe if hasattr(describe, _snake(name)) else control
             request = wire.kind(f"{name}Request")
             self._add(f"{INFERENCE}/{name}", _unary(_parsed(request, getattr(owner, _snake(name)))))
-        self._add(f"{INFERENCE}/ModelInfer", grpc.unary_unary_rpc_method_handler(_guarded(infer.answer)))
+        infer = Infer(plane, behind.regions).answer
+        self._add(f"{INFERENCE}/ModelInfer", grpc.unary_unary_rpc_method_handler(_guarded(infer)))
         self._add(f"{INFERENCE}/ModelStreamInfer", grpc.stream_stream_rpc_method_handler(_guarded(streams.answer)))
         self._add(f"{SERVICE}/Check", _unary(_parsed(REQUEST, health.check)))
         self._add(f"{SERVICE}/Watch", grpc.unary_stream_rpc_method_handler(_guarded(health.watch)))
