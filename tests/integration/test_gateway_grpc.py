@@ -26,7 +26,7 @@ from tests.support.gateway_house import HALF, MLP, ROOT, TEXT, House, free_port,
 KEY = {"authorization": "Bearer ser_all.s2"}
 FOREIGN = {"authorization": "Bearer ser_one.wrong"}
 SERVICE = "/inference.GRPCInferenceService"
-ANY = "INT8 INT16 INT32 INT64 UINT8 UINT16 UINT32 UINT64 FP64 BOOL".split()
+ANY = ["INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "FP64", "BOOL"]
 
 
 def same(datatype):

@@ -6,9 +6,10 @@ from typing import Any
 
 from inference.errors import NotReady
 from inference.gateway import classification, codec
-from inference.gateway.calls import Call, Scalar
+from inference.gateway.calls import Call
 from inference.gateway.dataplane import Done
 from inference.gateway.grpc import tensors, wire
+from inference.gateway.parameters import Scalar
 from inference.gateway.shared_memory import Target
 from inference.protocol.messages import TensorHeader
 

@@ -9,6 +9,7 @@ from inference.gateway import calls, codec
 from inference.gateway.calls import Call, InferBody, InputBody, OutputBody
 from inference.gateway.grpc import tensors
 from inference.gateway.grpc.wire import Message, Raw
+from inference.gateway.parameters import Scalar
 from inference.gateway.shared_memory import Shared
 from inference.protocol.messages import TensorHeader
 from inference.protocol.oip import MAX_TENSORS, Signature
@@ -51,12 +52,13 @@ def read(request: Message, raw: Raw, model: str, signature: Signature, shared: S
     used = taken = 0
     data: bytes | memoryview
     for given in request.inputs:
+        header = TensorHeader(given.name, given.datatype, list(given.shape), 0)
         if calls.SHARED_MEMORY in given.parameters:
-            data = _shared_data(given, shared, taken)
+            data = _shared_data(given, header, shared, taken)
             taken += len(data)
         else:
-            data, used = _data(given, raw, used)
-        call.tensors.append(TensorHeader(given.name, given.datatype, list(given.shape), len(data)))
+            data, used = _data(given, header, raw, used)
+        call.tensors.append(TensorHeader(header.name, header.datatype, header.shape, len(data)))
         call.body.append(data)
     if used != len(raw):
         raise Malformed(f"raw_input_contents has {len(raw)} elements, the request has {used} inputs for them")
@@ -69,28 +71,28 @@ def read(request: Message, raw: Raw, model: str, signature: Signature, shared: S
     return call
 
 
-def _shared_data(given: Any, shared: Shared | None, taken: int) -> memoryview:
+def _shared_data(given: Any, header: TensorHeader, shared: Shared | None, taken: int) -> memoryview:
     if given.HasField("contents"):
-        raise Malformed(f"input '{given.name}' has both data and a shared memory region")
-    body = InputBody(given.name, list(given.shape), given.datatype, parameters=_parameters(given.parameters))
+        raise Malformed(f"input '{header.name}' has both data and a shared memory region")
+    body = InputBody(header.name, header.shape, header.datatype, parameters=_parameters(given.parameters))
     return calls.shared_data(body, shared, taken)
 
 
-def _data(given: Any, raw: Raw, used: int) -> tuple[bytes | memoryview, int]:
-    shape = list(given.shape)
-    count = codec.element_count(shape, given.name)
+def _data(given: Any, header: TensorHeader, raw: Raw, used: int) -> tuple[bytes | memoryview, int]:
+    name = header.name
+    count = codec.element_count(header.shape, name)
     if not raw:
-        return tensors.from_contents(given.contents, given.datatype, count, given.name), used
+        return tensors.from_contents(given.contents, header.datatype, count, name), used
     if given.HasField("contents"):
-        raise Malformed(f"contents field must not be specified when using raw_input_contents for '{given.name}'")
+        raise Malformed(f"contents field must not be specified when using raw_input_contents for '{name}'")
     if used >= len(raw):
-        raise Malformed(f"raw_input_contents has {len(raw)} elements, none for input '{given.name}'")
+        raise Malformed(f"raw_input_contents has {len(raw)} elements, none for input '{name}'")
     data = raw[used]
-    codec.check_binary(data, given.datatype, count, given.name)
+    codec.check_binary(data, header.datatype, count, name)
     return data, used + 1
 
 
-def _parameters(given: Any) -> dict[str, calls.Scalar] | None:
+def _parameters(given: Any) -> dict[str, Scalar] | None:
     if not given:
         return None
     if len(given) > _MAX_PARAMETERS:

@@ -10,7 +10,7 @@ from typing import Any
 
 from inference.errors import InvalidInput, Malformed
 from inference.gateway import codec
-from inference.gateway.calls import Scalar
+from inference.gateway.parameters import Scalar
 
 # datatype -> (the list that holds it, array typecode)
 _LISTS: dict[str, tuple[str, str]] = {

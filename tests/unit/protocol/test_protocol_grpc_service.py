@@ -44,9 +44,7 @@ def test_messages_and_calls_are_those_of_the_public_definition():
     from tritonclient.grpc import service_pb2
 
     own = proto.pool_of(*FILES).FindFileByName("grpc_service.proto")
-    ours, theirs = (
-        dict(messages(file.message_types_by_name.values())) for file in (own, service_pb2.DESCRIPTOR)
-    )
+    ours, theirs = (dict(messages(file.message_types_by_name.values())) for file in (own, service_pb2.DESCRIPTOR))
     assert ours.keys() == theirs.keys()
     for name in sorted(theirs):
         assert fields(ours[name]) == fields(theirs[name]), name
