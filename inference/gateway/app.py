@@ -107,7 +107,7 @@ class App:
         self._streams = streams
         self._doors = doors
         self._ids = count(1)
-        self._boot = os.urandom(6).hex()
+        self._boot = os.urandom(6).hex().encode()
 
     @property
     def draining(self) -> bool:
@@ -140,12 +140,12 @@ class App:
             if door.handler is None:
                 self._plane.admit(place.name, credential_of(head.headers))
                 raise Malformed("This address speaks WebSocket")
-            request = Request(head, body, request_id, place.what, place.name, place.number, place.rest)
+            request = Request(head, body, request_id.decode(), place.what, place.name, place.number, place.rest)
             _Task(connection, self._serve(connection, request, door.handler))
         except SerinusError as error:
             self._problem(connection, head, error, request_id)
         except Exception:  # noqa: BLE001 (logged in full; the client gets one fixed sentence)
-            _log.exception("request %s failed", request_id)
+            _log.exception("request %s failed", request_id.decode())
             self._problem(connection, head, ServerError(), request_id)
 
     def refuse(self, connection: Connection, head: Head | None, error: SerinusError) -> None:
@@ -163,7 +163,12 @@ class App:
             self._streams.refuse(connection)
             return
         self._streams.open(
-            connection, head, rest, name=place.name, number=place.number, request_id=self._request_id(head.headers)
+            connection,
+            head,
+            rest,
+            name=place.name,
+            number=place.number,
+            request_id=self._request_id(head.headers).decode(),
         )
 
     # -- finding ----------------------------------------------------------------------------------------------------
@@ -179,11 +184,11 @@ class App:
             place = head.memo = self._doors.find(head.path)
         return place
 
-    def _request_id(self, given: Given) -> str:
+    def _request_id(self, given: Given) -> bytes:
         own = given.get(b"x-request-id")
         if own is not None and _REQUEST_ID.fullmatch(own):
-            return own.decode("ascii")
-        return f"{self._boot}-{next(self._ids):x}"
+            return own
+        return b"%b-%x" % (self._boot, next(self._ids))
 
     # -- answering --------------------------------------------------------------------------------------------------
 
@@ -194,11 +199,11 @@ class App:
                 request.body = self._rest.inflated(request.body, encoding)
             answer = await handler(request)
         except SerinusError as error:
-            self._problem(connection, request.head, error, request.id)
+            self._problem(connection, request.head, error, request.id.encode())
             return
         except Exception:  # noqa: BLE001 (logged in full; the client gets one fixed sentence)
             _log.exception("request %s failed", request.id)
-            self._problem(connection, request.head, ServerError(), request.id)
+            self._problem(connection, request.head, ServerError(), request.id.encode())
             return
         answer.headers.append((b"x-request-id", request.id.encode()))
         if isinstance(answer, Stream):
@@ -216,10 +221,10 @@ class App:
             connection.abort()
 
     def _problem(
-        self, connection: Connection, head: Head | None, error: SerinusError, request_id: str, *, closes: bool = False
+        self, connection: Connection, head: Head | None, error: SerinusError, request_id: bytes, *, closes: bool = False
     ) -> None:
-        _log.debug("request %s was refused: %s", request_id, error.code)
-        headers = [*problems.headers_of(error), (b"x-request-id", request_id.encode())]
+        _log.debug("request %s was refused: %s", request_id.decode(), error.code)
+        headers = [*problems.headers_of(error), (b"x-request-id", request_id)]
         if error.code == "method_not_allowed" and head is not None:
             headers.append((b"allow", ", ".join(sorted(self._place(head).door.methods)).encode()))
         if closes or problems.status_of(error) == 413:

@@ -104,7 +104,7 @@ class _Wire(asyncio.BufferedProtocol):
             del self.pending[answer.id]
             flight.has_ended = True
         flight.parts += 1
-        flight.on_answer(flight, answer, body)
+        flight.answered(answer, body)
 
     def _take(self, message: FromReplica) -> None:
         if type(message) is Fault:

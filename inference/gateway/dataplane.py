@@ -13,16 +13,24 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 
-from inference.errors import Cancelled, Draining, NotFound, NotReady, ReplicaLost, SerinusError, ServerError
+from inference.errors import (
+    Cancelled,
+    Draining,
+    InvalidInput,
+    NotFound,
+    NotReady,
+    ReplicaLost,
+    SerinusError,
+    ServerError,
+)
 from inference.gateway.admission import Caller, admit_caller
 from inference.gateway.calls import Call
 from inference.gateway.connections import Link, Pool
-from inference.gateway.flights import Answered, Failed, Flight, Flights
+from inference.gateway.flights import Flight, Flights
 from inference.gateway.router import choose_variant, less_busy
 from inference.gateway.table import Endpoint, Table, Variant
 from inference.gateway.telemetry import Telemetry
 from inference.protocol.messages import Answer
-from inference.protocol.oip import Signature
 from inference.protocol.statistics import ModelStatistics
 
 HOLD_S = 10.0
@@ -30,7 +38,7 @@ RETRY_AFTER_S = 1.0
 ASK_S = 2.0
 AHEAD_HIGH, AHEAD_LOW = 16, 4
 
-Reader = Callable[[str, Signature], Call]
+Reader = Callable[[Variant], Call]
 
 
 @dataclass(slots=True)
@@ -47,8 +55,7 @@ class Done:
 class Asked:
     """What a door knows of a request before it is read.
 
-    sticky: the stable hash's key; timeout_ms: the door's own deadline, 0 for none; is_streaming: takes any number of
-    answers.
+    sticky: the stable hash's key; timeout_ms: the door's own deadline, 0 for none.
     """
 
     caller: Caller
@@ -56,7 +63,6 @@ class Asked:
     version: int | None
     sticky: str
     timeout_ms: int = 0
-    is_streaming: bool = False
 
 
 class DataPlane:
@@ -99,34 +105,32 @@ class DataPlane:
 
     # -- a flight's life --------------------------------------------------------------------------------------------
 
-    def start(self, asked: Asked, reader: Reader, on_answer: Answered, on_failed: Failed) -> Flight:
-        """Sets one request on its way. Raises what is wrong with it at once, counted; all else comes to `on_failed`.
+    def start(self, flight: Flight, asked: Asked, reader: Reader) -> None:
+        """Sets a request on its way. Raises what is wrong with it at once, counted; all else comes to the flight.
 
         1. takes a place in the endpoint's queue, 2. chooses the variant, 3. reads the call against its signature,
         4. sets the deadline, 5. sends it to a replica, or holds it until one is ready.
         """
         endpoint = asked.endpoint
-        flight = Flight(on_answer, on_failed)
-        flight.endpoint, flight.key, flight.sticky = endpoint, asked.caller.id, asked.sticky
-        flight.is_streaming = asked.is_streaming
-        queue = endpoint.queue
-        place = None
+        flight.endpoint, flight.key = endpoint, asked.caller.id
+        queue, caller = endpoint.queue, asked.caller
+        has_place = False
         try:
-            queue.enter(endpoint.route.queue_limit, asked.caller)
-            place = queue
-            flight.variant = self.choose(endpoint, asked.version, asked.sticky)
-            call = flight.call = reader(endpoint.route.name, flight.variant.route.signature)
-            queue.spend(asked.caller, call.rows)
+            queue.enter(endpoint.route.queue_limit, caller)
+            has_place = True
+            variant = flight.variant = self.choose(endpoint, asked.version, asked.sticky)
+            call = flight.call = reader(variant)
+            if caller.limiter is not None:
+                caller.limiter.rows(call.rows)
             _set_deadline(flight, asked.timeout_ms)
             self._dispatch(flight)
         except BaseException as error:
-            if place is not None:
-                place.leave(asked.caller.id)
+            if has_place:
+                queue.leave(caller.id)
             known = error if isinstance(error, SerinusError) else ServerError()
             self._count_failed(flight, known)
             raise
         self.flights.add(flight)
-        return flight
 
     def answered(self, flight: Flight, answer: Answer) -> None:
         """To be called by a door for a flight's final answer, before it writes it: frees its place and counts it."""
@@ -137,7 +141,7 @@ class DataPlane:
 
     def abandon(self, flight: Flight) -> None:
         """The caller has left. The replica is told; nobody is called back."""
-        flight.on_failed = _nobody
+        flight.is_abandoned = True
         self._end(flight, Cancelled())
 
     def _dispatch(self, flight: Flight) -> None:
@@ -199,7 +203,8 @@ class DataPlane:
             flight.link.forget(flight)
         flight.endpoint.queue.leave(flight.key)
         self._count_failed(flight, error)
-        flight.on_failed(flight, error)
+        if not flight.is_abandoned:
+            flight.failed(error)
 
     def _count_failed(self, flight: Flight, error: SerinusError) -> None:
         variant = getattr(flight, "variant", None)
@@ -210,21 +215,10 @@ class DataPlane:
 
     async def infer(self, asked: Asked, reader: Reader) -> Done:
         """One request, one answer. Raises only errors of inference.errors; a caller who is cancelled abandons it."""
-        future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
-
-        def on_answer(flight: Flight, answer: Answer, body: memoryview) -> None:
-            if answer.final:
-                self.answered(flight, answer)
-                if not future.done():
-                    future.set_result(Done(flight.call, flight.variant, answer, body))
-
-        def on_failed(_flight: Flight, error: SerinusError) -> None:
-            if not future.done():
-                future.set_exception(error)
-
-        flight = self.start(asked, reader, on_answer, on_failed)
+        flight = _Awaited(self)
+        self.start(flight, asked, reader)
         try:
-            return await future
+            return await flight.future
         except asyncio.CancelledError:
             self.abandon(flight)
             raise
@@ -234,11 +228,11 @@ class DataPlane:
 
         A reader that falls behind by AHEAD_HIGH answers pauses the replica. Closing the iterator abandons the request.
         """
-        answers = _Answers(self)
-        flight = self.start(asked, reader, answers.came, answers.failed)
+        flight = _Streamed(self)
+        self.start(flight, asked, reader)
         try:
             while True:
-                found = await answers.next(flight)
+                found = await flight.next()
                 yield found
                 if found.answer.final:
                     return
@@ -255,44 +249,68 @@ class DataPlane:
         return total
 
 
-class _Answers:
-    """The answers of one streaming request that its reader has not taken yet."""
+class _Awaited(Flight):
+    """A request whose one answer ends `future`."""
+
+    __slots__ = ("_plane", "future")
 
     def __init__(self, plane: DataPlane) -> None:
+        super().__init__()
+        self._plane = plane
+        self.future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
+
+    def answered(self, answer: Answer, body: memoryview) -> None:
+        if answer.final:
+            self._plane.answered(self, answer)
+            if not self.future.done():
+                self.future.set_result(Done(self.call, self.variant, answer, body))
+        elif not self.future.done():
+            self._plane.abandon(self)
+            name = self.endpoint.route.name
+            self.future.set_exception(InvalidInput(f"model '{name}' gives several answers: ask for a stream"))
+
+    def failed(self, error: SerinusError) -> None:
+        if not self.future.done():
+            self.future.set_exception(error)
+
+
+class _Streamed(Flight):
+    """A request with any number of answers, and those of them that its reader has not taken yet."""
+
+    __slots__ = ("_is_paused", "_plane", "_waiting", "_wake")
+
+    def __init__(self, plane: DataPlane) -> None:
+        super().__init__()
         self._plane = plane
         self._waiting: deque[Done | SerinusError] = deque()
         self._wake = asyncio.Event()
         self._is_paused = False
 
-    def came(self, flight: Flight, answer: Answer, body: memoryview) -> None:
+    def answered(self, answer: Answer, body: memoryview) -> None:
         if answer.final:
-            self._plane.answered(flight, answer)
-        self._waiting.append(Done(flight.call, flight.variant, answer, body))
+            self._plane.answered(self, answer)
+        self._waiting.append(Done(self.call, self.variant, answer, body))
         self._wake.set()
-        if len(self._waiting) >= AHEAD_HIGH and not self._is_paused and not answer.final and flight.link is not None:
+        if len(self._waiting) >= AHEAD_HIGH and not self._is_paused and not answer.final and self.link is not None:
             self._is_paused = True
-            flight.link.pause(flight)
+            self.link.pause(self)
 
-    def failed(self, _flight: Flight, error: SerinusError) -> None:
+    def failed(self, error: SerinusError) -> None:
         self._waiting.append(error)
         self._wake.set()
 
-    async def next(self, flight: Flight) -> Done:
+    async def next(self) -> Done:
         """The next answer. Raises the error that ended the request."""
         while not self._waiting:
             self._wake.clear()
             await self._wake.wait()
         found = self._waiting.popleft()
-        if self._is_paused and len(self._waiting) <= AHEAD_LOW and flight.link is not None:
+        if self._is_paused and len(self._waiting) <= AHEAD_LOW and self.link is not None:
             self._is_paused = False
-            flight.link.resume(flight)
+            self.link.resume(self)
         if isinstance(found, SerinusError):
             raise found
         return found
-
-
-def _nobody(_flight: Flight, _error: SerinusError) -> None:
-    """Whom an abandoned request is told to."""
 
 
 def _set_deadline(flight: Flight, timeout_ms: int) -> None:

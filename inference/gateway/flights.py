@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -21,37 +22,39 @@ if TYPE_CHECKING:
 
 TICK_S = 0.01
 
-Answered = Callable[["Flight", "Answer", memoryview], None]
-Failed = Callable[["Flight", SerinusError], None]
 
-
-class Flight:
-    """One request. It ends with exactly one call of `on_failed`, or of `on_answer` with a final answer, unless it was
+class Flight(ABC):
+    """One request. It ends with exactly one call of `failed`, or of `answered` with a final answer, unless it was
     abandoned. started, deadline, held_until: seconds of the monotonic clock; held_until: while no replica is ready.
     """
 
     __slots__ = (
-        "call", "deadline", "endpoint", "has_ended", "held_until", "is_streaming", "key", "link", "number", "on_answer",
-        "on_failed", "parts", "retries", "started", "sticky", "variant",
+        "call", "deadline", "endpoint", "has_ended", "held_until", "is_abandoned", "key", "link", "number", "parts",
+        "retries", "started", "variant",
     )  # fmt: skip
 
-    def __init__(self, on_answer: Answered, on_failed: Failed, *, timeout_s: float = 30.0) -> None:
-        self.on_answer = on_answer
-        self.on_failed = on_failed
+    def __init__(self) -> None:
         self.started = time.monotonic()
-        self.deadline = self.started + timeout_s
+        self.deadline = self.started
         self.endpoint: Endpoint
         self.variant: Variant
         self.call: Call
         self.key = ""
-        self.sticky = ""
         self.link: Link | None = None
         self.number = 0
         self.retries = 0
         self.held_until = 0.0
         self.parts = 0  # answers so far
-        self.is_streaming = False
         self.has_ended = False
+        self.is_abandoned = False
+
+    @abstractmethod
+    def answered(self, answer: Answer, body: memoryview) -> None:
+        """An answer has come; `DataPlane.answered` is to be called for the final one."""
+
+    @abstractmethod
+    def failed(self, error: SerinusError) -> None:
+        """It has ended with `error`."""
 
     def remaining_s(self) -> float:
         return self.deadline - time.monotonic()

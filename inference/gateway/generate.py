@@ -20,6 +20,7 @@ from inference.gateway.calls import Call, InferBody, InputBody
 from inference.gateway.dataplane import Asked, DataPlane, Done
 from inference.gateway.parameters import Scalar
 from inference.gateway.predict import credential_of, timeout_of
+from inference.gateway.table import Variant
 from inference.gateway.web import JSON_TYPE, Headers, Part, Request, Response, Stream
 from inference.protocol.oip import Signature, TensorSpec
 
@@ -168,10 +169,11 @@ class Generate:
         caller, endpoint = self._plane.admit(request.name, credential_of(request.headers))
         session = request.headers.get(b"x-session-id", b"").decode("latin-1")
         sticky = session or caller.id or request.id
-        asked = Asked(caller, endpoint, request.number, sticky, timeout_of(request.headers), is_streaming=True)
+        asked = Asked(caller, endpoint, request.number, sticky, timeout_of(request.headers))
 
-        def reader(model: str, signature: Signature) -> Call:
-            call = read(request.body, model, signature)
+        def reader(variant: Variant) -> Call:
+            signature = variant.route.signature
+            call = read(request.body, request.name, signature)
             for spec in signature.outputs:
                 codec.refuse_in_json(spec.datatype, spec.name)
             call.traceparent = request.headers.get(b"traceparent", b"").decode("latin-1")

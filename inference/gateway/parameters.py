@@ -39,9 +39,7 @@ def sequence(given: dict[str, Scalar]) -> SequenceControl | None:
         assert isinstance(identity, int | str)
         return SequenceControl(identity, start, end)
     if start or end:
-        raise InvalidInput(
-            "a request that starts or ends a sequence must specify a non-zero or non-empty 'sequence_id'"
-        )
+        raise InvalidInput("'sequence_start' and 'sequence_end' need a non-zero or non-empty 'sequence_id' beside them")
     return None
 
 

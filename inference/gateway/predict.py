@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from itertools import count
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from inference.errors import InvalidInput, Malformed, SerinusError, ServerError
@@ -18,8 +18,9 @@ from inference.gateway.admission import Caller
 from inference.gateway.dataplane import Asked, DataPlane
 from inference.gateway.flights import Flight
 from inference.gateway.heads import Head
+from inference.gateway.plain import PlainForm
 from inference.gateway.shared_memory import Regions, Shared
-from inference.gateway.table import Endpoint, Snapshot
+from inference.gateway.table import Endpoint, Snapshot, Variant
 from inference.gateway.web import JSON_TYPE, Given, Headers, Part
 from inference.protocol.messages import Answer
 from inference.protocol.oip import Signature
@@ -31,7 +32,6 @@ MAX_TIMEOUT_MS = 86_400_000
 BINARY_TYPE = (b"content-type", b"application/octet-stream")
 _BEARER = "bearer "
 _EMPTY = memoryview(b"")
-_JSON_HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
 _log = logging.getLogger(__name__)
 
 
@@ -58,24 +58,24 @@ class Known:
     """What a head says to this door, as of one routing table."""
 
     __slots__ = (
-        "accepts", "caller", "encoding", "endpoint", "forwarded", "number", "session", "shared", "snapshot", "split",
-        "timeout_ms", "traceparent",
+        "accepts", "asked", "encoding", "expires_at_unix_s", "forwarded", "is_plain", "is_sticky", "shared", "snapshot",
+        "split", "traceparent",
     )  # fmt: skip
 
     def __init__(
         self, snapshot: Snapshot, caller: Caller, endpoint: Endpoint, number: int | None, headers: Given
     ) -> None:
         self.snapshot = snapshot
-        self.caller = caller
-        self.endpoint = endpoint
-        self.number = number
-        self.timeout_ms = timeout_of(headers)
+        self.expires_at_unix_s = caller.expires_at_unix_s
         session = headers.get(b"x-session-id")
-        self.session = session.decode("latin-1") if session else caller.id
+        sticky = session.decode("latin-1") if session else caller.id
+        self.is_sticky = bool(sticky) or endpoint.only is not None
+        self.asked = Asked(caller, endpoint, number, sticky, timeout_of(headers))
         self.split = _split_of(headers)
         self.encoding = headers.get(b"content-encoding", b"identity").lower()
         self.accepts = encodings.accepted(headers.get(b"accept-encoding", b""))
         self.traceparent = headers.get(b"traceparent", b"").decode("latin-1")
+        self.is_plain = self.split < 0 and self.encoding == b"identity" and not self.traceparent
         self.shared: Shared | None = None
         self.forwarded: dict[str, parameters.Scalar] = {}
 
@@ -107,7 +107,6 @@ class Predict:
         self._limit_bytes = limit_bytes
         self._regions = regions
         self._forward = forward
-        self._ids = count(1)
 
     def known(self, head: Head, name: str, number: int | None) -> Known:
         """Raises what is wrong with the head: Unauthenticated, Forbidden, NotFound, InvalidInput, Malformed."""
@@ -117,36 +116,29 @@ class Predict:
             known.shared = self._regions.of(caller.id)
         if self._forward is not None:
             known.forwarded = parameters.forwarded(head.headers, self._forward)
+            known.is_plain = known.is_plain and not known.forwarded
         return known
 
     def holds(self, known: Known | None) -> bool:
         """Whether what was found out is still so."""
-        return (
-            known is not None
-            and known.snapshot is self._plane.table.now
-            and known.caller.expires_at_unix_s > time.time()
-        )
+        return known is not None and known.snapshot is self._plane.table.now and known.expires_at_unix_s > time.time()
 
-    def begin(self, connection: Connection, known: Known, body: Part, request_id: str) -> None:
+    def begin(self, connection: Connection, known: Known, body: Part, request_id: bytes) -> None:
         """Sets a request on its way; its answer goes to `connection`. Raises what is wrong with it."""
         flying = _Flying(self._plane, connection, known, request_id)
+        asked = known.asked
         if known.encoding != b"identity":
             body = encodings.inflate(body, known.encoding, self._limit_bytes)
-        asked = Asked(known.caller, known.endpoint, known.number, known.session or request_id, known.timeout_ms)
-
-        def reader(model: str, signature: Signature) -> calls.Call:
-            call = _read(known, body, model, signature)
-            call.traceparent = known.traceparent
-            if known.forwarded:
-                call.parameters |= known.forwarded
-            return call
-
+        if not known.is_sticky:
+            asked = replace(asked, sticky=request_id.decode())
+        flying.body = body
         connection.owner = flying
         try:
-            flying.flight = self._plane.start(asked, reader, flying.answered, flying.failed)
+            self._plane.start(flying, asked, flying.read)
         except BaseException:
             connection.owner = None
             raise
+        flying.body = b""
 
 
 def _read(known: Known, body: Part, model: str, signature: Signature) -> calls.Call:
@@ -161,66 +153,78 @@ def _read(known: Known, body: Part, model: str, signature: Signature) -> calls.C
     return calls.read(calls.parse(view[:split]), view[split:], model, signature, shared=known.shared)
 
 
-class _Flying:
+class _Flying(Flight):
     """One request of one connection, on its way."""
 
-    __slots__ = ("_connection", "_known", "_plane", "_request_id", "flight")
+    __slots__ = ("_connection", "_form", "_known", "_plane", "_request_id", "body")
 
-    def __init__(self, plane: DataPlane, connection: Connection, known: Known, request_id: str) -> None:
+    def __init__(self, plane: DataPlane, connection: Connection, known: Known, request_id: bytes) -> None:
+        super().__init__()
         self._plane = plane
         self._connection = connection
         self._known = known
         self._request_id = request_id
-        self.flight: Flight | None = None
+        self._form: PlainForm | None = None
+        self.body: Part = b""
+
+    def read(self, variant: Variant) -> calls.Call:
+        """The call in its body."""
+        known = self._known
+        if known.is_plain and variant.plain is not None:
+            plain = variant.plain.read(self.body)
+            if plain is not None:
+                self._form = variant.plain
+                return plain
+            # others of this client will not be plain either
+            known.is_plain = False
+        call = _read(known, self.body, self.endpoint.route.name, variant.route.signature)
+        call.traceparent = known.traceparent
+        if known.forwarded:
+            call.parameters |= known.forwarded
+        return call
 
     def left(self) -> None:
         """The client closed its connection."""
-        if self.flight is not None:
-            self._plane.abandon(self.flight)
+        self._plane.abandon(self)
 
-    def answered(self, flight: Flight, answer: Answer, body: memoryview) -> None:
+    def answered(self, answer: Answer, body: memoryview) -> None:
         if not answer.final:
-            # more answers than one: not for this call; what comes is dropped
-            self._plane.abandon(flight)
-            error = InvalidInput(
-                f"model '{flight.endpoint.route.name}' gives several answers: use generate_stream or gRPC"
-            )
-            self._problem(error)
+            self._plane.abandon(self)
+            name = self.endpoint.route.name
+            self._problem(InvalidInput(f"model '{name}' gives several answers: use generate_stream or gRPC"))
             return
-        self._plane.answered(flight, answer)
+        self._plane.answered(self, answer)
         try:
-            self._write(flight, answer, body)
+            self._write(answer, body)
         except SerinusError as error:
             self._problem(error)
         except Exception:  # noqa: BLE001 (logged in full; the client gets one fixed sentence)
-            _log.exception("request %s: its answer could not be written", self._request_id)
+            _log.exception("request %s: its answer could not be written", self._request_id.decode())
             self._problem(ServerError())
 
-    def failed(self, _flight: Flight, error: SerinusError) -> None:
+    def failed(self, error: SerinusError) -> None:
         self._problem(error)
 
     def _problem(self, error: SerinusError) -> None:
-        headers = [*problems.headers_of(error), (b"x-request-id", self._request_id.encode())]
+        headers = [*problems.headers_of(error), (b"x-request-id", self._request_id)]
         self._connection.respond(problems.status_of(error), headers, problems.body_of(error))
 
-    def _write(self, flight: Flight, answer: Answer, body: memoryview) -> None:
-        variant, call, connection = flight.variant, flight.call, self._connection
+    def _write(self, answer: Answer, body: memoryview) -> None:
+        connection, accepts = self._connection, self._known.accepts
+        if self._form is not None and connection.is_plain and not accepts:
+            data = self._form.write(self.call, answer, body, self._request_id)
+            if data is not None:
+                connection.write_answer(data)
+                return
+        variant = self.variant
         text, parts = calls.write(
-            call,
-            flight.endpoint.route.name,
-            variant.version,
-            answer.tensors,
-            body,
+            self.call, self.endpoint.route.name, variant.version, answer.tensors, body,
             parameters=answer.parameters or None,
-        )
-        own = b"x-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (self._request_id.encode(), len(text))
-        if call.binary is not None and not parts and connection.is_plain and not self._known.accepts:
-            connection.write_answer(b"".join((_JSON_HEAD, variant.lines, own, text)))
-            return
-        headers: Headers = [(b"x-request-id", self._request_id.encode()), *variant.headers]
-        if call.binary is None or parts:
+        )  # fmt: skip
+        headers: Headers = [(b"x-request-id", self._request_id), *variant.headers]
+        if self.call.binary is None or parts:
             headers += (BINARY_TYPE, (b"inference-header-content-length", str(len(text)).encode()))
-            connection.respond(200, *encodings.deflated(headers, [text, *parts], self._known.accepts))
+            connection.respond(200, *encodings.deflated(headers, [text, *parts], accepts))
         else:
             headers.append(JSON_TYPE)
-            connection.respond(200, *encodings.deflated(headers, [text], self._known.accepts))
+            connection.respond(200, *encodings.deflated(headers, [text], accepts))

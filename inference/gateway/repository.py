@@ -7,6 +7,7 @@ the console is away the answer is a typed 503, and predictions go on.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any
 
 import httpx
@@ -55,6 +56,7 @@ class Repository:
 
     async def _ask(self, request: Request, deadline_s: float) -> tuple[int, bytes]:
         if self._client is None:
+            logging.getLogger("httpx").setLevel(logging.WARNING)  # it would write every address
             self._client = httpx.AsyncClient(trust_env=False, follow_redirects=False)
         given = request.headers
         headers = {name: given[name.encode()].decode("latin-1") for name in _PASSED if name.encode() in given}

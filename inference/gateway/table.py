@@ -25,6 +25,7 @@ from redis.exceptions import RedisError
 from inference.errors import NotFound
 from inference.gateway.admission import Keys, Limiter, Queue
 from inference.gateway.connections import Link, Pool
+from inference.gateway.plain import PlainForm, form_of
 from inference.gateway.router import newest
 from inference.protocol import routes
 from inference.protocol.routes import EndpointRoute, RoutingTable, VariantRoute
@@ -36,7 +37,7 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class Variant:
     """A version behind an endpoint, with its links, the key of its sums and what its answers carry; `lines` are the
-    headers as they stand in an answer.
+    headers as they stand in an answer, `plain` the form of its plain requests.
     """
 
     route: VariantRoute
@@ -45,6 +46,7 @@ class Variant:
     key: tuple[str, int, str]
     headers: list[tuple[bytes, bytes]]
     lines: bytes
+    plain: PlainForm | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,13 +128,15 @@ class Table:
             (b"x-model-version", number.encode()),
             (b"x-rollout-arm", route.arm.encode("ascii", "replace")),
         ]
+        lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
         return Variant(
             route,
             [self._pool.link(replica) for replica in newest(route.replicas)],
             number,
             (endpoint.name, route.version, route.arm),
             headers,
-            b"".join(name + b": " + value + b"\r\n" for name, value in headers),
+            lines,
+            form_of(route.signature, endpoint.name, number, lines),
         )
 
     def load(self) -> None:

@@ -31,7 +31,7 @@ from inference.gateway import calls, codec, sockets
 from inference.gateway.dataplane import Asked, DataPlane, Done
 from inference.gateway.heads import Head
 from inference.gateway.predict import credential_of, timeout_of
-from inference.protocol.oip import Signature
+from inference.gateway.table import Variant
 
 if TYPE_CHECKING:
     from inference.gateway.http import Connection
@@ -170,8 +170,8 @@ class _Stream:
     # -- answering -------------------------------------------------------------------------------------------------
 
     async def _infer(self, body: FrameBody, rest: memoryview, *, binary: bool) -> None:
-        def reader(model: str, signature: Signature) -> calls.Call:
-            call = calls.read(body, rest, model, signature, binary=binary)
+        def reader(variant: Variant) -> calls.Call:
+            call = calls.read(body, rest, self.name, variant.route.signature, binary=binary)
             if not binary and (call.binary is None or call.binary):
                 raise InvalidInput("binary outputs are sent only in answer to a binary frame")
             return call

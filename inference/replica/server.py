@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 PAUSE_READING_BYTES = 8 << 20
 MAX_UNSENT_BYTES = 512 << 20
 FLUSH_STEP_S = 0.005
+FLUSH_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,12 +100,18 @@ class Server:
             connection.cut()
 
 
-class Connection(asyncio.Protocol):
-    """One gateway's connection; many requests are under way on it at once."""
+class Connection(asyncio.BufferedProtocol):
+    """One gateway's connection; many requests are under way on it at once. What is said in one turn of the event loop
+    leaves together.
+    """
 
     def __init__(self, server: Server) -> None:
         self._server = server
+        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
+        self._requests = checks.Requests(server.served.signature, server.served.model)
+        self._out: list[bytes | memoryview] = []
+        self._out_bytes = 0
         self._decoder: Decoder[ToReplica] = Decoder(ToReplica)
         self._tickets: dict[int, Ticket] = {}
         self._is_open = False
@@ -112,7 +119,7 @@ class Connection(asyncio.Protocol):
     @property
     def unsent(self) -> int:
         """Bytes that wait for the peer to read."""
-        return self._transport.get_write_buffer_size() if self._is_open else 0
+        return self._out_bytes + self._transport.get_write_buffer_size() if self._is_open else 0
 
     # What the event loop calls
 
@@ -139,9 +146,12 @@ class Connection(asyncio.Protocol):
     def resume_writing(self) -> None:
         self._transport.resume_reading()
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._decoder.buffer()
+
+    def buffer_updated(self, nbytes: int) -> None:
         try:
-            for message, body in self._decoder.feed(data):
+            for message, body in self._decoder.received(nbytes):
                 self._handle(message, body)
         except ClientError as error:
             log.warning("a connection was cut: %s", error.message)
@@ -171,7 +181,7 @@ class Connection(asyncio.Protocol):
             self._refuse(request.id, InvalidInput("the id of a request that is under way was used again"))
             return
         try:
-            inputs, rows = checks.read(self._server.served.signature, self._server.served.model, request, body)
+            inputs, rows = self._requests.read(request, body)
             now = time.monotonic()
             ticket = Ticket(
                 inputs,
@@ -254,7 +264,23 @@ class Connection(asyncio.Protocol):
     def _write(self, *parts: bytes | memoryview) -> None:
         if not self._is_open:
             return
-        self._transport.writelines(parts)
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out += parts
+        for part in parts:
+            self._out_bytes += len(part)
+        if self._out_bytes > FLUSH_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        out, size = self._out, self._out_bytes
+        self._out, self._out_bytes = [], 0
+        if not self._is_open or not out:
+            return
+        if size <= FLUSH_BYTES:
+            self._transport.write(b"".join(out))
+        else:
+            self._transport.writelines(out)
         if self.unsent > MAX_UNSENT_BYTES:
             log.warning("a connection was cut: its peer does not read")
             self.cut()

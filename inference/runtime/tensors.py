@@ -20,6 +20,7 @@ from inference.protocol.oip import DATATYPES, MAX_RANK, Signature, TensorSpec
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 _LENGTH = struct.Struct("<I")
+SMALL_BYTES = 4096  # a copy of so much costs less than a view
 _NUMPY: dict[str, np.dtype[Any]] = {
     name: np.dtype(kind).newbyteorder("<") for name, (_, kind) in DATATYPES.items() if kind
 }
@@ -63,9 +64,11 @@ def from_bytes(datatype: str, shape: Sequence[int], data: bytes | bytearray | me
 
 
 def to_bytes(datatype: str, array: Array) -> bytes | memoryview:
-    """The array's elements, little-endian and row-major; a view of its memory where it already lies that way."""
+    """The array's elements, little-endian and row-major; a view of its memory where it lies that way and is large."""
     if datatype == "BYTES":
         return b"".join(_strings(array))
+    if array.nbytes <= SMALL_BYTES and array.dtype == _NUMPY.get(datatype):
+        return array.tobytes()
     fitting = np.ascontiguousarray(array, dtype=numpy_dtype(datatype))
     flat: Any = fitting.reshape(-1).view("u1")
     return memoryview(flat)

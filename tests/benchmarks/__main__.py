@@ -26,6 +26,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "platform"), str(Path(__file__).parent)]
 
+import bench_predict  # noqa: E402
 import loadgen  # noqa: E402
 import open_loop  # noqa: E402
 
@@ -154,7 +155,8 @@ def measure(report: Report, house: House, windows: Windows) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         mlp(Path(folder) / "mlp")
         artifacts.minilm(Path(folder) / "minilm")
-        versions = {name: house.upload(name, Path(folder) / name) for name in ("mlp", "minilm")}
+        bench_predict.identity(Path(folder) / "same")
+        versions = {name: house.upload(name, Path(folder) / name) for name in ("mlp", "minilm", "same")}
     for name, version in versions.items():
         assert version["status"] == "ready", version
         house.deploy(name, version["number"])
@@ -163,6 +165,18 @@ def measure(report: Report, house: House, windows: Windows) -> dict:
     for name, bodies in work.items():
         house.serves(name, bodies[0])
     loads = {name: framed(house, name, bodies) for name, bodies in work.items()}
+
+    url, requests = loads["mlp"]
+    report.say("## One row a request: tiny MLP, JSON, gateway and replica on one core (pinned) and on all (free)\n")
+    report.head(
+        "mode", "connections", "req/s", "p50 ms", "p99 ms", "CPU ms/req", "server cores", "client cores", "errors"
+    )
+    bench_predict.rates(report, url, requests, server_pids(house), windows.closed_s)
+    report.say("\n## Large tensors there and back (identity model, binary), beside a memcpy of the same bytes\n")
+    report.head("size", "ms", "MB/s (both ways)", "memcpy MB/s", "times two memcpys")
+    same = versions["same"]["signature"]["inputs"][0]["name"]
+    bench_predict.tensors(report, f"{house.gateway_url}/v2/models/same/infer", house.key, same)
+    report.say()
 
     report.say("## Closed loop: the whole stack beside a bare ASGI echo\n")
     report.head("what", "connections", "req/s", "p50 ms", "p99 ms", "server CPU ms/req", "client cores", "errors")

@@ -1,101 +1,90 @@
-import asyncio
+"""The memory of request bodies: what counts, what is refused, what is given back; and bodies that come in chunks."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from inference.errors import Malformed, Overloaded, TooLarge
-from inference.gateway.bodies import HELD_BODIES, MAX_CHUNKS, SMALL_BYTES, Bodies, Body
+from inference.gateway.bodies import HELD_BODIES, SMALL_BYTES, Bodies, Held
+from inference.gateway.chunks import MAX_CHUNKS, MAX_LINE_BYTES, MAX_TRAILER_BYTES, Chunked
 
 LIMIT = 1 << 20
 
 
-def receiver(*parts):
-    """An ASGI receive that gives these pieces; None is a client who left."""
-    left = [
-        {"type": "http.disconnect"} if part is None else {"type": "http.request", "body": part, "more_body": True}
-        for part in parts
-    ]
-    if left and left[-1]["type"] == "http.request":
-        left[-1]["more_body"] = False
-    queue = iter(left)
-
-    async def receive():
-        return next(queue)
-
-    return receive
-
-
-async def read(bodies, *parts, announced=-1):
-    body = Body(bodies)
-    return body, await body.read(announced, receiver(*parts))
-
-
-async def test_pieces_become_one_body_and_small_ones_do_not_count():
+def test_small_bodies_do_not_count_and_large_ones_are_given_back():
     bodies = Bodies(LIMIT)
-    _, found = await read(bodies, b"ab", b"", b"c")
-    assert (found, bodies.held_bytes) == (b"abc", 0)
-
-
-async def test_what_a_large_body_holds_is_given_back():
-    bodies = Bodies(LIMIT)
-    body, found = await read(bodies, bytes(SMALL_BYTES), bytes(10))
-    assert (len(found), bodies.held_bytes) == (SMALL_BYTES + 10, SMALL_BYTES + 10)
-    body.release()
-    body.release()
+    one = Held(bodies)
+    one.grow(SMALL_BYTES)
+    assert bodies.held_bytes == 0
+    one.grow(SMALL_BYTES + 1)
+    one.grow(LIMIT)
+    assert bodies.held_bytes == LIMIT
+    one.release()
+    one.release()
     assert bodies.held_bytes == 0
 
 
-@pytest.mark.parametrize("parts", [[bytes(LIMIT + 1)], [bytes(LIMIT), b"x"], [b"x"] * (LIMIT // 4) + [bytes(LIMIT)]])
-async def test_a_body_beyond_the_limit_is_refused_and_holds_no_more_than_it(parts):
+def test_the_limit_itself_is_fine_and_one_more_is_not():
+    held = Held(Bodies(LIMIT))
+    held.grow(LIMIT)
+    with pytest.raises(TooLarge):
+        held.grow(LIMIT + 1)
+
+
+def test_all_bodies_together_are_bounded_while_they_come():
     bodies = Bodies(LIMIT)
-    with pytest.raises(TooLarge):
-        await read(bodies, *parts)
-    assert bodies.held_bytes <= LIMIT
+    many = [Held(bodies) for _ in range(HELD_BODIES)]
+    for one in many:
+        one.grow(LIMIT)
+    with pytest.raises(Overloaded):
+        Held(bodies).grow(SMALL_BYTES + 1)
+    many[0].release()
+    Held(bodies).grow(SMALL_BYTES + 1)
 
 
-async def test_the_limit_itself_is_fine():
-    assert len((await read(Bodies(LIMIT), bytes(LIMIT)))[1]) == LIMIT
+def chunked(pieces, trailer=b""):
+    return b"".join(b"%x;a=b\r\n%b\r\n" % (len(piece), piece) for piece in pieces) + b"0\r\n" + trailer + b"\r\n"
 
 
-async def test_what_says_it_is_too_large_is_not_read():
-    async def receive():
-        raise AssertionError("it was read")
+def read(data, cuts, limit=LIMIT):
+    machine, at, turn = Chunked(Bodies(limit)), 0, 0
+    while at < len(data):
+        step = cuts[turn % len(cuts)]
+        body = machine.feed(data[at : at + step])
+        at, turn = at + step, turn + 1
+        if body is not None:
+            return body, machine.rest + data[at:]
+    return None, b""
 
-    with pytest.raises(TooLarge):
-        await Body(Bodies(LIMIT)).read(LIMIT + 1, receive)
+
+@given(st.lists(st.binary(min_size=1, max_size=40)), st.lists(st.integers(1, 30), min_size=1), st.binary(max_size=20))
+def test_chunks_survive_any_cutting(pieces, cuts, after):
+    data = chunked(pieces, b"x-trailer: y\r\n") + after
+    assert read(data, cuts) == (b"".join(pieces), after)
 
 
-async def test_too_many_pieces_and_an_early_end():
-    with pytest.raises(TooLarge):
-        await read(Bodies(LIMIT), *[b""] * (MAX_CHUNKS + 2))
+@given(st.binary(max_size=60), st.lists(st.integers(1, 30), min_size=1))
+def test_noise_is_refused_or_waits(noise, cuts):
+    try:
+        read(noise, cuts)
+    except (Malformed, TooLarge):
+        return
+
+
+@pytest.mark.parametrize(
+    "data", [b"z\r\n", b"-1\r\n", b"0x1\r\n", b"1\r\nab\r\n", b"1\r\na\n\r\n", b"123456789\r\n", b" 1\r\n"]
+)
+def test_broken_chunks_are_refused(data):
     with pytest.raises(Malformed):
-        await read(Bodies(LIMIT), b"a", None)
+        read(data, [1000])
 
 
-async def test_all_bodies_together_are_bounded_while_they_come():
-    """Nobody has finished yet; a small body passes still."""
-    bodies = Bodies(LIMIT)
-    stuck = asyncio.Event()
-    refused = 0
-
-    async def slow():
-        sent = iter([bytes(LIMIT - 1)])
-
-        async def receive():
-            for part in sent:
-                return {"type": "http.request", "body": part, "more_body": True}
-            await stuck.wait()
-            raise AssertionError
-
-        await Body(bodies).read(LIMIT, receive)
-
-    tasks = [asyncio.ensure_future(slow()) for _ in range(HELD_BODIES + 4)]
-    await asyncio.sleep(0)
-    for task in tasks:
-        if task.done():
-            assert isinstance(task.exception(), Overloaded)
-            refused += 1
-        else:
-            task.cancel()
-    assert refused == 4
-    assert bodies.held_bytes <= LIMIT * HELD_BODIES
-    assert (await read(bodies, b"small"))[1] == b"small"
+def test_chunks_are_bounded_in_size_number_and_lines():
+    with pytest.raises(TooLarge):
+        read(b"%x\r\n" % (LIMIT + 1), [100])
+    with pytest.raises(TooLarge, match="chunks"):
+        read(b"1\r\na\r\n" * (MAX_CHUNKS + 1), [1 << 16])
+    with pytest.raises(TooLarge, match="line"):
+        read(b"1;" + b"a" * MAX_LINE_BYTES, [1 << 16])
+    with pytest.raises(TooLarge, match="line"):
+        read(b"0\r\nx: " + b"a" * MAX_TRAILER_BYTES, [1 << 16])

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from inference.errors import ClientError, InvalidInput, Malformed, Unsupported
 from inference.gateway import calls, codec
+from inference.gateway.shared_memory import Regions
 from inference.protocol.messages import TensorHeader
-from inference.protocol.oip import Signature, TensorSpec
+from inference.protocol.oip import DATATYPES, Signature, TensorSpec
 
 EMPTY = memoryview(b"")
 SIGNATURE = Signature(
@@ -138,7 +139,7 @@ def test_a_bool_is_zero_or_one():
 
 def test_a_call_holds_headers_bytes_and_parameters():
     call = read({"id": "7", "inputs": [x()], "parameters": {"timeout": 5000, "priority": 1}})
-    assert (call.id, call.timeout_us, call.parameters) == ("7", 5000, {"priority": 1})
+    assert (call.id, call.timeout_us, call.priority, call.parameters) == ("7", 5000, 1, {})
     assert call.tensors == [TensorHeader("x", "FP32", [1, 3], 12)]
     assert call.body == [struct.pack("<3f", 1, 2, 3)]
 
@@ -188,11 +189,103 @@ def test_binary_inputs_are_cut_from_the_rest():
             read({"inputs": [head | {"parameters": {"binary_data_size": size}}]}, data)
 
 
-def test_shared_memory_and_classification_are_unsupported():
-    with pytest.raises(Unsupported):
-        read({"inputs": [x(parameters={"shared_memory_region": "r"})]})
-    with pytest.raises(Unsupported):
-        read({"inputs": [x()], "outputs": [{"name": "y", "parameters": {"classification": 2}}]})
+def test_shared_memory_is_unsupported_where_it_is_not_allowed():
+    region = {"shared_memory_region": "r", "shared_memory_byte_size": 12}
+    with pytest.raises(Unsupported, match="--allow-client-shm"):
+        read({"inputs": [x(parameters=region)]})
+    with pytest.raises(Unsupported, match="--allow-client-shm"):
+        read({"inputs": [x()], "outputs": [{"name": "y", "parameters": region}]})
+
+
+@pytest.fixture
+def shared(tmp_path):
+    (tmp_path / "serinus-client-a").write_bytes(struct.pack("<3f", 1, 2, 3) + bytes(100))
+    regions = Regions(1 << 20, tmp_path)
+    regions.register("k", "r", "/serinus-client-a", 0, 100)
+    return regions.of("k")
+
+
+def test_tensors_come_from_shared_memory_and_go_there(shared, tmp_path):
+    given = {"name": "x", "shape": [1, 3], "datatype": "FP32"}
+    region = {"shared_memory_region": "r", "shared_memory_byte_size": 12}
+    outputs = [{"name": "y", "parameters": region | {"shared_memory_offset": 20}}]
+    call = read({"inputs": [given | {"parameters": region}], "outputs": outputs}, shared=shared)
+    assert bytes(call.body[0]) == struct.pack("<3f", 1, 2, 3)
+    assert call.binary == frozenset()
+    text, parts = calls.write(call, "m", "1", [TensorHeader("y", "FP32", [1, 2], 8)], memoryview(b"abcdefgh"))
+    assert msgspec.json.decode(text)["outputs"] == [
+        {
+            "name": "y", "datatype": "FP32", "shape": [1, 2],
+            "parameters": {"shared_memory_region": "r", "shared_memory_offset": 20, "shared_memory_byte_size": 8},
+        }
+    ]  # fmt: skip
+    assert parts == []
+    assert (tmp_path / "serinus-client-a").read_bytes()[20:28] == b"abcdefgh"
+    for both in ({"data": [1, 2, 3]}, {"parameters": region | {"binary_data_size": 12}}):
+        with pytest.raises(ClientError, match="both"):
+            read({"inputs": [given | {"parameters": region} | both]}, shared=shared)
+    with pytest.raises(InvalidInput, match="binary data"):
+        read({"inputs": [given | {"parameters": region | {"shared_memory_byte_size": 16}}]}, shared=shared)
+    for more in ({"classification": 1}, {"binary_data": True}):
+        with pytest.raises(InvalidInput, match="shared memory"):
+            read({"inputs": [x()], "outputs": [{"name": "y", "parameters": region | more}]}, shared=shared)
+
+
+def test_a_ranked_output_is_texts_in_json_or_bytes():
+    named = msgspec.structs.replace(SIGNATURE, labels=["cat", "dog"])
+    header = [TensorHeader("y", "FP32", [2, 2], 16)]
+    body = memoryview(struct.pack("<4f", 0.5, 2, 7, 1))
+    for binary in (False, True):
+        outputs = [{"name": "y", "parameters": {"classification": 1, "binary_data": binary}}]
+        call = read({"inputs": [x([1.0] * 6, [2, 3])], "outputs": outputs}, signature=named)
+        text, parts = calls.write(call, "m", "1", header, body)
+        told = msgspec.json.decode(text)["outputs"][0]
+        assert (told["datatype"], told["shape"]) == ("BYTES", [2, 1])
+        data = codec.to_json(memoryview(b"".join(parts)), "BYTES", "y") if binary else told["data"]
+        assert data == ["2.000000:1:dog", "7.000000:0:cat"]
+    with pytest.raises(InvalidInput, match="unsupported type 'FP16'"):
+        read(
+            {"inputs": [{"name": "a", "shape": [2], "datatype": "INT64", "data": [1, 2]},
+                        {"name": "b", "shape": [0], "datatype": "BYTES", "data": []}],
+             "outputs": [{"name": "y", "parameters": {"classification": 1}}]},
+            signature=PAIR,
+        )  # fmt: skip
+
+
+ELEMENTS = {
+    "BOOL": st.booleans(),
+    "BYTES": st.text(max_size=8),
+    "FP32": st.floats(width=32, allow_nan=False, allow_infinity=False),
+    "FP64": st.floats(allow_nan=False, allow_infinity=False),
+} | {
+    f"{sign}INT{bits}": st.integers(*((0, 2**bits - 1) if sign else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)))
+    for sign in ("", "U")
+    for bits in (8, 16, 32, 64)
+}
+
+
+@pytest.mark.parametrize("datatype", sorted(ELEMENTS))
+@given(data=st.data())
+def test_every_datatype_survives_json_and_bytes(datatype, data):
+    values = data.draw(st.lists(ELEMENTS[datatype], max_size=12))
+    signature = Signature([TensorSpec("x", datatype, [-1])], [TensorSpec("x", datatype, [-1])])
+    given_json = {"name": "x", "shape": [len(values)], "datatype": datatype, "data": values}
+    call = read({"inputs": [given_json]}, signature=signature)
+    packed = b"".join(call.body)
+    text, _ = calls.write(call, "m", "1", call.tensors, memoryview(packed))
+    assert msgspec.json.decode(text)["outputs"][0]["data"] == values
+    head = {"name": "x", "shape": [len(values)], "datatype": datatype, "parameters": {"binary_data_size": len(packed)}}
+    again = read({"inputs": [head], "parameters": {"binary_data_output": True}}, packed, signature)
+    assert b"".join(calls.write(again, "m", "1", again.tensors, memoryview(packed))[1]) == packed
+
+
+@pytest.mark.parametrize("datatype", ["FP16", "BF16"])
+def test_half_floats_survive_as_bytes(datatype):
+    signature = Signature([TensorSpec("x", datatype, [-1])], [TensorSpec("x", datatype, [-1])])
+    head = {"name": "x", "shape": [3], "datatype": datatype, "parameters": {"binary_data_size": 6}}
+    call = read({"inputs": [head], "parameters": {"binary_data_output": True}}, b"abcdef", signature)
+    _, parts = calls.write(call, "m", "1", call.tensors, memoryview(b"".join(call.body)))
+    assert b"".join(parts) == b"abcdef"
 
 
 def test_wanted_outputs_are_checked():
@@ -240,7 +333,7 @@ def test_a_timeout_that_is_no_number_of_microseconds_is_refused(value):
 
 def test_parameters_fit_64_bits():
     with pytest.raises(InvalidInput, match="64 bits"):
-        read({"inputs": [x()], "parameters": {"seed": 2**63}})
+        read({"inputs": [x()], "parameters": {"seed": 2**64}})
 
 
 def mutate(rng, data):
@@ -288,10 +381,38 @@ SEEDS = [
         b"\3\0\0\0abc\0\0\0\0",
         PAIR,
     ),
-]
+    (
+        msgspec.json.encode(
+            {
+                "inputs": [x()],
+                "parameters": {"sequence_id": 3, "sequence_start": True, "priority": "1", "mine": 0.5},
+                "outputs": [{"name": "y", "parameters": {"classification": 1, "binary_data": True}}],
+            }
+        ),
+        b"",
+        SIGNATURE,
+    ),
+    (
+        msgspec.json.encode(
+            {
+                "inputs": [
+                    {
+                        "name": "x", "shape": [1, 3], "datatype": "FP32",
+                        "parameters": {"shared_memory_region": "r", "shared_memory_byte_size": 12},
+                    }
+                ],
+                "outputs": [
+                    {"name": "y", "parameters": {"shared_memory_region": "r", "shared_memory_byte_size": 8}}
+                ],
+            }
+        ),
+        b"",
+        SIGNATURE,
+    ),
+]  # fmt: skip
 
 
-def test_ten_thousand_mutations_raise_nothing_but_typed_errors():
+def test_ten_thousand_mutations_raise_nothing_but_typed_errors(shared):
     rng = random.Random(20_20)
     read_well = 0
     for turn in range(10_000):
@@ -300,13 +421,33 @@ def test_ten_thousand_mutations_raise_nothing_but_typed_errors():
         split = len(head) if rng.random() < 0.7 else rng.randrange(len(whole) + 1)
         view = memoryview(whole)
         try:
-            calls.read(calls.parse(view[:split]), view[split:], "m", signature)
+            calls.read(calls.parse(view[:split]), view[split:], "m", signature, shared=shared)
             read_well += 1
         except ClientError:
             pass
         except Exception as error:
             pytest.fail(f"seed 2020, turn {turn}: {error!r} for {whole!r}")
     assert 0 < read_well < 10_000
+
+
+def test_five_thousand_raw_bodies_raise_nothing_but_typed_errors():
+    rng = random.Random(20_21)
+    signatures = [
+        Signature([TensorSpec("x", datatype, shape)], [TensorSpec("y", "FP32", [1])], max_batch_size=batch)
+        for datatype in DATATYPES
+        for shape, batch in (([-1, 3], 4), ([-1], 0), ([2, -1], 0), ([-1, -1], 0), ([], 0), ([0], 0))
+    ]
+    read_well = 0
+    for turn in range(5000):
+        body = rng.randbytes(rng.randrange(64))
+        try:
+            calls.read_raw(memoryview(body), "m", signatures[turn % len(signatures)])
+            read_well += 1
+        except ClientError:
+            pass
+        except Exception as error:
+            pytest.fail(f"seed 2021, turn {turn}: {error!r} for {body!r}")
+    assert 0 < read_well < 5000
 
 
 LONG = b"[" + b"1.5," * 50_000 + b"1.5]"

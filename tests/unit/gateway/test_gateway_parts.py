@@ -1,16 +1,12 @@
-"""Deadlines, telemetry, the table, the WebSocket's heart and the frames that close it."""
+"""Telemetry, the table, the addresses, the words of errors."""
 
 import asyncio
-import time
 
 import msgspec
 import pytest
 
 from inference.errors import (
     BY_CODE,
-    Cancelled,
-    DeadlineExceeded,
-    Draining,
     InvalidInput,
     Malformed,
     ModelFailed,
@@ -18,9 +14,9 @@ from inference.errors import (
     SerinusError,
     by_code,
 )
-from inference.gateway import app, problems, sockets, websocket
+from inference.gateway import app, doors, problems, websocket
 from inference.gateway.connections import Pool, fault_error
-from inference.gateway.deadlines import Deadlines
+from inference.gateway.rest import Rest
 from inference.gateway.table import Table
 from inference.gateway.telemetry import BUFFER_MAXLEN, Telemetry
 from inference.protocol import routes
@@ -76,50 +72,6 @@ async def test_the_last_table_is_loaded_from_disk(table, tmp_path):
     assert three.now.generation == -1
 
 
-async def test_a_deadline_fails_what_waits():
-    deadlines = Deadlines()
-    ticket = deadlines.open(0.03)
-    ticket.waiting = asyncio.get_running_loop().create_future()
-    with pytest.raises(DeadlineExceeded):
-        await asyncio.wait_for(ticket.waiting, 1)
-    deadlines.close(ticket)
-    assert len(deadlines) == 0
-
-
-async def test_a_stalled_reader_is_cancelled():
-    deadlines = Deadlines()
-    ticket = deadlines.open(0.03)
-    ticket.reader = asyncio.create_task(asyncio.sleep(10))
-    with pytest.raises(asyncio.CancelledError):
-        await ticket.reader
-    assert isinstance(ticket.error, DeadlineExceeded)
-
-
-async def test_a_caller_who_leaves_is_noticed():
-    messages = iter([{"type": "http.request"}, {"type": "http.disconnect"}])
-
-    async def receive():
-        return next(messages)
-
-    deadlines = Deadlines()
-    ticket = deadlines.open(10, receive)
-    ticket.waiting = asyncio.get_running_loop().create_future()
-    with pytest.raises(Cancelled):
-        await asyncio.wait_for(ticket.waiting, 1)
-    deadlines.close(ticket)
-
-
-async def test_all_may_be_failed_at_once():
-    deadlines = Deadlines()
-    tickets = [deadlines.open(10) for _ in range(3)]
-    for ticket in tickets:
-        ticket.waiting = asyncio.get_running_loop().create_future()
-    deadlines.fail_all(Draining())
-    for ticket in tickets:
-        with pytest.raises(Draining):
-            await ticket.waiting
-
-
 def test_sums_become_numbered_samples():
     telemetry = Telemetry("g")
     for ms in (1.0, 2.0, 400.0):
@@ -158,29 +110,36 @@ def test_every_error_code_has_a_status():
 
 
 @pytest.mark.parametrize(
-    ("path", "route"),
+    ("path", "place"),
     [
         ("/v2/models/a.b-c_1/infer", ("infer", "a.b-c_1", None)),
         ("/v2/models/a/versions/12/infer", ("infer", "a", 12)),
         ("/v2/models/a/versions/12", ("model", "a", 12)),
-        ("/v2/models/a/ready", ("model_ready", "a", None)),
-        ("/v2/health/live", ("live", "", None)),
-        ("/v2/models/a/generate_stream", ("later", "a", None)),
-        ("/v2/repository/index", ("later", "", None)),
+        ("/v2/models/a/ready", ("ready", "a", None)),
+        ("/v2/health/live", ("/v2/health/live", "", None)),
+        ("/x/7", ("x", "", None)),
     ],
 )
-def test_paths_are_parsed(path, route):
-    assert app.parse(path) == route
+def test_paths_are_parsed(table_of_doors, path, place):
+    found = table_of_doors.find(path)
+    assert (found.what, found.name, found.number) == place
 
 
 @pytest.mark.parametrize(
     "path",
     ["", "/v2/models/", "/v2/models/../x", "/v2/models/a\0", "/v2/models/é", "/v2/models/a/versions/", "/v2/models/" + "a" * 129,
-     "/v2/models/a/versions/-1", "/v2/models/a/versions/1/versions/2", "/v2/models/a\n", "/v2/models/.hidden/infer"],
+     "/v2/models/a/versions/-1", "/v2/models/a/versions/1/versions/2", "/v2/models/a\n", "/v2/models/.hidden/infer", "/x/y"],
 )  # fmt: skip
-def test_strange_paths_are_not_found(path):
+def test_strange_paths_are_not_found(table_of_doors, path):
     with pytest.raises(NotFound, match="Not Found"):
-        app.parse(path)
+        table_of_doors.find(path)
+
+
+@pytest.fixture
+def table_of_doors():
+    found = doors.open_all(Rest(None, server_name="s", max_body_bytes=10))
+    found.pattern("x", r"/x/([0-9]+)", app.GET, None)
+    return found
 
 
 def test_binary_frames_are_split():
@@ -189,61 +148,6 @@ def test_binary_frames_are_split():
     for data in (b"", b"\1", b"\3\0\0\0{}", b"\xff\xff\xff\xff"):
         with pytest.raises(Malformed):
             websocket.split(data)
-
-
-class Plane:
-    draining = False
-
-
-async def test_the_heart_of_a_stream_beats(monkeypatch):
-    sent, cut = [], []
-
-    async def send(message):
-        sent.append(message)
-
-    monkeypatch.setattr(sockets, "close", sent.append)
-    monkeypatch.setattr(sockets, "cut", cut.append)
-    stream = websocket._Stream(Plane(), send, "e", None)
-    stream.peer, stream.pings = ("1.2.3.4", 5), True
-    start = stream.heard
-    assert stream.beat(start + 19) is None
-    await stream.beat(start + 21)
-    assert sent.pop()["text"] == '{"type":"ping"}'
-    assert stream.beat(start + 30) is None
-    await stream.beat(start + 41)
-    assert sent.pop() == {("1.2.3.4", 5): b"\x88\x09\x03\xe9no pong"}
-    assert stream.beat(time.monotonic()) is None
-    assert not cut
-    stream.beat(time.monotonic() + 6)
-    assert cut == [{("1.2.3.4", 5)}]
-
-
-async def test_a_stream_without_the_protocol_is_not_pinged_but_idles_out(monkeypatch):
-    sent = []
-    monkeypatch.setattr(sockets, "close", sent.append)
-    stream = websocket._Stream(Plane(), None, "e", None)
-    stream.peer = ("1.2.3.4", 5)
-    assert stream.beat(stream.heard + 599) is None
-    await stream.beat(stream.heard + 601)
-    assert sent[0][("1.2.3.4", 5)].endswith(b"idle")
-
-
-async def test_a_reader_that_takes_nothing_is_cut(monkeypatch):
-    cut = []
-    monkeypatch.setattr(sockets, "cut", cut.append)
-    stream = websocket._Stream(Plane(), None, "e", None)
-    stream.peer = ("1.2.3.4", 5)
-    stream.sending_since = 100.0
-    assert stream.beat(129.0) is None
-    assert not cut
-    stream.beat(131.0)
-    assert cut
-
-
-def test_peers_are_read_from_a_scope():
-    assert sockets.peer_of(("127.0.0.1", "80")) == ("127.0.0.1", 80)
-    for strange in (None, (), ("unix", ""), "127.0.0.1"):
-        assert sockets.peer_of(strange) is None
 
 
 @pytest.mark.parametrize("code", [*BY_CODE, "from the future"])

@@ -99,8 +99,8 @@ def test_a_view_of_the_frame_is_taken_not_a_copy():
     assert array[0] == 2.5
 
 
-def test_to_bytes_is_a_view_where_the_array_already_lies_that_way():
-    array = np.arange(4, dtype=np.float32)
+def test_to_bytes_is_a_view_where_a_large_array_already_lies_that_way():
+    array = np.arange(4096, dtype=np.float32)
     view = tensors.to_bytes("FP32", array)
     array[0] = 9
     assert np.frombuffer(view, dtype=np.float32)[0] == 9
