@@ -153,8 +153,8 @@ async def _drain(plane: DataPlane, streams: Streams, server: Listener, grpc_door
     """Ends without breaking an answer.
 
     1. Readiness turns and every answer closes its connection, so that clients with kept connections leave politely;
-    2. WebSockets and gRPC calls are told and finish; 3. the listener closes; 4. what is under way finishes, what does not is failed
-    shortly before time is up.
+    2. WebSockets and gRPC calls are told and finish; 3. the listeners close; 4. what is under way finishes, what does
+    not is failed shortly before time is up.
     """
     end = time.monotonic() + max(drain_s - 1.0, 0.1)
     plane.draining = True

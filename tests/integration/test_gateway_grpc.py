@@ -619,3 +619,19 @@ def test_the_door_needs_no_tensor_library():
         "raise SystemExit(' '.join({'numpy', 'torch', 'jax', 'django'} & sys.modules.keys()) or 0)\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, timeout=60)
+
+
+def test_keepalive_pings_are_tolerated(gateway):
+    options = [
+        ("grpc.keepalive_time_ms", 150),
+        ("grpc.keepalive_timeout_ms", 5000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+    ]
+    seen = []
+    with grpc.insecure_channel(gateway.grpc_address, options) as channel:
+        assert infer(channel)
+        channel.subscribe(seen.append)
+        time.sleep(1.5)
+        assert infer(channel)
+    assert set(seen) == {grpc.ChannelConnectivity.READY}

@@ -128,10 +128,10 @@ class _Stream:
             await self._write(answers.failed(identity, model, version, statuses.detail_of(error)))
 
     async def _answers(self, request: Message, raw: Raw, head: Head, before: asyncio.Task[None] | None) -> None:
-        asked = asked_of(self._plane, head, request, is_streaming=True)
+        asked = asked_of(self._plane, head, request)
         keeps_empty = requests.wants_empty_final(request)
         shared = self._regions.of(asked.caller.id) if self._regions is not None else None
-        reading = Reading(request, raw, head.traceparent, shared)
+        reading = Reading(request, raw, head.traceparent, shared, is_streamed=True)
         async with contextlib.aclosing(self._plane.stream(asked, reading)) as coming:
             async for done in coming:
                 answer = done.answer
