@@ -29,6 +29,7 @@ from inference.gateway.table import Snapshot
 
 MAX_CALLS = 8192
 MAX_LET_IN = 4096
+LAST_WORDS_S = 3.0
 MAX_STREAMS_OF_CONNECTION = 1024
 PUBLIC = frozenset({"ServerLive", "ServerReady"})
 _WORDS = re.compile(r"(?<!^)(?=[A-Z])")
@@ -93,10 +94,20 @@ class Door:
         _log.info("listening on grpc://%s:%s", host, self._port)
 
     async def drain(self, within_s: float) -> None:
-        """1. Takes no new calls; 2. tells streams, which finish what is under way; 3. cuts what is left when time is up."""
+        """1. Takes no new calls; 2. tells streams, which finish what is under way; 3. cuts what is left when time is up,
+        or soon after the last handler has ended: gRPC now and then waits out its grace for a stream that is over.
+        """
         self._closing.set()
-        if self._server is not None:
-            await self._server.stop(within_s)
+        if self._server is None:
+            return
+        end = time.monotonic() + within_s
+        stopped = asyncio.ensure_future(self._server.stop(within_s))
+        while self._methods.running and time.monotonic() < end:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        await asyncio.wait([stopped], timeout=LAST_WORDS_S)
+        if not stopped.done():
+            cut = asyncio.ensure_future(self._server.stop(None))
+            await asyncio.wait([stopped, cut], timeout=LAST_WORDS_S)
 
 
 class Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc comes without types
@@ -107,20 +118,21 @@ class Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc comes witho
         self._snapshot: Snapshot | None = None
         self._has_public = False
         self._let_in: dict[str, float] = {}
+        self.running = 0
         self.handlers: dict[str, Any] = {}
         control, health = Control(plane, behind, describe.known), Health(plane, describe)
         for name in _plain_names():
             owner = describe if hasattr(describe, _snake(name)) else control
             request = wire.kind(f"{name}Request")
-            self._add(f"{INFERENCE}/{name}", _unary(_parsed(request, getattr(owner, _snake(name)))))
+            self._add(f"{INFERENCE}/{name}", self._unary(_parsed(request, getattr(owner, _snake(name)))))
         infer = Infer(plane, behind.regions).answer
-        self._add(f"{INFERENCE}/ModelInfer", grpc.unary_unary_rpc_method_handler(_guarded(infer)))
-        self._add(f"{INFERENCE}/ModelStreamInfer", grpc.stream_stream_rpc_method_handler(_guarded(streams.answer)))
-        self._add(f"{SERVICE}/Check", _unary(_parsed(REQUEST, health.check)))
-        self._add(f"{SERVICE}/Watch", grpc.unary_stream_rpc_method_handler(_guarded(health.watch)))
+        self._add(f"{INFERENCE}/ModelInfer", grpc.unary_unary_rpc_method_handler(self._guarded(infer)))
+        self._add(f"{INFERENCE}/ModelStreamInfer", grpc.stream_stream_rpc_method_handler(self._guarded(streams.answer)))
+        self._add(f"{SERVICE}/Check", self._unary(_parsed(REQUEST, health.check)))
+        self._add(f"{SERVICE}/Watch", grpc.unary_stream_rpc_method_handler(self._guarded(health.watch)))
         self._public = {f"/{INFERENCE}/{name}" for name in PUBLIC} | {f"/{SERVICE}/Check", f"/{SERVICE}/Watch"}
         # one that takes a stream is not handed a message before it runs
-        self._refusing = grpc.stream_unary_rpc_method_handler(_guarded(_refuse))
+        self._refusing = grpc.stream_unary_rpc_method_handler(self._guarded(_refuse))
 
     def _add(self, name: str, handler: Any) -> None:
         self.handlers[f"/{name}"] = handler
@@ -154,6 +166,29 @@ class Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc comes witho
         self._let_in[credential] = caller.expires_at_unix_s
         return True
 
+    def _unary(self, answer: Any) -> Any:
+        return grpc.unary_unary_rpc_method_handler(self._guarded(answer))
+
+    def _guarded(self, handler: Any) -> Any:
+        """The handler, counted while it runs, with its errors as statuses."""
+
+        async def answer(given: Any, context: Any) -> Any:
+            self.running += 1
+            try:
+                return await handler(given, context)
+            except SerinusError as error:
+                problem = error
+            except grpc.aio.AbortError:
+                raise
+            except Exception:  # noqa: BLE001 (logged in full; the client gets one fixed sentence)
+                _log.exception("a gRPC call failed")
+                problem = ServerError()
+            finally:
+                self.running -= 1
+            return await statuses.abort(context, problem)
+
+        return answer
+
 
 def _plain_names() -> list[str]:
     """The calls that take one message and give one, without tensors."""
@@ -165,33 +200,11 @@ def _snake(name: str) -> str:
     return _WORDS.sub("_", name).lower()
 
 
-def _unary(answer: Any) -> Any:
-    return grpc.unary_unary_rpc_method_handler(_guarded(answer))
-
-
 def _parsed(request: Any, handler: Handler) -> Any:
     async def answer(data: bytes, context: Any) -> bytes:
         credential = heads.credential_of(context.invocation_metadata())
         found: bytes = (await handler(wire.parse(request, data), credential)).SerializeToString()
         return found
-
-    return answer
-
-
-def _guarded(handler: Any) -> Any:
-    """The handler with its errors as statuses."""
-
-    async def answer(given: Any, context: Any) -> Any:
-        try:
-            return await handler(given, context)
-        except SerinusError as error:
-            problem = error
-        except grpc.aio.AbortError:
-            raise
-        except Exception:  # noqa: BLE001 (logged in full; the client gets one fixed sentence)
-            _log.exception("a gRPC call failed")
-            problem = ServerError()
-        return await statuses.abort(context, problem)
 
     return answer
 
