@@ -59,7 +59,7 @@ class Describe:
             variants = [endpoint.variants[number]] if number in endpoint.variants else []
         else:
             variants = [variant for variant in endpoint.variants.values() if variant.route.weight_bp]
-        return not self._plane.draining and any(link.ready for variant in variants for link in variant.links)
+        return not self._plane.draining and any(variant.is_ready for variant in variants)
 
     async def model_metadata(self, request: Any, credential: str) -> Any:
         endpoint, variant = self._described(request, credential)
@@ -117,7 +117,7 @@ class Describe:
 
 
 def _served(endpoint: Endpoint) -> list[Variant]:
-    return [variant for variant in endpoint.variants.values() if variant.links or variant.route.pipeline is not None]
+    return [variant for variant in endpoint.variants.values() if variant.is_routed]
 
 
 def _number(text: str, name: str) -> int | None:

@@ -33,6 +33,7 @@ STATUSES: dict[str, grpc.StatusCode] = {
     "overloaded": grpc.StatusCode.UNAVAILABLE,
     "not_ready": grpc.StatusCode.UNAVAILABLE,
     "replica_lost": grpc.StatusCode.UNAVAILABLE,
+    "sequence_lost": grpc.StatusCode.UNAVAILABLE,
     "draining": grpc.StatusCode.UNAVAILABLE,
     "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,
     "internal": grpc.StatusCode.INTERNAL,
