@@ -277,18 +277,18 @@ class Stream:
     def is_idle(self) -> bool:
         return not self._asking
 
-    def beat(self, now: float) -> None:
-        """What is due at `now`: a ping, a goodbye, or the end of who takes nothing or is not there."""
+    def beat(self, now: float) -> bool:
+        """Does what is due at `now`: a ping, a goodbye, or the end of who takes nothing or is not there; whether it did."""
         socket = self.socket
         if (socket.stalled_since and now - socket.stalled_since > STALL_S) or (
             socket.closing_since and now - socket.closing_since > CLOSE_S
         ):
             socket.cut()
-            return
+            return True
         if self._behind:
             self._end_starving(now)
         if self._is_closed or socket.stalled_since or socket.is_held:
-            return
+            return False
         silent_s = now - socket.heard
         if silent_s >= 2 * PING_S:
             socket.leave(rfc6455.GOING_AWAY, "no pong")
@@ -301,6 +301,9 @@ class Stream:
             socket.ping()
             if self.pings:
                 self._send(_PING, is_text=True)
+        else:
+            return False
+        return True
 
     def _end_starving(self, now: float) -> None:
         for asking in list(self._behind or ()):

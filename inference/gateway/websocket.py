@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from inference.gateway.http import Connection
 
 BEAT_S = 1.0
-SLICE = 64
+SLICE, DUE = 1024, 16  # a look at a connection, and one that had something due
 LEAVE_S = 1.0
 _NAME = re.compile(NAME)
 _OF_SERVER = {"metadata": "/v2", "ready": "/v2/health/ready", "stats": "/v2/models/stats"}
@@ -113,9 +113,11 @@ class Streams:
         """Pings, idle limits and stalled readers, for ever; a few connections at a time, so that nobody waits for it."""
         while True:
             began = time.monotonic()
-            for number, stream in enumerate(list(self._open)):
-                stream.beat(time.monotonic())
-                if number % SLICE == SLICE - 1:
+            work = 0
+            for stream in list(self._open):
+                work += DUE if stream.beat(time.monotonic()) else 1
+                if work >= SLICE:
+                    work = 0
                     await asyncio.sleep(0)
             await asyncio.sleep(max(0.0, BEAT_S - (time.monotonic() - began)))
 

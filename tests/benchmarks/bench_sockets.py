@@ -164,7 +164,13 @@ def gateway() -> Iterator[tuple[int, int]]:
         (Path(folder) / "gateway").mkdir()
         (Path(folder) / "gateway" / "routes.json").write_bytes(routes.encode(table))
         port = free_port()
-        own = {"SERINUS_DATA_DIR": folder, "SERINUS_HTTP_PORT": str(port), "REDIS_URL": "", "PYTHONPATH": str(ROOT)}
+        own = {
+            "SERINUS_DATA_DIR": folder,
+            "SERINUS_HTTP_PORT": str(port),
+            "SERINUS_GRPC_PORT": "0",
+            "REDIS_URL": "",
+            "PYTHONPATH": str(ROOT),
+        }
         child = subprocess.Popen([sys.executable, "-m", "inference", "gateway"], env=os.environ | own, cwd=ROOT)
         try:
             yield port, child.pid
