@@ -33,6 +33,7 @@ from inference.gateway.pipelines import Run
 from inference.gateway.router import choose_variant, less_busy
 from inference.gateway.table import Endpoint, Table, Variant
 from inference.gateway.telemetry import Telemetry
+from inference.gateway.timeline import timeline
 from inference.protocol.messages import Answer, SequenceControl
 from inference.protocol.statistics import ModelStatistics
 
@@ -153,8 +154,10 @@ class DataPlane:
         sequence = flight.call.sequence
         if sequence is not None and sequence.end:
             self._affinity.ended(_key_of(flight, sequence))
-        latency_ms = (time.monotonic() - flight.started) * 1e3
-        self.telemetry.answered(flight.variant.key, latency_ms, answer, flight.retries)
+        now = time.monotonic()
+        self.telemetry.answered(flight.variant.key, (now - flight.started) * 1e3, answer, flight.retries)
+        if flight.call.timeline:
+            answer.parameters.update(timeline(flight.started, flight.sent, now, answer))
 
     def abandon(self, flight: Flight) -> None:
         """The caller has left. The replica is told; nobody is called back."""
@@ -180,15 +183,20 @@ class DataPlane:
 
     def _dispatch(self, flight: Flight) -> None:
         if flight.variant.plan is not None:
+            flight.sent = time.monotonic()
             flight.link = run = Run(self, flight, flight.variant.plan)
             run.begin()
             return
         link = self._pick_for(flight)
         if link is not None:
-            link.send(flight, max(1, int(flight.remaining_s() * 1e3)))
+            self._send(flight, link)
             return
         flight.held_until = time.monotonic() + HOLD_S
         self._held[flight] = None
+
+    def _send(self, flight: Flight, link: Link) -> None:
+        flight.sent = now = time.monotonic()
+        link.send(flight, max(1, int((flight.deadline - now) * 1e3)))
 
     def _pick_for(self, flight: Flight) -> Link | None:
         """The replica for this request; None when none is ready. Raises SequenceLost."""
@@ -245,7 +253,7 @@ class DataPlane:
                 if link is not None:
                     del self._held[flight]
                     flight.held_until = 0.0
-                    link.send(flight, max(1, int(flight.remaining_s() * 1e3)))
+                    self._send(flight, link)
             except (ReplicaLost, SequenceLost) as error:
                 self._failed_there(flight, error)
 

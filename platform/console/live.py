@@ -106,7 +106,11 @@ def _points(endpoint: str) -> list[Data]:
         held[0] = (held[0] or 0) + point["requests"]
         held[1], held[2] = _larger(held[1], point["p50_ms"]), _larger(held[2], point["p99_ms"])
     return [
-        {"at": at, "rows": [[version, *values] for version, values in sorted(row.items())], "stages": _stages(stages[at])}
+        {
+            "at": at,
+            "rows": [[version, *values] for version, values in sorted(row.items())],
+            "stages": _stages(stages[at]),
+        }
         for at, row in sorted(by_time.items())
     ]
 

@@ -285,7 +285,9 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> FakeGateway:
 def test_try_it_goes_through_the_gateway_with_a_short_lived_token(console: Any, gateway: FakeGateway) -> None:
     tensors = [{"name": "pixels", "datatype": "FP32", "shape": [1, 1], "data": [1]}]
     outputs = [{"name": "scores", "datatype": "FP32", "shape": [1, 1], "data": [0.5]}]
-    told = {"model_name": "digits", "model_version": "2", "outputs": outputs}
+    times = {"timeline_gateway_us": 50, "timeline_network_us": 200, "timeline_queue_us": 1500, "timeline_input_us": 0,
+             "timeline_compute_us": 2000, "timeline_output_us": 10}  # fmt: skip
+    told = {"model_name": "digits", "model_version": "2", "outputs": outputs, "parameters": {"own": 1, **times}}
     content = iter([json.dumps(told).encode()])  # a stream, as from a socket
     gateway.answer = httpx.Response(200, content=content, headers={"X-Rollout-Arm": "canary"})
     client = client_of(console.teammate)
@@ -295,7 +297,13 @@ def test_try_it_goes_through_the_gateway_with_a_short_lived_token(console: Any, 
     told = response.json()
     assert told["response"]["outputs"] == outputs
     assert (told["version"], told["arm"]) == ("2", "canary")
+    assert told["response"]["parameters"] == {"own": 1}
+    parts = [(one["part"], one["ms"]) for one in told["timeline"]]
+    assert parts[0][0] == "console"
+    assert parts[1:4] == [("gateway", 0.05), ("network", 0.2), ("queue", 1.5)]
+    assert parts[4:] == [("input", 0.0), ("compute", 2.0), ("output", 0.01)]
     call = gateway.calls[0]
+    assert json.loads(call.content)["parameters"] == {"timeline": True}
     assert call.url.path == "/v2/models/digits/versions/2/infer"
     assert call.headers["authorization"].startswith("Bearer ser_tok.")
 
@@ -313,6 +321,7 @@ def test_try_it_tells_what_went_wrong(console: Any, monkeypatch: pytest.MonkeyPa
         '{"request": []}',
         '{"request": {"inputs": [1]}}',
         '{"request": {"inputs": []}, "version": "x"}',
+        '{"request": {"inputs": [], "parameters": [1]}}',
     ):
         response = client.post("/endpoints/digits/try/", wrong, content_type="application/json")
         assert response.status_code == 400, wrong

@@ -272,8 +272,10 @@ def test_an_answer_is_shown_with_its_version_and_latency(cast_and_url: Any, tmp_
     _, url = cast_and_url
     scores = [0.01, 0.02, 0.9, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01]
     outputs = [{"name": "scores", "datatype": "FP32", "shape": [1, 10], "data": scores}]
+    times = {"console": 0.9, "gateway": 0.1, "network": 0.2, "queue": 1.0, "input": 0.2, "compute": 1.7, "output": 0.1}
+    timeline = [{"part": part, "ms": took} for part, took in times.items()]
     answers = [
-        {"response": {"outputs": outputs}, "latency_ms": 4.2, "version": "2", "arm": "canary"},
+        {"response": {"outputs": outputs}, "latency_ms": 4.2, "version": "2", "arm": "canary", "timeline": timeline},
         {"error": {"code": "not_ready", "message": "No replica of this model version is ready.", "remedy": "Wait."}},
     ]
     sent: list[Any] = []
@@ -294,6 +296,12 @@ def test_an_answer_is_shown_with_its_version_and_latency(cast_and_url: Any, tmp_
         result.get_by_text("version 2").wait_for()
         assert result.locator(".answer b").inner_text() == "2"
         assert "4.20 ms" in result.inner_text()
+        bars = result.locator(".timeline rect")
+        assert bars.count() == len(times)
+        assert bars.nth(5).get_attribute("width") == f"{100 * 1.7 / 4.2}%"
+        said = result.locator(".timeline .cells > div").all_inner_texts()
+        assert "Queue at the replica" in said[3]
+        assert "1.00 ms" in said[3]
         page.screenshot(path=screenshots(tmp_path) / "answer-light.png")
         page.get_by_role("tab", name="JSON").click()
         page.locator("[data-send]").click()

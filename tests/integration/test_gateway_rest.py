@@ -426,6 +426,33 @@ async def test_our_own_client_for_asyncio(gateway):
             await client.infer("mlp", request()["inputs"])
 
 
+def test_a_request_may_ask_where_its_time_went(gateway, house):
+    parts = ("gateway", "network", "queue", "input", "compute", "output")
+    answer = gateway.post("/v2/models/slow/infer", json=request() | {"parameters": {"timeline": True, "own": 3}})
+    told = answer.json()["parameters"]
+    assert set(told) == {f"timeline_{part}_us" for part in parts}
+    assert [told[f"timeline_{part}_us"] for part in parts[2:]] == [1, 0, 2, 0]  # the fake replica's nanoseconds
+    assert told["timeline_network_us"] > 200_000
+    assert 0 < told["timeline_gateway_us"] < 10_000_000
+    assert house.replicas["slow"].seen[-1].parameters == {"own": 3}
+    plain = gateway.post("/v2/models/mlp/infer", json=request() | {"parameters": {"timeline": "mine"}})
+    assert "parameters" not in plain.json()
+
+
+def test_the_trace_context_goes_through_and_comes_back(gateway, house):
+    context = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"
+    answer = gateway.post("/v2/models/slow/infer", headers={"traceparent": context})
+    assert answer.headers["traceparent"] == context
+    assert house.replicas["slow"].seen[-1].traceparent == context
+    assert (
+        gateway.post("/v2/models/slow/infer", headers={"traceparent": context}, json={"inputs": []}).headers[
+            "traceparent"
+        ]
+        == context
+    )
+    assert "traceparent" not in gateway.post("/v2/models/slow/infer").headers
+
+
 def test_numbers_reach_the_stream_and_metrics(gateway, house):
     gateway.post("/v2/models/mlp/versions/2/infer")
 
@@ -448,7 +475,12 @@ def test_numbers_reach_the_stream_and_metrics(gateway, house):
     stage = 'serinus_stage_seconds_bucket{arm="canary",endpoint="mlp",le="%s",stage="compute",version="2"}'
     assert stage % "1e-05" in text  # 2 us in every answer of the fake replica
     gateway.post(key="ser_gone.s1")
-    until(lambda: 'serinus_rejections_total{arm="",endpoint="mlp",reason="unauthenticated",version=""}' in gateway.get("/metrics").text)
+    until(
+        lambda: (
+            'serinus_rejections_total{arm="",endpoint="mlp",reason="unauthenticated",version=""}'
+            in gateway.get("/metrics").text
+        )
+    )
     until(lambda: 'serinus_batch_size_count{endpoint="mlp",version="2"}' in gateway.get("/metrics").text)
 
 
