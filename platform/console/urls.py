@@ -59,6 +59,7 @@ urlpatterns = [
     path("fleet/replicas/<uuid:replica>/restart/", fleet.restart, name="restart"),
     path("keys/", keys.keys, name="keys"),
     path("keys/new/", keys.create, name="create_key"),
+    path("keys/<slug:key>/rates/", keys.rates, name="key_rates"),
     path("keys/<slug:key>/revoke/", keys.revoke, name="revoke_key"),
     path("people/", people.people, name="people"),
     path("people/new/", people.create_person, name="create_person"),

@@ -21,7 +21,7 @@ from websockets.sync.client import connect
 from inference.client import AsyncClient, Client
 from inference.errors import InvalidInput, NotFound, Unauthenticated
 from inference.protocol.messages import Fault
-from inference.protocol.routes import SAMPLES_STREAM, EndpointRoute, VariantRoute
+from inference.protocol.routes import SAMPLES_STREAM, EndpointRoute, KeyRoute, VariantRoute
 from inference.protocol.samples import Sample
 from tests.support.gateway_house import BIG, HALF, MLP, TEXT, House, request, until
 
@@ -424,6 +424,29 @@ async def test_our_own_client_for_asyncio(gateway):
         assert await client.ready()
         with pytest.raises(Unauthenticated):
             await client.infer("mlp", request()["inputs"])
+
+
+def test_a_key_with_a_rate_is_refused_with_the_time_to_come_back(gateway, house):
+    """By requests and by rows; another key is not touched."""
+    limited = [
+        KeyRoute("req", hashlib.sha256(b"s8").hexdigest(), ["mlp"], None, requests_per_s=0.5),
+        KeyRoute("row", hashlib.sha256(b"s9").hexdigest(), ["mlp"], None, rows_per_s=4),
+    ]
+    before = house.now
+    house.publish(msgspec.structs.replace(before, generation=house.generation + 1, keys=[*before.keys, *limited]))
+    house.generation += 1
+    until(lambda: gateway.get("/v2/models/mlp", key="ser_req.s8").status_code == 200)
+    assert gateway.post(key="ser_req.s8").status_code == 200
+    refused = gateway.post(key="ser_req.s8")
+    assert (refused.status_code, refused.headers["x-error-code"]) == (429, "rate_limited")
+    assert refused.headers["retry-after"] == "2"
+    assert "0.5 requests a second" in refused.json()["error"]
+    three = request([0.0] * 48)
+    assert gateway.post(key="ser_row.s9", json=three).status_code == 200
+    refused = gateway.post(key="ser_row.s9", json=three)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert gateway.post().status_code == 200
+    assert 'reason="rate_limited"' in gateway.get("/metrics").text
 
 
 def test_a_request_may_ask_where_its_time_went(gateway, house):
