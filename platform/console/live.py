@@ -12,20 +12,23 @@ from typing import Any
 
 from django.db.models import Max
 
-from accounts.permissions import Actor, Verb, can
+from accounts.permissions import Actor, Verb, can, require, teams_where
 from console.health import judge
+from console.logs import Tail
 from console.reading import (
     endpoint_named,
     endpoint_states,
     facts_of,
     host_states,
     pending,
+    replica_numbered,
     replicas_of,
     stamp,
     version_numbered,
 )
 from console.traffic import total, traffic_of
 from endpoints.models import Endpoint
+from fleet.models import Replica
 from fleet.standing import ready_counts, step_ids
 from inference.errors import Forbidden, NotFound
 from registry.models import ValidationRun, Version
@@ -52,6 +55,8 @@ def feed_of(actor: Actor, topic: str) -> Feed:
     if kind == "endpoint" and rest:
         endpoint = endpoint_named(actor, rest)
         return Feed(topic, lambda: endpoint_data(endpoint.pk))
+    if kind == "logs":
+        return logs_feed(actor, rest)
     model, _, number = rest.rpartition(":")
     if kind == "version" and model and number.isascii() and number.isdigit() and len(number) < 10:
         version = version_numbered(actor, model, int(number))
@@ -61,6 +66,27 @@ def feed_of(actor: Actor, topic: str) -> Feed:
         read = dashboard_data if topic == "dashboard" else fleet_data
         return Feed(f"{topic}/{scope}", lambda: read(actor))
     raise NotFound(f"There is no topic “{topic[:80]}”.")
+
+
+def logs_feed(actor: Actor, rest: str) -> Feed:
+    """Of "replica:<id>" or "endpoint:<name>": for those who may deploy what runs there. Raises NotFound or Forbidden."""
+    kind, _, name = rest.partition(":")
+    if kind == "replica":
+        replica = replica_numbered(actor, name)
+        require(actor, Verb.DEPLOY, replica.deployment)
+        return Feed(f"logs:replica:{replica.pk}", Tail(lambda: list(Replica.objects.filter(pk=replica.pk))).read)
+    if kind != "endpoint" or not name:
+        raise NotFound(f"There is no topic “logs:{rest[:80]}”.")
+    endpoint = endpoint_named(actor, name)
+    require(actor, Verb.DEPLOY, endpoint)
+    # A pipeline's steps may be another team's, so those of one right alone share a poll.
+    scope = "all" if actor.superuser else ",".join(str(team) for team in sorted(teams_where(actor, Verb.DEPLOY)))
+
+    def replicas() -> list[Replica]:
+        versions = list(endpoint.variants.values_list("version_id", flat=True))
+        return [one for one in replicas_of([*versions, *step_ids(versions)]) if can(actor, Verb.DEPLOY, one.deployment)]
+
+    return Feed(f"logs:endpoint:{endpoint.pk}/{scope}", Tail(replicas).read)
 
 
 def endpoint_data(pk: int) -> Data:

@@ -56,6 +56,7 @@ urlpatterns = [
     path(f"{ENDPOINT}versions/<int:number>/scale/", endpoints.scale, name="scale"),
     path("fleet/", fleet.fleet, name="fleet"),
     path("fleet/hosts/<str:name>/drain/", fleet.drain, name="drain"),
+    path("fleet/replicas/<uuid:replica>/", fleet.replica, name="replica"),
     path("fleet/replicas/<uuid:replica>/restart/", fleet.restart, name="restart"),
     path("keys/", keys.keys, name="keys"),
     path("keys/new/", keys.create, name="create_key"),

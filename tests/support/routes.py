@@ -153,6 +153,7 @@ ROUTES: dict[str, Route] = {
     "/endpoints/<name>/versions/<number>/scale/": _post(Verb.DEPLOY, {"replicas": "2"}),
     "/fleet/": Route(GET, page=True),
     "/fleet/hosts/<name>/drain/": Route({"POST": Call(body={"draining": "1"}, superuser=True)}, page=True),
+    "/fleet/replicas/<replica>/": Route(GET, scoped=True, page=True),
     "/fleet/replicas/<replica>/restart/": _post(Verb.OPERATE),
     "/keys/": Route({"GET": Call(Verb.MANAGE_KEYS)}, page=True),
     "/keys/new/": Route({"POST": Call(Verb.MANAGE_KEYS, {"name": "k", "team": "red", "role": "viewer"})}, page=True),
