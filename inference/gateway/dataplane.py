@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from inference.errors import (
     Cancelled,
@@ -43,6 +44,16 @@ ASK_S = 2.0
 AHEAD_HIGH, AHEAD_LOW = 16, 4
 
 Reader = Callable[[Variant], Call]
+
+
+class Tracer(Protocol):
+    """Who follows single requests (gateway.spans): told once each, never in the way of one that is not followed."""
+
+    def begin(self, flight: Flight, call: Call) -> None: ...
+
+    def answered(self, flight: Flight, answer: Answer) -> None: ...
+
+    def failed(self, flight: Flight, error: SerinusError) -> None: ...
 
 
 @dataclass(slots=True)
@@ -79,6 +90,7 @@ class DataPlane:
         self.insecure = insecure
         self.flights = Flights(self._end)
         self.draining = False
+        self.tracer: Tracer | None = None
         self._held: dict[Flight, None] = {}
         self._random = random.Random()  # noqa: S311 (spreads load, guards nothing)
         self._affinity = Affinity()
@@ -138,6 +150,8 @@ class DataPlane:
             if caller.limiter is not None:
                 caller.limiter.rows(call.rows)
             _set_deadline(flight, asked.timeout_ms)
+            if self.tracer is not None:
+                self.tracer.begin(flight, call)
             self._dispatch(flight)
         except BaseException as error:
             if has_place:
@@ -158,6 +172,8 @@ class DataPlane:
         self.telemetry.answered(flight.variant.key, (now - flight.started) * 1e3, answer, flight.retries)
         if flight.call.timeline:
             answer.parameters.update(timeline(flight.started, flight.sent, now, answer))
+        if flight.trace is not None and self.tracer is not None:
+            self.tracer.answered(flight, answer)
 
     def abandon(self, flight: Flight) -> None:
         """The caller has left. The replica is told; nobody is called back."""
@@ -290,6 +306,8 @@ class DataPlane:
         variant = getattr(flight, "variant", None)
         key = variant.key if variant is not None else (flight.endpoint.route.name, 0, "")
         self.telemetry.failed(key, (time.monotonic() - flight.started) * 1e3, error, flight.retries)
+        if flight.trace is not None and self.tracer is not None:
+            self.tracer.failed(flight, error)
 
     # -- for coroutines ---------------------------------------------------------------------------------------------
 

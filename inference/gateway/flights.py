@@ -32,7 +32,7 @@ class Flight(ABC):
 
     __slots__ = (
         "call", "deadline", "endpoint", "has_ended", "held_until", "is_abandoned", "key", "link", "number", "parts",
-        "retries", "sent", "started", "variant",
+        "retries", "sent", "started", "trace", "variant",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -44,6 +44,7 @@ class Flight(ABC):
         self.key = ""
         self.link: Link | Run | None = None
         self.sent = 0.0
+        self.trace: object = None  # of gateway.spans, where this request is traced
         self.number = 0
         self.retries = 0
         self.held_until = 0.0
