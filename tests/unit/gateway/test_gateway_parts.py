@@ -14,15 +14,15 @@ from inference.errors import (
     SerinusError,
     by_code,
 )
-from inference.gateway import app, doors, problems, websocket
+from inference.gateway import app, problems, websocket
 from inference.gateway.connections import Pool, fault_error
-from inference.gateway.rest import Rest
 from inference.gateway.table import Table
 from inference.gateway.telemetry import BUFFER_MAXLEN, Telemetry
 from inference.protocol import routes
 from inference.protocol.messages import Answer, Fault
 from inference.protocol.routes import EndpointRoute, RoutingTable
 from inference.protocol.samples import Sample
+from tests.support.gateway_doors import doors_of_the_gateway
 
 
 def table_bytes(generation, *names):
@@ -137,7 +137,7 @@ def test_strange_paths_are_not_found(table_of_doors, path):
 
 @pytest.fixture
 def table_of_doors():
-    found = doors.open_all(Rest(None, server_name="s", max_body_bytes=10))
+    found = doors_of_the_gateway()
     found.pattern("x", r"/x/([0-9]+)", app.GET, None)
     return found
 
