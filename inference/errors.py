@@ -107,15 +107,17 @@ class Rejected(ClientError):
     """The artifact cannot be served.
 
     `reason` names the cause for a person, `remedy` the way out, `check` the step of the checklist that failed.
+    `format`: what was recognised all the same, where Serinus can do something with it ("torch_pickle": convert it).
     """
 
     code = "rejected"
 
-    def __init__(self, reason: str, *, remedy: str = "", check: str = "parse") -> None:
+    def __init__(self, reason: str, *, remedy: str = "", check: str = "parse", format: str = "") -> None:  # noqa: A002  # a version's `format`
         super().__init__(reason)
         self.reason = reason
         self.remedy = remedy
         self.check = check
+        self.format = format
 
 
 class Conflict(ClientError):
@@ -155,6 +157,12 @@ class ReplicaLost(ServerError):
 
     code = "replica_lost"
     retryable = True
+
+
+class SequenceLost(ServerError):
+    """The replica that held this sequence is gone: start the sequence anew."""
+
+    code = "sequence_lost"
 
 
 class ModelFailed(ServerError):

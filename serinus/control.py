@@ -8,6 +8,7 @@ import os
 import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -77,6 +78,18 @@ class Control:
         if answer.status_code >= 400:
             raise _refusal(answer)
         return answer
+
+    @contextmanager
+    def stream(self, path: str) -> Iterator[httpx.Response]:
+        """A download whose bytes are read while they come. Raises ControlError."""
+        try:
+            with self._http.stream("GET", path) as answer:
+                if answer.status_code >= 400:
+                    answer.read()
+                    raise _refusal(answer)
+                yield answer
+        except httpx.HTTPError as error:
+            raise ControlError(f"the download from {self.url} broke off: {error}") from error
 
     def patiently(self, do: Callable[[], T], *, twice: bool = True) -> T:
         """Calls `do` again while the console cannot be reached. twice: it does no harm when it happens twice."""

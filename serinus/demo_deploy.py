@@ -17,11 +17,13 @@ from serinus.paths import UpConfig
 from serinus.uploads import send
 
 BUILD_TIMEOUT_S = 240
-MADE = ("digits", "minilm")
+MADE = ("digits", "minilm", "vad")
 
 
 class Demo:
-    """Brings up `digits` (torch as version 1, JAX as version 2, 90/10) and `minilm`. Running it twice changes nothing."""
+    """Brings up `digits` (torch as version 1, JAX as version 2, 90/10), `minilm` and `vad`, which is stateful. Running
+    it twice changes nothing.
+    """
 
     def __init__(self, config: UpConfig, say: Callable[[str], None]) -> None:
         self.config = config
@@ -50,8 +52,9 @@ class Demo:
         if "digits" not in known:
             self._digits()
         seconds = self._first_answer(started_s)
-        if "minilm" not in known:
-            self._minilm()
+        for name in ("minilm", "vad"):
+            if name not in known:
+                self._packaged(name)
         return {"demo_s": round(seconds, 1), "curl": self.curl()}
 
     def built(self, name: str) -> Path:
@@ -71,16 +74,20 @@ class Demo:
     def _version(self, model: str, name: str, part: str) -> int:
         artifact = self.built(name) / part
         self.say(f"demo: uploading {model} ({part})")
-        version = send(self.control, model, artifact, settings={}, alias="", screen=None)
+        written = artifact.parent / "settings.json"
+        settings = json.loads(written.read_text()) if written.exists() else {}
+        version = send(self.control, model, artifact, settings=settings, alias="", screen=None)
         return int(version["number"])
 
     def _ready(self, model: str, number: int) -> int:
+        self.say(f"demo: {model}:{number} is validated in the sandbox")
         version = self.control.wait_version(model, number, lambda _: None, 300)
         if version["status"] != "ready":
             raise ControlError(f"the demo model {model}:{number} is {version['status']}: {version['reason']}")
         return number
 
     def _deploy(self, model: str, number: int) -> None:
+        self.say(f"demo: {model}:{number} is deployed")
         body = {"name": model, "model": model, "version": number, "replicas": 1, "access": "key", "device": "any"}
         self.control.call("POST", "/api/endpoints/", body)
 
@@ -89,18 +96,20 @@ class Demo:
         second = self._version("digits", "digits", "jax")
         for number in (first, second):
             self._deploy("digits", self._ready("digits", number))
+        self.say("demo: the replicas of digits load")
         for number in (first, second):
             wait_ready(self.control, "digits", number, 120)
         shares = {str(first): 9_000, str(second): 1_000}
         self.control.call("PUT", "/api/endpoints/digits/weights/", {"weights": shares})
 
-    def _minilm(self) -> None:
+    def _packaged(self, name: str) -> None:
+        """A model out of a package, left out with a word where that is not installed."""
         try:
-            number = self._version("minilm", "minilm", "minilm")
+            number = self._version(name, name, name)
         except ControlError as error:
-            self.say(f"demo: minilm is left out: {error}")
+            self.say(f"demo: {name} is left out: {error}")
             return
-        self._deploy("minilm", self._ready("minilm", number))
+        self._deploy(name, self._ready(name, number))
 
     def _first_answer(self, started_s: float) -> float:
         client = Client(self.config.gateway_url, self.control.key)

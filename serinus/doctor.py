@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 
 import httpx
@@ -36,6 +37,7 @@ class Finding:
 
 def examine(config: UpConfig) -> list[Finding]:
     """Every finding, in the order in which a person would fix them."""
+    config = _as_started(config)
     running = _answers(config.console_url + "/livez")
     found = [_python(), *_packages(), _memory(), _disk(config), _sandbox(), _folder(config), _devices()]
     if running:
@@ -45,6 +47,21 @@ def examine(config: UpConfig) -> list[Finding]:
     if not config.database_url:
         found.append(_root_database())
     return [*found, Finding("platform", "note", "not running in this folder", "serinus up")]
+
+
+def _as_started(config: UpConfig) -> UpConfig:
+    """`config` with the ports of the platform that runs in this folder: they were chosen where it was started."""
+    try:
+        started = json.loads((config.run_dir / "environment.json").read_text())
+        found = replace(
+            config,
+            console_port=int(started["SERINUS_CONSOLE_PORT"]),
+            http_port=int(started["SERINUS_HTTP_PORT"]),
+            host=str(started["SERINUS_HOST"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return config
+    return found if _answers(found.console_url + "/livez") else config
 
 
 def _python() -> Finding:

@@ -9,10 +9,16 @@ from pathlib import Path
 
 from inference import config as engine
 
+MODES = ("none", "poll", "explicit")
+
 
 @dataclass(frozen=True, slots=True)
 class UpConfig:
-    """Everything that `serinus up` needs to know."""
+    """Everything that `serinus up` needs to know.
+
+    model_repository: a folder in Triton's form that is served too; model_control_mode: one of MODES, "" without such a
+    folder; load_models: what is loaded at the start in the mode explicit.
+    """
 
     data_dir: Path
     runtime_dir: Path
@@ -24,6 +30,9 @@ class UpConfig:
     database_url: str
     redis_url: str
     insecure: bool
+    model_repository: Path | None = None
+    model_control_mode: str = ""
+    load_models: tuple[str, ...] = ()
     server_name: str = "serinus"
     allow_client_shm: bool = False
 

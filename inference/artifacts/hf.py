@@ -9,17 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from inference.artifacts import jsons, safetensors
+from inference.artifacts import jsons, pickles, safetensors
 from inference.artifacts.paths import shown
-from inference.artifacts.pickles import (
-    MAX_ENTRIES,
-    MAX_PICKLE_BYTES,
-    foreign_globals,
-    is_legacy_torch,
-    is_torch_zip,
-    members,
-)
-from inference.artifacts.zips import open_zip, read_member
 from inference.errors import Rejected
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -175,7 +166,7 @@ def _weights(folder: Path) -> tuple[list[str], bool]:
     if any(tables.values()):
         return sorted(tables), False
     if (folder / PICKLED).is_file():
-        _check_pickle(folder / PICKLED)
+        pickles.check_weights(folder / PICKLED, PICKLED, SAFE)
         return [PICKLED], True
     if (folder / "pytorch_model.bin.index.json").is_file():
         _refuse("the weights are pickles in several files", "Save the model again with safe_serialization=True.")
@@ -184,25 +175,6 @@ def _weights(folder: Path) -> tuple[list[str], bool]:
         remedy="Save the model with save_pretrained(folder, safe_serialization=True) and upload the whole folder.",
         check="weights",
     )
-
-
-def _check_pickle(path: Path) -> None:
-    with path.open("rb") as source:
-        head = source.read(512)
-    if head.startswith(b"PK") and is_torch_zip(members(path)):
-        with open_zip(path, entries=MAX_ENTRIES) as archive:
-            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
-            foreign = foreign_globals(read_member(archive, name, MAX_PICKLE_BYTES))
-    elif is_legacy_torch(head):
-        foreign = []  # Several pickles in a row: the sandboxed converter reads them by its own allow-list.
-    else:
-        raise Rejected(f"{PICKLED} is no torch weights file", remedy=SAFE, check="weights")
-    if foreign:
-        raise Rejected(
-            f"{PICKLED} holds more than weights: loading it would import {shown(foreign[0])}",
-            remedy=SAFE,
-            check="weights",
-        )
 
 
 def _pooling(folder: Path) -> tuple[str, bool]:

@@ -1,22 +1,26 @@
 """The parse stage: what is in this folder, may it be served, and how far is it trusted. Bounded; runs nothing.
 
 Files are known by their content. Names count only where the name is the convention: config.json of a Hugging Face
-folder, serinus_model.py of a Python package, echo.json.
+folder, serinus_model.py of a Python package, a Python file with TritonPythonModel, echo.json, pipeline.json.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from inference.artifacts import echo, hf, onnx, pt2, pysource, sniff, stablehlo, torchscript
+from inference.artifacts import echo, hf, onnx, pickles, pipelines, pt2, pysource, sniff, stablehlo, torchscript
 from inference.artifacts.archive import is_litter
 from inference.artifacts.manifest import TIER_OF, Format, Tier
 from inference.artifacts.paths import check_paths, shown
 from inference.artifacts.sniff import Kind
+from inference.artifacts.triton import pymodel
 from inference.errors import Rejected
 from inference.protocol.oip import Signature
+from inference.protocol.pipelines import ENTRY as PIPELINE_ENTRY
+from inference.protocol.pipelines import MAX_BYTES as PIPELINE_BYTES
 
 MAX_FILES = 2000
 _SAFE = {"model.safetensors", "model.safetensors.index.json"}
@@ -46,9 +50,13 @@ def inspect(folder: Path) -> Inspection:
     paths = _files(folder)
     if pysource.ENTRY in paths:
         return _code(Format.PYTHON, pysource.ENTRY, pysource.check(folder))
+    if entry := pymodel.find(folder, paths):
+        return _code(Format.TRITON_PYTHON, entry, [pymodel.NOTE])
     if echo.ENTRY in paths:
         echo.check(folder / echo.ENTRY)
         return Inspection(Format.ECHO, TIER_OF[Format.ECHO], echo.ENTRY)
+    if paths == [PIPELINE_ENTRY]:
+        return _pipeline(folder)
     found: list[tuple[str, Kind]] = [
         (path, kind) for path in paths if (kind := sniff.kind_of(folder / path)) is not Kind.COMPANION
     ]
@@ -57,7 +65,10 @@ def inspect(folder: Path) -> Inspection:
         return _encoder(folder, [path for path, _ in models])
     if len(models) > 1:
         _several([path for path, _ in models])
+    if not models and PIPELINE_ENTRY in paths:
+        raise Rejected(f"{PIPELINE_ENTRY} is not alone here", remedy="A pipeline is that one file: upload it alone.")
     if not models:
+        _refuse_pickle(folder, found)
         sniff.refuse(paths, found)
     path, kind = models[0]
     return READERS[kind](folder, path)
@@ -94,6 +105,13 @@ def _encoder(folder: Path, others: list[str]) -> Inspection:
     )
 
 
+def _pipeline(folder: Path) -> Inspection:
+    # What its steps are, only the registry knows: it never has a host validate or serve one.
+    with (folder / PIPELINE_ENTRY).open("rb") as source:
+        pipelines.check_graph(pipelines.read(source.read(PIPELINE_BYTES + 1)))
+    return Inspection(Format.PIPELINE, TIER_OF[Format.PIPELINE], PIPELINE_ENTRY)
+
+
 def _torch_export(folder: Path, path: str) -> Inspection:
     program = pt2.lint(folder / path)
     return Inspection(
@@ -126,6 +144,16 @@ READERS = {
     Kind.ONNX: _onnx,
     Kind.TORCHSCRIPT: _torchscript,
 }
+
+
+def _refuse_pickle(folder: Path, found: Sequence[tuple[str, Kind]]) -> None:
+    """A torch pickle of weights and no other weights: cannot be served, but converted when a person asks for it."""
+    pickled = [path for path, kind in found if kind is Kind.TORCH_PICKLE]
+    if len(pickled) != 1 or any(kind is Kind.SAFETENSORS for _, kind in found):
+        return
+    name = shown(pickled[0])
+    pickles.check_weights(folder / pickled[0], name, sniff.STATE_DICT)
+    raise Rejected(f"{name}: {sniff.PICKLE}", remedy=sniff.CONVERT, check="format", format=Format.TORCH_PICKLE.value)
 
 
 def _several(paths: list[str]) -> NoReturn:

@@ -35,8 +35,10 @@ class Format(StrEnum):
     HF_ENCODER = "hf_encoder"
     TORCHSCRIPT = "torchscript"
     PYTHON = "python"
+    TRITON_PYTHON = "triton_python"
     TORCH_PICKLE = "torch_pickle"
     ECHO = "echo"
+    PIPELINE = "pipeline"
 
 
 class Tier(StrEnum):
@@ -54,8 +56,10 @@ TIER_OF: dict[Format, Tier] = {
     Format.HF_ENCODER: Tier.DATA,
     Format.TORCHSCRIPT: Tier.CODE,
     Format.PYTHON: Tier.CODE,
+    Format.TRITON_PYTHON: Tier.CODE,
     Format.TORCH_PICKLE: Tier.DATA,
     Format.ECHO: Tier.DATA,
+    Format.PIPELINE: Tier.DATA,
 }
 
 

@@ -7,7 +7,9 @@ import pickletools
 import zipfile
 from pathlib import Path
 
-from inference.artifacts.zips import open_zip
+from inference.artifacts.paths import shown
+from inference.artifacts.zips import open_zip, read_member
+from inference.errors import Rejected
 
 # torch.save before 1.6 begins with this number as a pickled integer (0x1950a86a20f9469cfc6c).
 LEGACY_TORCH = bytes.fromhex("8a0a6cfc9c46f9206aa850192e")
@@ -43,6 +45,26 @@ def is_torchscript(names: list[str]) -> bool:
 def is_torch_zip(names: list[str]) -> bool:
     """A zip as torch.save writes it: one pickle and its tensors."""
     return "data.pkl" in names and not is_torchscript(names)
+
+
+def check_weights(path: Path, name: str, remedy: str) -> None:
+    """Raises Rejected unless `path` is a torch pickle that names nothing but what tensors need."""
+    with path.open("rb") as source:
+        head = source.read(512)
+    if head.startswith(b"PK") and is_torch_zip(members(path)):
+        with open_zip(path, entries=MAX_ENTRIES) as archive:
+            inner = next(inner for inner in archive.namelist() if inner.endswith("data.pkl"))
+            foreign = foreign_globals(read_member(archive, inner, MAX_PICKLE_BYTES))
+    elif is_legacy_torch(head):
+        foreign = []  # Several pickles in a row: the sandboxed converter reads them by its own allow-list.
+    else:
+        raise Rejected(f"{name} is no torch weights file", remedy=remedy, check="weights")
+    if foreign:
+        raise Rejected(
+            f"{name} is a torch pickle that holds more than weights: loading it would import {shown(foreign[0])}",
+            remedy=remedy,
+            check="weights",
+        )
 
 
 def foreign_globals(data: bytes) -> list[str]:

@@ -54,16 +54,26 @@ _MAGIC = [
     (b"version https://git-lfs", Kind.LFS),
 ]
 
-_CONVERT = (
+_ENCODER = (
     "Upload it inside its Hugging Face folder (config.json and tokenizer.json beside it): its weights are then "
     "converted to safetensors in the sandbox. Or export the model with torch.export.save(...)."
 )
+CONVERT = (
+    "Convert it here (the button on this version's page, or `serinus convert`): its tensors are written as safetensors "
+    "in the sandbox. Then put model.safetensors beside its config.json and tokenizer.json, or load it into the module "
+    "and export that with torch.export.save(...)."
+)
+STATE_DICT = (
+    "Save the weights alone: torch.save(model.state_dict(), path), or safetensors.torch.save_model(model, path). "
+    "Better, export the model with torch.export.save(...)."
+)
+PICKLE = "this is a torch pickle: weights without a model, in a format that can run code"
 _SAYS: dict[Kind, tuple[str, str]] = {
     Kind.SAFETENSORS: (
         "these are weights without a model: there is no config.json",
         "Upload the whole Hugging Face folder (config.json, tokenizer.json, model.safetensors), or export the model.",
     ),
-    Kind.TORCH_PICKLE: ("this is a torch pickle: weights without a model, in a format that can run code", _CONVERT),
+    Kind.TORCH_PICKLE: (PICKLE, _ENCODER),
     Kind.PICKLE: (
         "this is a Python pickle (as joblib and scikit-learn write it): loading it would run whatever it says",
         "Export the model to ONNX (skl2onnx for scikit-learn), or upload a Python package with serinus_model.py.",

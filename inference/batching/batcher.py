@@ -1,7 +1,8 @@
-"""The asyncio shell around the window: a bounded line, one batch on its way, the next one assembling.
+"""The asyncio shell around the window: a bounded line, batches on their way on one or more lanes, the next assembling.
 
 The law: a request ends exactly once, with an answer or a typed error. Expired work and work whose caller left is never
-executed. A full line refuses at once. A pass that never ends takes its process with it, after its callers were told.
+executed. A full line refuses at once. A batch is formed only when a lane is free for it, so it grows until then. A pass
+that never ends takes its process with it, after its callers were told.
 """
 
 from __future__ import annotations
@@ -9,13 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from math import ceil, inf
 
+from inference.batching import lengths
 from inference.batching.estimates import Arrivals, StepEstimate
 from inference.batching.lane import Lane
 from inference.batching.line import Group, Line
+from inference.batching.objective import Objective
+from inference.batching.ordering import Ended, Ordering
+from inference.batching.policies import PLAIN, Policies
+from inference.batching.preparation import Preparation, Prepare
+from inference.batching.tally import Tally, ns
 from inference.batching.window import Release, Rules, Wait, Waiting, decide
 from inference.batching.work import Arrays, Outcome, Ticket, awaited
 from inference.errors import (
@@ -27,7 +35,7 @@ from inference.errors import (
     ReplicaLost,
     SerinusError,
 )
-from inference.protocol.statistics import BatchStatistics, ModelStatistics
+from inference.protocol.statistics import ModelStatistics
 from inference.runtime.runner import Ran
 
 log = logging.getLogger(__name__)
@@ -39,70 +47,130 @@ RunBatch = Callable[[list[Arrays]], Ran]
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """queue_limit: requests that may wait; hang_timeout_s: a pass longer than this is taken for hung."""
+    """queue_limit: requests that may wait; hang_timeout_s: a pass longer than this is taken for hung; delay_until: so
+    many must wait before the first pass; objective_s: a p99 to be held by choosing window and size, 0 for none;
+    keeps_window: then only the size is chosen. inline_below_s: passes that are expected to take less run in the event
+    loop itself, which saves handing them to a lane; there only the kernel's alarm ends one that hangs. 0: none do.
+    """
 
     rules: Rules
     queue_limit: int = 1024
     hang_timeout_s: float = 30.0
+    policies: Policies = PLAIN
+    delay_until: int = 0
+    preserve_ordering: bool = False
+    objective_s: float = 0.0
+    keeps_window: bool = False
+    inline_below_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """For models whose rows have lengths (see models.contract). pads: similar lengths should run together."""
+
+    prepare: Prepare
+    restore: Callable[[Arrays, int], Arrays] | None = None
+    pads: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Pass:
+    """A batch that runs on `lane`. due: the earliest deadline in it."""
+
+    lane: int
+    batch: list[Ticket]
+    rows: int
+    began: float
+    due: float
+    timer: asyncio.TimerHandle = field(repr=False)
 
 
 class Batcher:
-    """Runs requests in batches by `run`, which gets the inputs of each and answers each with outputs or an error.
-
-    Belongs to one running event loop. `on_hang` is called once, after all callers were told.
+    """Runs requests in batches by `run`, which gets the inputs of each and answers each with outputs or an error; given
+    several, as many batches run side by side. Belongs to one running event loop. `on_hang` is called once, after all
+    callers were told.
     """
 
     def __init__(
         self,
-        run: RunBatch,
+        run: RunBatch | Sequence[RunBatch],
         bounds: Bounds,
         *,
         on_hang: Callable[[], None],
+        lengths: Lengths | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._run = run
-        self._bounds = bounds
+        self._runs = [run] if callable(run) else list(run)
+        self._bounds, self._rules = bounds, bounds.rules
         self._on_hang = on_hang
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._lane: Lane[Ran] = Lane(self._loop)
-        self._line = Line()
-        self._running: list[Ticket] = []
-        self._running_rows = 0
-        self._idle_since: float | None = clock()
+        self._lanes: list[Lane[Ran]] = [Lane(self._loop) for _ in self._runs]
+        self._idle = list(range(len(self._lanes)))
+        self._passes: dict[int, Pass] = {}
+        self._running_rows = self._running_count = 0
+        self._idle_since: float = clock()
+        self._policies = None if bounds.policies.are_plain else bounds.policies
+        self._line = Line(bounds.policies.levels, self._pick if lengths and lengths.pads else None)
+        self._ordering = Ordering() if bounds.preserve_ordering else None
+        self._preparation = self._prepares(lengths) if lengths else None
+        self._restore = lengths.restore if lengths else None
+        self._objective = _objective(bounds)
+        self._delay_until = bounds.delay_until
         self._closed: SerinusError | None = None
         self._is_considering = False
         self._timer: asyncio.TimerHandle | None = None
-        self._hang_timer: asyncio.TimerHandle | None = None
+        self._timer_at = inf
         self._arrivals = Arrivals()
+        self._tally = Tally()
         self.step = StepEstimate()
-        self.statistics = ModelStatistics()
+        self._step_of_elements = StepEstimate()
+
+    @property
+    def statistics(self) -> ModelStatistics:
+        sums = self._tally.sums
+        sums.queue_depth, sums.in_flight = self.queue_depth, self.in_flight
+        return sums
+
+    @property
+    def rules(self) -> Rules:
+        """The window's rules now: the settings', or what the latency objective made of them."""
+        return self._rules
 
     @property
     def queue_depth(self) -> int:
-        return self._line.count
+        return self._line.count + (len(self._preparation.tickets) if self._preparation else 0)
 
     @property
     def in_flight(self) -> int:
-        return self._line.count + len(self._running)
+        return self.queue_depth + self._running_count
 
     def submit(self, ticket: Ticket) -> None:
         """Puts a request in the line.
 
-        Raises InvalidInput (more rows than a batch may have), DeadlineExceeded, Overloaded, or what closed this.
+        Raises InvalidInput (more rows than a batch may have, no such priority), DeadlineExceeded, Overloaded, or what
+        closed this.
         """
         now = self._clock()
         if self._closed:
-            raise self._closed
+            raise self._tally.refused(self._closed)
         if ticket.rows > self._bounds.rules.max_batch_size:
-            raise InvalidInput(f"inference request batch-size must be <= {self._bounds.rules.max_batch_size}")
+            largest = self._bounds.rules.max_batch_size
+            raise self._tally.refused(InvalidInput(f"inference request batch-size must be <= {largest}"))
         if ticket.deadline <= now:
-            raise self._refused(DeadlineExceeded())
-        if self._line.count >= self._bounds.queue_limit:
-            raise self._refused(Overloaded(retry_after_s=self._retry_after_s()))
-        self._line.add(ticket)
-        self._arrivals.arrived(now, self._line.rows + self._running_rows)
-        self._consider_soon()
+            raise self._tally.refused(DeadlineExceeded())
+        level = self._admitted(ticket) if self._policies else 0
+        preparing = len(self._preparation.tickets) if self._preparation else 0
+        if self._line.count + preparing >= self._bounds.queue_limit:
+            raise self._tally.refused(Overloaded(retry_after_s=self._retry_after_s()))
+        if self._ordering:
+            self._ordering.came(ticket)
+        if self._preparation:
+            ticket.rank = (level, 0, 0)
+            self._preparation.add(ticket)
+            self._wake_by(ticket.deadline, now)
+        else:
+            self._enter(ticket, level, now)
 
     async def predict(self, inputs: Arrays, rows: int, *, deadline: float = inf) -> Outcome:
         """Submits and waits. A caller that is cancelled meanwhile cancels the request."""
@@ -117,10 +185,12 @@ class Batcher:
     def cancel(self, ticket: Ticket) -> None:
         """The caller has left: a waiting request is dropped, a running one's answer will go nowhere."""
         if ticket.is_waiting:
-            self._line.drop(ticket)
+            self._unqueue(ticket)
             if not ticket.has_ended:
-                self.statistics.cancelled += 1
+                self._tally.sums.cancelled += 1
         ticket.has_ended = True
+        if self._ordering:
+            self._tell(())
 
     def pause(self, ticket: Ticket) -> None:
         """One answer a request: there is nothing to hold."""
@@ -131,6 +201,8 @@ class Batcher:
     def close(self, reason: SerinusError | None = None) -> None:
         """Refuses new requests with `reason` (Draining); what is in the line still runs."""
         self._closed = self._closed or reason or Draining()
+        self._delay_until = 0
+        self._consider_soon()
 
     async def drained(self, timeout_s: float) -> bool:
         """Waits until nothing is under way; False when that took too long."""
@@ -141,12 +213,72 @@ class Batcher:
 
     def stop(self) -> None:
         """Ends everything now: whoever is under way is told that the replica is gone."""
-        self.close()
-        self._fail([*self._line.clear(), *self._running], ReplicaLost())
-        for timer in (self._timer, self._hang_timer):
+        self._closed = self._closed or Draining()
+        self._fail([*self._everybody_waiting(), *self._everybody_running()], ReplicaLost())
+        for timer in (self._timer, *(one.timer for one in self._passes.values())):
             if timer:
                 timer.cancel()
-        self._lane.close()
+        if self._preparation:
+            self._preparation.close()
+        for lane in self._lanes:
+            lane.close()
+
+    # Entering
+
+    def _admitted(self, ticket: Ticket) -> int:
+        """The ticket's level, after its queue's policy was asked and its queue timeout set."""
+        policies = self._bounds.policies
+        try:
+            level = policies.level(ticket.priority)
+        except InvalidInput as error:
+            raise self._tally.refused(error) from None
+        waiting = self._line.waiting_at(level)
+        if self._preparation:
+            waiting += sum(other.rank[0] == level for other in self._preparation.tickets)
+        if policies.is_full(level, waiting):
+            raise self._tally.refused(Overloaded(retry_after_s=self._retry_after_s()))
+        ticket.due = ticket.arrived_at + policies.may_wait_s(level, ticket.queue_timeout_us)
+        ticket.is_delayable = ticket.due < inf and policies.delays(level)
+        return level
+
+    def _enter(self, ticket: Ticket, level: int, now: float) -> None:
+        line = self._line
+        line.add(ticket, level)
+        self._arrivals.arrived(now, line.rows + self._running_rows)
+        if self._idle:
+            if not self._is_considering:
+                self._consider_soon()
+        elif ticket.due < self._timer_at:
+            self._wake_by(ticket.due, now)
+
+    def _prepares(self, lengths: Lengths) -> Preparation:
+        return Preparation(
+            lengths.prepare,
+            self._loop,
+            self._ready,
+            hang_timeout_s=self._bounds.hang_timeout_s,
+            on_hang=partial(self._hung, None),
+        )
+
+    def _ready(self, ticket: Ticket, error: SerinusError | None) -> None:
+        if ticket.has_ended:
+            return
+        if error:
+            ticket.is_waiting = False
+            self._fail([ticket], error)
+        else:
+            self._enter(ticket, ticket.rank[0], self._clock())
+
+    def _unqueue(self, ticket: Ticket) -> None:
+        if self._preparation and ticket in self._preparation.tickets:
+            del self._preparation.tickets[ticket]
+            ticket.is_waiting = False
+        else:
+            self._line.drop(ticket)
+
+    def _pick(self, waiting: Sequence[Ticket], rows: int) -> list[Ticket]:
+        step = self._step_of_elements.value
+        return lengths.pick(waiting, rows, step.fixed_s / step.per_row_s if step.per_row_s else inf)
 
     # Deciding
 
@@ -159,132 +291,178 @@ class Batcher:
     def _consider(self) -> None:
         self._is_considering = False
         now = self._clock()
-        self._expire(now)
-        wake_at = min((ticket.deadline for ticket in self._running if not ticket.has_ended), default=inf)
+        wake_at = self._expire(now)
+        if self._line.count < self._delay_until:
+            self._wake_by(min(wake_at, self._earliest_waiting()), now)
+            return
+        self._delay_until = 0
         for oldest, group in self._line.groups():
-            decision = self._decide(oldest, group, now)
+            decision = self._decide(oldest, group, now) if self._idle else Wait(inf)
             if isinstance(decision, Release):
                 self._release(group, decision.rows, now)
                 self._consider_soon()
                 return
             wake_at = min(wake_at, decision.until, group.earliest_deadline)
-        self._wake_at(wake_at, now)
+        self._wake_by(wake_at, now)
 
     def _decide(self, oldest: Ticket, group: Group, now: float) -> Release | Wait:
+        rules = self._rules
         waiting = Waiting(
             rows=group.rows,
             present_rows=self._line.rows + self._running_rows,
             oldest_at=oldest.arrived_at,
             earliest_deadline=group.earliest_deadline,
+            preferred_rows=group.prefix(rules.preferred) if rules.preferred else 0,
+            idle_lanes=len(self._idle),
         )
-        return decide(
-            waiting,
-            rules=self._bounds.rules,
-            step=self.step.value,
-            outlook=self._arrivals.outlook(),
-            idle_since=self._idle_since,
-            now=now,
-        )
+        step, outlook = self.step.value, self._arrivals.outlook()
+        return decide(waiting, rules=rules, step=step, outlook=outlook, idle_since=self._idle_since, now=now)
 
-    def _wake_at(self, at: float, now: float) -> None:
+    def _earliest_waiting(self) -> float:
+        return min((group.earliest_deadline for _, group in self._line.groups()), default=inf)
+
+    def _wake_by(self, at: float, now: float) -> None:
+        """Looks again at `at`, or before. A timer that rings early costs less than moving it at each request."""
+        if at >= self._timer_at:
+            return
         if self._timer:
             self._timer.cancel()
-            self._timer = None
-        if at < inf:
-            # Loops round to milliseconds; rounded down, this would be asked again and again until the time has come.
-            self._timer = self._loop.call_later(max(0, ceil((at - now) * 1e3)) / 1e3, self._consider)
+        self._timer_at = at
+        # Loops round to milliseconds; rounded down, this would be asked again and again until the time has come.
+        self._timer = self._loop.call_later(max(0, ceil((at - now) * 1e3)) / 1e3, self._woken)
 
-    def _expire(self, now: float) -> None:
+    def _woken(self) -> None:
+        self._timer, self._timer_at = None, inf
+        self._consider()
+
+    def _expire(self, now: float) -> float:
+        """Refuses whoever is late, waiting or running; gives the earliest deadline of those who run or are prepared."""
         late = list(self._line.expired(now))
-        late += [ticket for ticket in self._running if ticket.deadline <= now and not ticket.has_ended]
+        wake_at = inf
+        if self._preparation:
+            tickets = self._preparation.tickets
+            overdue = [ticket for ticket in tickets if ticket.deadline <= now]
+            for ticket in overdue:
+                self._unqueue(ticket)
+            late += overdue
+            wake_at = min((ticket.deadline for ticket in tickets), default=inf)
+        for one in self._passes.values():
+            if one.due <= now:
+                late += [ticket for ticket in one.batch if ticket.deadline <= now]
+                one.due = min((ticket.deadline for ticket in one.batch if ticket.deadline > now), default=inf)
+            wake_at = min(wake_at, one.due)
         self._fail(late, DeadlineExceeded())
+        return wake_at
 
     # Running
 
     def _release(self, group: Group, rows: int, now: float) -> None:
         batch = self._line.take(group, rows)
-        self._running = batch
-        self._running_rows = sum(ticket.rows for ticket in batch)
-        self._idle_since = None
+        lane = self._idle.pop()
+        due = min([ticket.deadline for ticket in batch])
+        timer = self._loop.call_later(self._bounds.hang_timeout_s, self._hung, lane)
+        one = Pass(lane, batch, sum([ticket.rows for ticket in batch]), now, due, timer)
+        self._passes[lane] = one
+        self._running_rows += one.rows
+        self._running_count += len(batch)
         self._arrivals.released()
-        self._hang_timer = self._loop.call_later(self._bounds.hang_timeout_s, self._hung)
-        inputs = [ticket.inputs for ticket in batch]
-        self._lane.run(lambda: self._run(inputs), lambda results: self._finished(batch, now, results))
+        inputs, run = [ticket.inputs for ticket in batch], self._runs[lane]
+        if self.step.value.of(one.rows) < self._bounds.inline_below_s:
+            self._loop.call_soon(self._run_inline, one, run, inputs)
+        else:
+            self._lanes[lane].run(lambda: run(inputs), lambda results: self._finished(one, results))
 
-    def _finished(self, batch: list[Ticket], began: float, ran: Ran | BaseException) -> None:
-        if self._running is not batch:
+    def _run_inline(self, one: Pass, run: RunBatch, inputs: list[Arrays]) -> None:
+        ran: Ran | BaseException
+        try:
+            ran = run(inputs)
+        except BaseException as error:  # noqa: BLE001 (as in a lane: whatever it is, its callers get a typed error)
+            ran = error
+        self._finished(one, ran)
+
+    def _finished(self, one: Pass, ran: Ran | BaseException) -> None:
+        if self._passes.get(one.lane) is not one or self._closed_by_hang():
             return  # it was given up before
-        if self._hang_timer:
-            self._hang_timer.cancel()
-        now = self._clock()
+        one.timer.cancel()
+        now, batch = self._clock(), one.batch
         if isinstance(ran, BaseException):
             log.error("running a batch raised %s", type(ran).__name__, exc_info=ran)
             ran = Ran([ModelFailed() for _ in batch])
-        self._count(batch, began, now, ran)
-        self._answer(batch, began, now, ran)
-        self._running, self._running_rows, self._idle_since = [], 0, now
-        self._consider()
+        self._learn(one, now, ran)
+        self._tally.ran(batch, one.began, now, ran)
+        del self._passes[one.lane]
+        self._idle.append(one.lane)
+        self._running_rows -= one.rows
+        self._running_count -= len(batch)
+        self._idle_since = now
+        if self._line.count:
+            self._consider()  # before the answers: the lane should not stand still while they are written
+        self._tell(self._results(one, now, ran))
 
-    def _count(self, batch: list[Ticket], began: float, now: float, ran: Ran) -> None:
-        sums, rows = self.statistics, self._running_rows
+    def _learn(self, one: Pass, now: float, ran: Ran) -> None:
         if not any(isinstance(result, SerinusError) for result in ran.results):
-            self.step.observe(rows, now - began)
-        stages = (("compute_input", ran.input_ns), ("compute_infer", ran.infer_ns), ("compute_output", ran.output_ns))
-        sums.execution_count += 1
-        sums.last_inference_ms = int(time.time() * 1e3)
-        sums.padded_rows += ran.padded_rows
-        sums.elements += ran.elements
-        sums.padding_elements += ran.padding_elements
-        size = sums.batches.setdefault(rows, BatchStatistics())
-        for name, ns in stages:
-            getattr(size, name).add(ns)
-        for ticket, result in zip(batch, ran.results, strict=True):
-            if ticket.has_ended:
-                continue
-            total_ns = _ns(now - ticket.arrived_at)
-            if isinstance(result, SerinusError):
-                sums.fail.add(total_ns)
-                continue
-            sums.inference_count += ticket.rows
-            sums.success.add(total_ns)
-            sums.queue.add(_ns(began - ticket.arrived_at))
-            for name, ns in stages:
-                getattr(sums, name).add(ns)
+            self.step.observe(one.rows, now - one.began)
+            if ran.elements:
+                self._step_of_elements.observe(ran.elements, now - one.began)
+        if self._objective:
+            self._objective.saw(now, [now - ticket.arrived_at for ticket in one.batch])
+            self._rules = self._objective.rules(self.step.value, self._line.rows)
 
-    def _answer(self, batch: list[Ticket], began: float, now: float, ran: Ran) -> None:
-        rows, infer_ns = self._running_rows, ran.infer_ns or _ns(now - began)
-        for ticket, result in zip(batch, ran.results, strict=True):
+    def _results(self, one: Pass, now: float, ran: Ran) -> list[Ended]:
+        rows, infer_ns, began = one.rows, ran.infer_ns or ns(now - one.began), one.began
+        found: list[Ended] = []
+        for ticket, result in zip(one.batch, ran.results, strict=True):
             if isinstance(result, SerinusError):
-                ticket.end(result)
-            else:
-                waited_ns = _ns(began - ticket.arrived_at)
-                ticket.end(Outcome(result, rows, waited_ns, infer_ns, ran.input_ns, ran.output_ns))
+                found.append((ticket, result))
+                continue
+            outputs = self._restore(result, ticket.length) if self._restore else result
+            waited_ns = int((began - ticket.arrived_at) * 1e9)
+            found.append((ticket, Outcome(outputs, rows, waited_ns, infer_ns, ran.input_ns, ran.output_ns)))
+        return found
 
-    def _hung(self) -> None:
+    def _tell(self, ended: Iterable[Ended]) -> None:
+        for ticket, result in self._ordering.finished(ended) if self._ordering else ended:
+            ticket.end(result)
+
+    # Ending badly
+
+    def _hung(self, lane: int | None) -> None:
         timeout_s = self._bounds.hang_timeout_s
-        log.error("a forward pass takes longer than %s s: this process ends", timeout_s)
+        what = "preparing a request" if lane is None else "a forward pass"
+        log.error("%s takes longer than %s s: this process ends", what, timeout_s)
         self._closed = ReplicaLost()
-        self._fail(self._running, ModelFailed(f"The model did not answer within {timeout_s:g} s."))
-        self._fail(self._line.clear(), ReplicaLost())
+        if lane is not None:
+            self._fail(self._passes[lane].batch, ModelFailed(f"The model did not answer within {timeout_s:g} s."))
+        self._fail([*self._everybody_waiting(), *self._everybody_running()], ReplicaLost())
         self._on_hang()
 
-    def _retry_after_s(self) -> float:
-        largest = self._bounds.rules.max_batch_size
-        passes = -(-(self._line.rows + self._running_rows) // largest)
-        return min(max(passes * self.step.value.of(largest), MIN_RETRY_S), MAX_RETRY_S)
+    def _closed_by_hang(self) -> bool:
+        return isinstance(self._closed, ReplicaLost)
 
-    def _refused(self, error: SerinusError) -> SerinusError:
-        rejected = self.statistics.rejected
-        rejected[error.code] = rejected.get(error.code, 0) + 1
-        self.statistics.fail.add(0)
-        return error
+    def _everybody_running(self) -> list[Ticket]:
+        return [ticket for one in self._passes.values() for ticket in one.batch]
+
+    def _everybody_waiting(self) -> list[Ticket]:
+        preparing = list(self._preparation.tickets) if self._preparation else []
+        for ticket in preparing:
+            self._unqueue(ticket)
+        return [*self._line.clear(), *preparing]
+
+    def _retry_after_s(self) -> float:
+        largest = self._bounds.rules.max_batch_size * len(self._lanes)
+        passes = -(-(self._line.rows + self._running_rows) // largest)
+        return min(max(passes * self.step.value.of(self._bounds.rules.max_batch_size), MIN_RETRY_S), MAX_RETRY_S)
 
     def _fail(self, tickets: Sequence[Ticket], error: SerinusError) -> None:
         for ticket in tickets:
             if not ticket.has_ended:
-                self._refused(error)
+                self._tally.refused(error)
                 ticket.end(type(error)(error.message))
+        if tickets and self._ordering:
+            self._tell(())
 
 
-def _ns(seconds: float) -> int:
-    return max(0, int(seconds * 1e9))
+def _objective(bounds: Bounds) -> Objective | None:
+    if not bounds.objective_s:
+        return None
+    return Objective(bounds.objective_s, bounds.rules, keeps_window=bounds.keeps_window)

@@ -55,8 +55,9 @@ class Arrivals:
 
     def arrived(self, now: float, present_rows: int) -> None:
         """A request came; `present_rows` rows are now in the system, waiting or running."""
-        if self._last_at > -inf:
-            self._gaps.append(max(now - self._last_at, 0.0))
+        gap_s = now - self._last_at
+        if gap_s < inf:
+            self._gaps.append(gap_s if gap_s > 0 else 0.0)
             self._gap_s = None
         self._last_at = now
         self._peak = max(self._peak, present_rows)

@@ -7,6 +7,9 @@ are answered at its end, and a closed loop of 32 clients would run as 1 and 31 f
 still to come back (a closed loop of clients), they come quickly, and the time lost by those who wait stays below
 what one pass saves. So a request that is alone runs at once. All times are seconds of one monotonic clock.
 
+Two settings have Triton's meaning instead: a preferred size goes as soon as the line begins with exactly that many rows,
+and a maximum delay, where one is set, holds a smaller batch for so long even when nobody is expected.
+
 Sources: Triton's dynamic batcher (release when an instance is idle), BentoML's CorkDispatcher (marginal gain).
 """
 
@@ -20,6 +23,7 @@ DEADLINE_MARGIN_S = 0.002
 PATIENCE_GAPS = 4.0
 GAIN_SHARE = 0.25
 MAX_PATIENCE_FLOOR_S = 0.002
+SHARE_GAIN = 0.75  # a part must take at most this share of the whole's time to be worth a second pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +42,20 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the version's settings say. max_batch_size >= 1 rows, window_s from 0 to 0.05."""
+    """What the version's settings say. max_batch_size >= 1 rows, window_s from 0 to 0.05.
+
+    preferred: batch sizes, each at most the largest; max_delay_s replaces the window where it is not None.
+    """
 
     max_batch_size: int
     window_s: float
+    preferred: tuple[int, ...] = ()
+    max_delay_s: float | None = None
+
+    @property
+    def enough_rows(self) -> int:
+        """A batch of so many rows is not held for more."""
+        return max(self.preferred, default=self.max_batch_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +84,18 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """Rows that may run together, oldest first. present_rows counts all that are in the system, mergeable or not."""
+    """Rows that may run together, oldest first. present_rows counts all that are in the system, mergeable or not.
+
+    preferred_rows: the largest preferred size with which the line begins, 0 for none. idle_lanes: executors that are
+    free to take them, side by side.
+    """
 
     rows: int
     present_rows: int
     oldest_at: float
     earliest_deadline: float = inf
+    preferred_rows: int = 0
+    idle_lanes: int = 1
 
 
 def decide(
@@ -84,15 +104,30 @@ def decide(
     """Release or wait, for an executor that has been idle since `idle_since`; None: it is busy."""
     if waiting.rows <= 0 or idle_since is None:
         return Wait(inf)
-    ready = Release(min(waiting.rows, rules.max_batch_size))
+    slack_until = waiting.earliest_deadline - step.of(waiting.rows) - DEADLINE_MARGIN_S
+    if waiting.preferred_rows and now < min(slack_until, waiting.oldest_at + (rules.max_delay_s or inf)):
+        return Release(min(waiting.preferred_rows, rules.max_batch_size))
     if waiting.rows >= rules.max_batch_size:
-        return ready
-    until = min(
-        max(waiting.oldest_at, idle_since) + rules.window_s,
-        waiting.earliest_deadline - step.of(waiting.rows) - DEADLINE_MARGIN_S,
-        _patient_until(waiting, step, outlook, idle_since),
-    )
-    return Wait(until) if until > now else ready
+        return Release(rules.max_batch_size)
+    until = min(slack_until, _held_until(waiting, rules, step, outlook, idle_since))
+    return Wait(until) if until > now else Release(_share(waiting, rules, step))
+
+
+def _held_until(waiting: Waiting, rules: Rules, step: StepTime, outlook: Outlook, idle_since: float) -> float:
+    if waiting.rows >= rules.enough_rows:
+        return -inf
+    if rules.max_delay_s is not None:
+        return waiting.oldest_at + rules.max_delay_s
+    window_end = max(waiting.oldest_at, idle_since) + rules.window_s
+    return min(window_end, _patient_until(waiting, step, outlook, idle_since))
+
+
+def _share(waiting: Waiting, rules: Rules, step: StepTime) -> int:
+    """All rows, or their part of one lane where several are free and a smaller pass ends much sooner."""
+    if waiting.idle_lanes < 2 or rules.preferred or rules.max_delay_s is not None:
+        return waiting.rows
+    part = -(-waiting.rows // waiting.idle_lanes)
+    return part if step.of(part) < SHARE_GAIN * step.of(waiting.rows) else waiting.rows
 
 
 def _patient_until(waiting: Waiting, step: StepTime, outlook: Outlook, idle_since: float) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from asyncio import Future
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,7 +23,8 @@ Scalar = str | int | float | bool
 NO_PARAMETERS: Mapping[str, Scalar] = {}
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen: one is made for every request, and a frozen one takes several times as long to make.
+@dataclass(slots=True)
 class Outcome:
     """A request's outputs, the rows that ran together with it (its own included), and where its time went.
 
@@ -46,6 +48,10 @@ Reply = Callable[["Ticket", "Outcome | SerinusError", bool], None]
 class Ticket:
     """One request under way. `is_waiting` until it is taken into a batch, cancelled or expired; `has_ended` once its
     caller was told, or left. deadline, arrived_at: seconds of the monotonic clock.
+
+    The batcher's own marks: `due`, when it may wait no longer; `is_delayable`: then it goes behind all others instead
+    of being refused; `rank`, its place in the line; `group`, with whom it may run; `length`, of its longest row, and
+    `elements`, of all its rows, where rows have lengths; `passed`, how many batches of later ones went before it.
     """
 
     inputs: Arrays
@@ -63,6 +69,13 @@ class Ticket:
     order: int = 0
     is_waiting: bool = True
     has_ended: bool = False
+    due: float = inf
+    is_delayable: bool = False
+    rank: tuple[int, int, int] = (0, 0, 0)
+    group: Any = None
+    length: int = 0
+    elements: int = 0
+    passed: int = 0
 
     def end(self, result: Outcome | SerinusError) -> None:
         """Tells the caller how it ended; nothing happens when that is known or nobody waits."""

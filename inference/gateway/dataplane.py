@@ -20,17 +20,20 @@ from inference.errors import (
     NotFound,
     NotReady,
     ReplicaLost,
+    SequenceLost,
     SerinusError,
     ServerError,
 )
 from inference.gateway.admission import Caller, admit_caller
+from inference.gateway.affinity import Affinity, SequenceKey
 from inference.gateway.calls import Call
 from inference.gateway.connections import Link, Pool
 from inference.gateway.flights import Flight, Flights
+from inference.gateway.pipelines import Run
 from inference.gateway.router import choose_variant, less_busy
 from inference.gateway.table import Endpoint, Table, Variant
 from inference.gateway.telemetry import Telemetry
-from inference.protocol.messages import Answer
+from inference.protocol.messages import Answer, SequenceControl
 from inference.protocol.statistics import ModelStatistics
 
 HOLD_S = 10.0
@@ -77,7 +80,9 @@ class DataPlane:
         self.draining = False
         self._held: dict[Flight, None] = {}
         self._random = random.Random()  # noqa: S311 (spreads load, guards nothing)
+        self._affinity = Affinity()
         pool.on_failed = self._failed_there
+        pool.on_lost = self._affinity.lost
         pool.on_change.append(self._try_held)
 
     # -- who and what -----------------------------------------------------------------------------------------------
@@ -120,6 +125,8 @@ class DataPlane:
             has_place = True
             variant = flight.variant = self.choose(endpoint, asked.version, asked.sticky)
             call = flight.call = reader(variant)
+            if call.sequence is not None:
+                call = self._settle_sequence(flight, asked, reader, call.sequence)
             if caller.limiter is not None:
                 caller.limiter.rows(call.rows)
             _set_deadline(flight, asked.timeout_ms)
@@ -136,6 +143,9 @@ class DataPlane:
         """To be called by a door for a flight's final answer, before it writes it: frees its place and counts it."""
         self.flights.discard(flight)
         flight.endpoint.queue.leave(flight.key)
+        sequence = flight.call.sequence
+        if sequence is not None and sequence.end:
+            self._affinity.ended(_key_of(flight, sequence))
         latency_ms = (time.monotonic() - flight.started) * 1e3
         self.telemetry.answered(flight.variant.key, latency_ms, answer, flight.retries)
 
@@ -144,13 +154,64 @@ class DataPlane:
         flight.is_abandoned = True
         self._end(flight, Cancelled())
 
+    def start_step(self, flight: Flight, outer: Flight, step: Endpoint, call: Call) -> None:
+        """Sets one step of a pipeline on its way, as a flight of its own behind the step's endpoint. Raises as `start`."""
+        assert step.only is not None
+        flight.endpoint, flight.variant, flight.call = step, step.only, call
+        flight.key, flight.deadline = outer.key, outer.deadline
+        step.queue.enter(step.route.queue_limit, Caller(outer.key, frozenset()))
+        try:
+            self._dispatch(flight)
+        except SerinusError:
+            step.queue.leave(flight.key)
+            raise
+        self.flights.add(flight)
+
+    def end(self, flight: Flight, error: SerinusError) -> None:
+        """Ends a flight with `error`; nothing happens when it has ended."""
+        self._end(flight, error)
+
     def _dispatch(self, flight: Flight) -> None:
-        link = self._pick(flight.variant)
+        if flight.variant.plan is not None:
+            flight.link = run = Run(self, flight, flight.variant.plan)
+            run.begin()
+            return
+        link = self._pick_for(flight)
         if link is not None:
             link.send(flight, max(1, int(flight.remaining_s() * 1e3)))
             return
         flight.held_until = time.monotonic() + HOLD_S
         self._held[flight] = None
+
+    def _pick_for(self, flight: Flight) -> Link | None:
+        """The replica for this request; None when none is ready. Raises SequenceLost."""
+        sequence = flight.call.sequence
+        if sequence is None:
+            return self._pick(flight.variant)
+        links = {link.route.id: link for link in flight.variant.links}
+        ready = [name for name, link in links.items() if link.ready]
+        draining = [name for name, link in links.items() if link.draining]
+        key = _key_of(flight, sequence)
+        try:
+            found = self._affinity.pick(key, ready, is_start=sequence.start, now=time.monotonic(), draining=draining)
+        except NotReady:
+            return None
+        return links[found]
+
+    def _settle_sequence(self, flight: Flight, asked: Asked, reader: Reader, sequence: SequenceControl) -> Call:
+        """A sequence stays on the version that it began on, and begins where its own id puts it."""
+        endpoint = asked.endpoint
+        if asked.version is None and endpoint.only is None:
+            numbers = list(endpoint.variants)
+            began = self._affinity.version_of(endpoint.route.name, numbers, _name_of(flight, sequence))
+            if began is None or sequence.start:
+                variant = self.choose(endpoint, None, _name_of(flight, sequence))
+            else:
+                variant = endpoint.variants[began]
+            if variant is not flight.variant:
+                flight.variant = variant
+                flight.call = reader(variant)
+        return flight.call
 
     def _pick(self, variant: Variant) -> Link | None:
         links = variant.links
@@ -164,23 +225,27 @@ class DataPlane:
     def _try_held(self) -> None:
         """Looks at those who wait for a replica: one may be ready now, or their version may be gone."""
         for flight in list(self._held):
-            current = self.table.now.endpoints.get(flight.endpoint.route.name)
+            if flight not in self._held:  # a pipeline that ended meanwhile took its other steps along
+                continue
+            current = self.table.now.known(flight.endpoint.route.name)
             variant = current.variants.get(flight.variant.route.version) if current is not None else None
             if variant is None:
                 self._end(flight, NotReady(retry_after_s=RETRY_AFTER_S))
                 continue
             flight.variant = variant
-            link = self._pick(variant)
-            if link is not None:
-                del self._held[flight]
-                flight.held_until = 0.0
-                try:
+            try:
+                link = self._pick_for(flight)
+                if link is not None:
+                    del self._held[flight]
+                    flight.held_until = 0.0
                     link.send(flight, max(1, int(flight.remaining_s() * 1e3)))
-                except ReplicaLost as error:
-                    self._failed_there(flight, error)
+            except (ReplicaLost, SequenceLost) as error:
+                self._failed_there(flight, error)
 
     def _failed_there(self, flight: Flight, error: SerinusError) -> None:
         """A replica refused or lost this request: once elsewhere, or on the same one when it is back."""
+        if flight.has_ended:  # a step whose pipeline ended by the same loss
+            return
         flight.link = None
         lost = isinstance(error, ReplicaLost | Draining)
         may = lost and not flight.parts and not flight.retries and flight.call.sequence is None
@@ -311,6 +376,15 @@ class _Streamed(Flight):
         if isinstance(found, SerinusError):
             raise found
         return found
+
+
+def _name_of(flight: Flight, sequence: SequenceControl) -> str:
+    """One caller's sequence 7 is not another's, nor the sequence "7"."""
+    return f"{flight.key}\0{type(sequence.id).__name__}\0{sequence.id}"
+
+
+def _key_of(flight: Flight, sequence: SequenceControl) -> SequenceKey:
+    return SequenceKey(flight.endpoint.route.name, flight.variant.route.version, _name_of(flight, sequence))
 
 
 def _set_deadline(flight: Flight, timeout_ms: int) -> None:

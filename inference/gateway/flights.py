@@ -17,6 +17,7 @@ from inference.errors import DeadlineExceeded, NotReady, SerinusError
 if TYPE_CHECKING:
     from inference.gateway.calls import Call
     from inference.gateway.connections import Link
+    from inference.gateway.pipelines import Run
     from inference.gateway.table import Endpoint, Variant
     from inference.protocol.messages import Answer
 
@@ -40,7 +41,7 @@ class Flight(ABC):
         self.variant: Variant
         self.call: Call
         self.key = ""
-        self.link: Link | None = None
+        self.link: Link | Run | None = None
         self.number = 0
         self.retries = 0
         self.held_until = 0.0

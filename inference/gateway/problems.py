@@ -31,6 +31,7 @@ STATUSES: dict[str, int] = {
     "storage_full": 507,
     "not_ready": 503,
     "replica_lost": 503,
+    "sequence_lost": 503,
     "draining": 503,
     "deadline_exceeded": 503,  # as Triton has it; `x-error-code` tells it from the others
     "out_of_memory": 507,

@@ -147,13 +147,13 @@ class Rest:
             variants = [endpoint.variants[number]] if number in endpoint.variants else []
         else:
             variants = [variant for variant in endpoint.variants.values() if variant.route.weight_bp]
-        if self._plane.draining or not any(link.ready for variant in variants for link in variant.links):
+        if self._plane.draining or not any(variant.is_ready for variant in variants):
             return Response(400, [JSON_TYPE], _NOT_READY)
         return Response(200, [JSON_TYPE], _encode({"name": request.name, "ready": True}))
 
 
 def _served(endpoint: Endpoint) -> list[Variant]:
-    return [variant for variant in endpoint.variants.values() if variant.links or variant.route.pipeline is not None]
+    return [variant for variant in endpoint.variants.values() if variant.is_routed]
 
 
 def _described(endpoint: Endpoint, number: int | None) -> Variant:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +25,21 @@ from redis.exceptions import RedisError
 from inference.errors import NotFound
 from inference.gateway.admission import Keys, Limiter, Queue
 from inference.gateway.connections import Link, Pool
+from inference.gateway.pipelines import Plan, Step
 from inference.gateway.plain import PlainForm, form_of
 from inference.gateway.router import newest
 from inference.protocol import routes
-from inference.protocol.routes import EndpointRoute, RoutingTable, VariantRoute
+from inference.protocol.routes import WEIGHT_TOTAL_BP, EndpointRoute, RoutingTable, VariantRoute
 
 POLL_S = 0.5
+NO_BOUND = 1 << 30
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
     """A version behind an endpoint, with its links, the key of its sums and what its answers carry; `lines` are the
-    headers as they stand in an answer, `plain` the form of its plain requests.
+    headers as they stand in an answer, `plain` the form of its plain requests. A pipeline has a plan and no links.
     """
 
     route: VariantRoute
@@ -47,6 +49,16 @@ class Variant:
     headers: list[tuple[bytes, bytes]]
     lines: bytes
     plain: PlainForm | None
+    plan: Plan | None = None
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether there is a replica for it, ready or not; for every step of a pipeline."""
+        return self.plan.is_routed if self.plan is not None else bool(self.links)
+
+    @property
+    def is_ready(self) -> bool:
+        return self.plan.is_ready if self.plan is not None else any(link.ready for link in self.links)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +73,7 @@ class Endpoint:
     def pinned(self, version: int) -> Variant:
         """The variant of that version. Raises NotFound when there is none with a replica."""
         found = self.variants.get(version)
-        if found is None or not found.links:
+        if found is None or not found.is_routed:
             raise NotFound(
                 f"Request for unknown model: '{self.route.name}' version {version} is not at ready state or not found"
             )
@@ -70,11 +82,17 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One generation of the table, ready for use. generation -1: there is none yet."""
+    """One generation of the table, ready for use. generation -1: there is none yet. steps: of pipelines, by
+    ENDPOINT/VERSION/STEP, which no client can name.
+    """
 
     generation: int
     endpoints: dict[str, Endpoint]
     keys: Keys
+    steps: dict[str, Endpoint] = field(default_factory=dict)
+
+    def known(self, name: str) -> Endpoint | None:
+        return self.endpoints.get(name) or self.steps.get(name)
 
 
 class Table:
@@ -108,11 +126,14 @@ class Table:
         return True
 
     def _build(self, table: RoutingTable) -> Snapshot:
-        wanted = {replica for e in table.endpoints for v in e.variants for replica in newest(v.replicas)}
+        held = [
+            held for e in table.endpoints for v in e.variants for held in (v, *(v.pipeline.steps if v.pipeline else ()))
+        ]
+        wanted = {replica for one in held for replica in newest(one.replicas)}
         endpoints = {endpoint.name: self._endpoint(endpoint) for endpoint in table.endpoints}
-        snapshot = Snapshot(table.generation, endpoints, Keys(table, limiters=self._limiters))
+        snapshot = Snapshot(table.generation, endpoints, Keys(table, limiters=self._limiters), _steps_of(endpoints))
         self._pool.keep(wanted)
-        for name in self._queues.keys() - snapshot.endpoints.keys():
+        for name in self._queues.keys() - snapshot.endpoints.keys() - snapshot.steps.keys():
             del self._queues[name]
         return snapshot
 
@@ -133,11 +154,29 @@ class Table:
             route,
             [self._pool.link(replica) for replica in newest(route.replicas)],
             number,
-            (endpoint.name, route.version, route.arm),
+            (counted_as(endpoint.name), route.version, route.arm),
             headers,
             lines,
             form_of(route.signature, endpoint.name, number, lines),
+            self._plan(endpoint, route) if route.pipeline is not None else None,
         )
+
+    def _plan(self, endpoint: EndpointRoute, route: VariantRoute) -> Plan:
+        assert route.pipeline is not None
+        steps = []
+        for step in route.pipeline.steps:
+            own = VariantRoute(route.version, route.arm, WEIGHT_TOTAL_BP, step.signature, step.replicas, step.settings)
+            hidden = EndpointRoute(
+                name=f"{endpoint.name}/{route.version}/{step.name}",
+                model=step.model,
+                salt="",
+                public=False,
+                timeout_ms=endpoint.timeout_ms,
+                queue_limit=step.max_inflight or NO_BOUND,
+                variants=[own],
+            )
+            steps.append(Step(step, self._endpoint(hidden)))
+        return Plan(steps, [output.name for output in route.signature.outputs])
 
     def load(self) -> None:
         """Takes the table on disk, if there is one."""
@@ -202,6 +241,17 @@ class Table:
         data = await client.get(routes.TABLE_KEY)
         if data:
             self.accept(_bytes(data))
+
+
+def _steps_of(endpoints: dict[str, Endpoint]) -> dict[str, Endpoint]:
+    plans = [v.plan for endpoint in endpoints.values() for v in endpoint.variants.values() if v.plan is not None]
+    return {step.endpoint.route.name: step.endpoint for plan in plans for step in plan.steps}
+
+
+def counted_as(name: str) -> str:
+    """The name under which sums are kept: an endpoint's own, ENDPOINT/STEP for a step of any version."""
+    parts = name.split("/")
+    return name if len(parts) == 1 else f"{parts[0]}/{parts[-1]}"
 
 
 def connect(url: str) -> redis.Redis | None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
+
+import msgspec
 
 from inference.artifacts.manifest import Format
 from inference.errors import Rejected
 from inference.models.contract import LoadContext, Model
+from inference.models.lengths import bucketed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +26,7 @@ LOADERS: dict[Format, str] = {
     Format.JAX_EXPORT: "inference.models.on_jax.export",
     Format.ONNX: "inference.models.on_onnx.session",
     Format.PYTHON: "inference.models.python_package",
+    Format.TRITON_PYTHON: "inference.models.triton_python.loader",
 }
 
 
@@ -30,6 +35,8 @@ def load(format: str, context: LoadContext) -> Model:  # noqa: A002 (the field's
 
     Raises Rejected for what cannot be served, with a reason and a remedy, before anything of it runs.
     """
+    from inference.models.shaped import shaped
+
     try:
         room = LOADERS[Format(format)]
     except (ValueError, KeyError):
@@ -38,5 +45,29 @@ def load(format: str, context: LoadContext) -> Model:  # noqa: A002 (the field's
             remedy="export it with torch.export, jax.export or ONNX, or convert its weights to safetensors",
             check="load",
         ) from None
+    settings = context.settings
+    if settings.compile != "none" and format != Format.TORCH_EXPORT:
+        raise Rejected(
+            f"compile={settings.compile} is for torch.export programs, and this is {format}",
+            remedy="upload it without compile; JAX programs are always compiled",
+            check="load",
+        )
     loader = cast("Callable[[LoadContext], Model]", importlib.import_module(room).load)
-    return loader(context)
+    model = shaped(_as_clients_see_it(loader, context), context)
+    if settings.bucket_lengths and format != Format.HF_ENCODER:
+        return bucketed(model, settings.bucket_lengths)
+    return model
+
+
+def _as_clients_see_it(loader: Callable[[LoadContext], Model], context: LoadContext) -> Model:
+    """The loaded model with the labels and shapes that the settings give it."""
+    settings = context.settings
+    if settings.reshapes:
+        from inference.models.reshaped import Reshaped, inner_settings
+
+        model: Model = Reshaped(loader(replace(context, settings=inner_settings(settings))), settings)
+    else:
+        model = loader(context)
+    if settings.labels and not model.signature.labels:
+        model.signature = msgspec.structs.replace(model.signature, labels=settings.labels)
+    return model

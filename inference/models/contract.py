@@ -7,6 +7,7 @@ the first of every input and output.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -15,15 +16,19 @@ if TYPE_CHECKING:
     import numpy as np
 
     from inference.artifacts.manifest import RuntimeSettings
+    from inference.errors import SerinusError
     from inference.protocol.oip import Signature
 
     Arrays = dict[str, np.ndarray]
+
+Scalar = str | int | float | bool
 
 
 @dataclass(frozen=True, slots=True)
 class LoadContext:
     """What a loader may use: the artifact's read-only folder, the settings, the device ("cpu", "cuda:N", "tpu:N"),
-    the number of CPU threads, and the device's memory in bytes and as a part (0..1) of the whole; 0 for no bound.
+    the number of CPU threads, the device's memory in bytes and as a part (0..1) of the whole (0 for no bound), and the
+    model's name.
     """
 
     folder: Path
@@ -32,10 +37,26 @@ class LoadContext:
     threads: int = 1
     device_memory_bytes: int = 0
     device_memory_share: float = 0.0
+    model: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request made ready for its pass. length: of its longest row; elements: of all rows (tokens, samples)."""
+
+    inputs: Arrays
+    length: int
+    elements: int
 
 
 class Model(Protocol):
-    """A loaded model. `run` is called by one thread at a time."""
+    """A loaded model. `run` is called by one thread at a time, unless `is_shareable` is there and true.
+
+    A model may also have: `prepare(requests) -> list[Prepared | SerinusError]`, called once a request on another thread
+    before it waits, whose inputs `run` then gets; `restore(outputs, length)`, which cuts one request's outputs back;
+    `pads`, true where `run` pads rows to the longest, so that similar lengths should run together;
+    `work(inputs) -> (elements, padding_elements)` of one pass; `compiles`, how many programs it compiled so far.
+    """
 
     signature: Signature
 
@@ -47,4 +68,33 @@ class Model(Protocol):
 
     def close(self) -> None:
         """Gives back what the model holds."""
+        ...
+
+
+class RequestModel(Model, Protocol):
+    """A model that is given the requests of a batch one by one and not stacked: it says `runs_requests = True`.
+
+    answers_anything: it may refuse an input that was made up from its signature, so no warm-up can prove it.
+    """
+
+    runs_requests: bool
+    answers_anything: bool
+
+    def run_requests(self, requests: list[Arrays]) -> list[Arrays | SerinusError]:
+        """An answer or an error for each request, in their order. Called by one thread at a time."""
+        ...
+
+
+class StreamingModel(Model, Protocol):
+    """A model whose settings say `decoupled`: a request may have any number of answers, none too."""
+
+    def stream(self, inputs: Arrays, parameters: Mapping[str, Scalar]) -> Iterator[Arrays]:
+        """One request's answers, one after another; each holds some of the signature's outputs, in any shape.
+
+        `inputs` are as for `run`, never merged with another request's; `parameters` are the request's own. It is a
+        generator, advanced only while its caller reads: keep nothing locked across a `yield`, and clean up in
+        `finally`, for it is closed when the caller leaves or the deadline comes. Up to `instances` generators of one
+        model run side by side, and one that is held for a slow reader may stand still among them; each one's steps
+        come one at a time but not from one thread.
+        """
         ...

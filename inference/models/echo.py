@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -22,7 +22,7 @@ from inference.models.entry import checked
 from inference.protocol.oip import DATATYPES, Signature, TensorSpec
 
 if TYPE_CHECKING:
-    from inference.models.contract import Arrays, LoadContext
+    from inference.models.contract import Arrays, LoadContext, Scalar
 
 FILE = "echo.json"
 DEFAULT_SIGNATURE = Signature(
@@ -49,7 +49,8 @@ class EchoPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     The i-th output of `signature` is its i-th input * factor + offset, computed in float64 and given back in the
     output's datatype; BYTES, BOOL and BF16 come back as they are. With `signature.buckets` the model insists on those
-    batch sizes. `at_load` is a fault of the loading itself.
+    batch sizes. `at_load` is a fault of the loading itself. As a decoupled model it answers `repeat` times, or as often
+    as the request's parameter `repeat` says; answer i (from 0) of numbers has i added, and each takes `sleep_ms`.
     """
 
     signature: Signature = DEFAULT_SIGNATURE
@@ -59,6 +60,7 @@ class EchoPlan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sleep_ms_per_row: Annotated[float, msgspec.Meta(ge=0)] = 0.0
     faults: list[Fault] = msgspec.field(default_factory=list)
     at_load: FaultKind | None = None
+    repeat: Annotated[int, msgspec.Meta(ge=0)] = 1
 
 
 def load(context: LoadContext) -> EchoModel:
@@ -72,6 +74,8 @@ def load(context: LoadContext) -> EchoModel:
 class EchoModel:
     """Elementwise, so batching cannot change an answer."""
 
+    is_shareable = True
+
     def __init__(self, plan: EchoPlan, signature: Signature) -> None:
         self._plan = plan
         self.signature = msgspec.structs.replace(signature, platform="echo")
@@ -83,6 +87,14 @@ class EchoModel:
         time.sleep((self._plan.sleep_ms + self._plan.sleep_ms_per_row * rows) / 1000)
         pairs = zip(self.signature.inputs, self.signature.outputs, strict=True)
         return {there.name: self._answer(inputs[here.name], there.datatype) for here, there in pairs}
+
+    def stream(self, inputs: Arrays, parameters: Mapping[str, Scalar]) -> Iterator[Arrays]:
+        for at in range(int(parameters.get("repeat", self._plan.repeat))):
+            answer = self.run(inputs)
+            yield {
+                name: array if array.dtype.kind in "Ob" else array + array.dtype.type(at)
+                for name, array in answer.items()
+            }
 
     def close(self) -> None:
         """Nothing is held."""

@@ -1,13 +1,15 @@
 """Python packages (code tier): a folder whose `serinus_model.py` has `load(folder)`.
 
 What it returns has `predict(inputs: dict[str, ndarray]) -> dict[str, ndarray]` and may have `signature`, a mapping like
-`signature.json`; without it that file is read. Only a version that a second person approved gets this far.
+`signature.json`; without it that file is read. For a decoupled version it has `stream(inputs, parameters)`, a generator
+of such answers, in place of `predict`. Only a version that a second person approved gets this far.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,10 +23,13 @@ from inference.protocol.oip import Signature
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from inference.models.contract import Arrays, LoadContext
+    from inference.models.contract import Arrays, LoadContext, Scalar
 
 MODULE = "serinus_model"
-REMEDY = f"{MODULE}.py must define load(folder), which returns an object with predict(dict) -> dict"
+REMEDY = (
+    f"{MODULE}.py must define load(folder), which returns an object with predict(dict) -> dict, or for a decoupled "
+    "version stream(dict, parameters), a generator of dicts"
+)
 
 
 def load(context: LoadContext) -> PythonModel:
@@ -34,8 +39,9 @@ def load(context: LoadContext) -> PythonModel:
     if not callable(maker):
         raise Rejected(f"{MODULE}.py has no load(folder)", remedy=REMEDY, check="load")
     made = maker(context.folder)
-    if not callable(getattr(made, "predict", None)):
-        raise Rejected(f"what {MODULE}.load returned has no predict", remedy=REMEDY, check="load")
+    asked = "stream" if context.settings.decoupled else "predict"
+    if not callable(getattr(made, asked, None)):
+        raise Rejected(f"what {MODULE}.load returned has no {asked}", remedy=REMEDY, check="load")
     signature = msgspec.structs.replace(_signature(made, context.folder), platform="python")
     return PythonModel(made, batch.limited(signature, context.settings))
 
@@ -47,6 +53,10 @@ class PythonModel:
 
     def run(self, inputs: Arrays) -> Arrays:
         return {str(name): np.asarray(value) for name, value in self._made.predict(inputs).items()}
+
+    def stream(self, inputs: Arrays, parameters: Mapping[str, Scalar]) -> Iterator[Arrays]:
+        for answer in self._made.stream(inputs, parameters):
+            yield {str(name): np.asarray(value) for name, value in answer.items()}
 
     def close(self) -> None:
         closer = getattr(self._made, "close", None)

@@ -1,4 +1,4 @@
-"""Text -> token ids by the model's own `tokenizer.json`, in a padded batch.
+"""Text -> token ids by the model's own `tokenizer.json`, one by one or in a padded batch.
 
 A tokenizer's regular expression can panic on some text; that arrives here as a BaseException of native code and leaves
 as InvalidInput. Text is cut to a length that cannot matter before anything looks at it.
@@ -20,14 +20,15 @@ Ids = np.ndarray[Any, np.dtype[np.int64]]
 
 
 class BatchTokenizer:
-    """Truncates to `max_tokens`, pads to the longest of the batch."""
+    """Truncates to `max_tokens`; pads on the right."""
 
     def __init__(self, path: Path, *, max_tokens: int, pad_id: int | None) -> None:
         try:
             self._tokenizer: Any = Tokenizer.from_file(str(path))
             held = self._tokenizer.padding or {}
             known = pad_id if pad_id is not None else 0
-            self._tokenizer.enable_padding(pad_id=held.get("pad_id", known), pad_token=held.get("pad_token", "[PAD]"))
+            self.pad_id = int(held.get("pad_id", known))
+            self._tokenizer.no_padding()
             self._tokenizer.enable_truncation(max_tokens)
         except (KeyboardInterrupt, SystemExit):
             raise
@@ -38,8 +39,8 @@ class BatchTokenizer:
             raise Rejected("tokenizer.json cannot be read", remedy=remedy, check="load") from error
         self._max_characters = max_tokens * CHARACTERS_PER_TOKEN
 
-    def encode(self, texts: Sequence[bytes]) -> tuple[Ids, Ids]:
-        """(input_ids, attention_mask), int64 [n, longest]. Raises InvalidInput for text that is no UTF-8, or panics."""
+    def ids(self, texts: Sequence[bytes]) -> list[Ids]:
+        """Each text's token ids, int64 [its own length]. Raises InvalidInput for text that is no UTF-8, or panics."""
         try:
             strings = [bytes(text).decode("utf-8")[: self._max_characters] for text in texts]
             encoded = self._tokenizer.encode_batch_fast(strings)
@@ -49,5 +50,18 @@ class BatchTokenizer:
             raise
         except BaseException as error:
             raise InvalidInput("the model's tokenizer cannot read this text") from error
-        ids = np.array([one.ids for one in encoded], dtype=np.int64)
-        return ids, np.array([one.attention_mask for one in encoded], dtype=np.int64)
+        return [np.array(one.ids, dtype=np.int64) for one in encoded]
+
+    def padded(self, ids: Sequence[Ids], length: int = 0) -> tuple[Ids, Ids]:
+        """(input_ids, attention_mask), int64 [n, longest], or [n, length] where that is more."""
+        longest = max([length, *(one.size for one in ids)])
+        together = np.full((len(ids), longest), self.pad_id, dtype=np.int64)
+        mask = np.zeros((len(ids), longest), dtype=np.int64)
+        for row, one in enumerate(ids):
+            together[row, : one.size] = one
+            mask[row, : one.size] = 1
+        return together, mask
+
+    def encode(self, texts: Sequence[bytes]) -> tuple[Ids, Ids]:
+        """`padded` of `ids`."""
+        return self.padded(self.ids(texts))

@@ -29,6 +29,7 @@ class StepRoute(msgspec.Struct, frozen=True):
     """One step of a pipeline: a version, where it runs, and how its tensors are named in the graph.
 
     input_map: the step's input -> the graph's tensor; output_map: the step's output -> the graph's tensor.
+    max_inflight: requests that one gateway may have here at once, 0 for no bound but the replicas' queues.
     """
 
     name: str
@@ -39,6 +40,7 @@ class StepRoute(msgspec.Struct, frozen=True):
     output_map: dict[str, str]
     replicas: list[ReplicaRoute] = msgspec.field(default_factory=list)
     settings: RuntimeSettings = RuntimeSettings()
+    max_inflight: int = 0
 
 
 class PipelineRoute(msgspec.Struct, frozen=True):

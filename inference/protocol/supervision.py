@@ -66,7 +66,10 @@ class ReplicaSeen(msgspec.Struct, frozen=True):
 
 
 class ValidationSpec(msgspec.Struct, frozen=True):
-    """One run of the one-shot validation. `lease` is the fencing token that comes back with the result."""
+    """One run of the one-shot validation. `lease` is the fencing token that comes back with the result.
+
+    purpose: "validate", or "convert": write a lone torch pickle's tensors as safetensors, and load nothing.
+    """
 
     run: str
     lease: int
@@ -77,6 +80,7 @@ class ValidationSpec(msgspec.Struct, frozen=True):
     files: list[FileRef]
     settings: dict[str, object]
     device: str = "cpu"
+    purpose: str = "validate"
 
 
 class CheckSeen(msgspec.Struct, frozen=True):
@@ -97,8 +101,19 @@ class Measurements(msgspec.Struct, frozen=True):
     latency_ms: dict[str, float] = msgspec.field(default_factory=dict)
 
 
+class TensorSeen(msgspec.Struct, frozen=True):
+    """A tensor of a converted file; dtype as safetensors names it ("F32")."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+
+
 class ValidationSeen(msgspec.Struct, frozen=True):
-    """State of a validation run. state: "running", "ready", "rejected", "lost" (the child could not be run at all)."""
+    """State of a validation run. state: "running", "ready", "rejected", "lost" (the child could not be run at all).
+
+    converted: files that were made; tensors: the first of what is in them, tensor_count: how many there are.
+    """
 
     run: str
     lease: int
@@ -110,6 +125,8 @@ class ValidationSeen(msgspec.Struct, frozen=True):
     settings: dict[str, object] = msgspec.field(default_factory=dict)
     measurements: Measurements = Measurements()
     converted: list[FileRef] = msgspec.field(default_factory=list)
+    tensors: list[TensorSeen] = msgspec.field(default_factory=list)
+    tensor_count: int = 0
     reason: str = ""
     remedy: str = ""
 

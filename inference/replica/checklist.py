@@ -15,6 +15,7 @@ from inference.protocol.supervision import CheckSeen, ValidationSeen, Validation
 from inference.replica.control import Control
 
 STEPS = ("files", "parse", "convert", "load", "signature", "warm-up", "latency")
+CONVERSION_STEPS = STEPS[:3]
 
 
 class Step:
@@ -36,7 +37,8 @@ class Checklist:
 
     def __init__(self, spec: ValidationSpec, control: Control) -> None:
         self._control = control
-        self._checks = [CheckSeen(name, "waiting") for name in STEPS]
+        self._steps = CONVERSION_STEPS if spec.purpose == "convert" else STEPS
+        self._checks = [CheckSeen(name, "waiting") for name in self._steps]
         self.seen = ValidationSeen(run=spec.run, lease=spec.lease, state="running", tier=spec.tier)
 
     def learn(self, **facts: Any) -> None:
@@ -81,8 +83,7 @@ class Checklist:
         ]
 
     def _put(self, check: CheckSeen) -> None:
-        at = STEPS.index(check.name)
-        self._checks[at] = check
+        self._checks[self._steps.index(check.name)] = check
 
     def _tell(self) -> None:
         shown = [check for check in self._checks if check.state != "waiting"]

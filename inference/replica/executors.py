@@ -2,38 +2,83 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable
 
 from inference.artifacts.manifest import RuntimeSettings
-from inference.batching.batcher import Batcher, Bounds
+from inference.batching import policies
+from inference.batching.batcher import Batcher, Bounds, Lengths
 from inference.batching.window import Rules
 from inference.batching.work import Arrays, Executor
+from inference.protocol.oip import Signature
+from inference.replica import kinds
+from inference.replica.alarm import Alarm
 from inference.runtime.runner import Ran, Runner
 from inference.runtime.warmup import WarmUp
 
 ALARM_GRACE_S = 5.0
+INLINE_BELOW_S = 300e-6  # handing a shorter pass to another thread costs as much as running it
+DEFAULT_WINDOW_MS = RuntimeSettings().window_ms
 
 
-def make(runner: Runner, settings: RuntimeSettings, warm: WarmUp, *, on_hang: Callable[[], None]) -> Executor:
+def make(
+    runner: Runner, settings: RuntimeSettings, warm: WarmUp, *, on_hang: Callable[[], None], model: str = ""
+) -> Executor:
     """The executor for this version. Called in the event loop that it will belong to."""
-    rules = Rules(runner.signature.max_batch_size or 1, settings.window_ms / 1e3)
-    bounds = Bounds(rules, settings.queue_limit, settings.hang_timeout_s)
-    batcher = Batcher(watched(runner, settings.hang_timeout_s + ALARM_GRACE_S), bounds, on_hang=on_hang)
+    if settings.sequence:
+        return kinds.stateful([runner, *runner.twins], settings, model, on_hang)
+    if settings.decoupled:
+        return kinds.decoupled(runner, settings, on_hang)
+    return kinds.cached(_batcher(runner, settings, warm, on_hang=on_hang), settings)
+
+
+def _batcher(runner: Runner, settings: RuntimeSettings, warm: WarmUp, *, on_hang: Callable[[], None]) -> Batcher:
+    alarm = Alarm(settings.hang_timeout_s + ALARM_GRACE_S)
+    runs = [watched(one, alarm, lane) for lane, one in enumerate([runner, *runner.twins])]
+    batcher = Batcher(runs, bounds_of(settings, runner.signature), on_hang=on_hang, lengths=_lengths(runner))
     for rows, ms in warm.latency_ms.items():
         batcher.step.observe(rows, ms / 1e3)
     return batcher
 
 
-def watched(runner: Runner, alarm_s: float) -> Callable[[list[Arrays]], Ran]:
+def bounds_of(settings: RuntimeSettings, signature: Signature) -> Bounds:
+    """What the settings say about the batcher, within what the model can do."""
+    largest = signature.max_batch_size or 1
+    delay_us = settings.max_queue_delay_us
+    rules = Rules(
+        largest,
+        settings.window_ms / 1e3,
+        tuple(sorted({size for size in settings.preferred_batch_sizes if size <= largest})),
+        None if delay_us is None else delay_us / 1e6,
+    )
+    return Bounds(
+        rules,
+        settings.queue_limit,
+        settings.hang_timeout_s,
+        policies.of(settings),
+        settings.delay_until,
+        settings.preserve_ordering,
+        settings.latency_objective_ms / 1e3,
+        keeps_window=settings.window_ms != DEFAULT_WINDOW_MS,
+        inline_below_s=INLINE_BELOW_S if settings.instances == 1 else 0.0,
+    )
+
+
+def watched(runner: Runner, alarm: Alarm, lane: int) -> Callable[[list[Arrays]], Ran]:
     """Runs batches under the kernel's alarm clock."""
 
-    # The event loop's own watchdog cannot run while native code holds the interpreter's lock; the kernel's can.
     def run(requests: list[Arrays]) -> Ran:
-        signal.setitimer(signal.ITIMER_REAL, alarm_s)
+        alarm.began(lane)
         try:
             return runner.run_requests(requests)
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            alarm.ended(lane)
 
     return run
+
+
+def _lengths(runner: Runner) -> Lengths | None:
+    model = runner.model
+    prepare = getattr(model, "prepare", None)
+    if prepare is None:
+        return None
+    return Lengths(prepare, getattr(model, "restore", None), bool(getattr(model, "pads", False)))

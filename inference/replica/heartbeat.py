@@ -27,7 +27,7 @@ class Meter:
         return max(self.runner.device_memory_bytes, devices.torch_bytes(self.device))
 
     def busy_s(self) -> float:
-        return self.runner.measures.busy_s
+        return self.runner.busy_s
 
     def compiles(self) -> int:
         """Programs compiled since the replica was ready; a line in the log when there is a new one."""

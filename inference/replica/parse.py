@@ -29,7 +29,7 @@ MAX_VERDICT_BYTES = 4 << 20
 
 
 class Verdict(msgspec.Struct, frozen=True):
-    """What the parse stage prints. Without `reason` the artifact may be loaded."""
+    """What the parse stage prints. Without `reason` the artifact may be loaded; with one, `format` says what is refused."""
 
     format: str = ""
     tier: str = ""
@@ -67,7 +67,7 @@ def judge(folder: Path) -> Verdict:
     try:
         return _passed(inspect(folder))
     except Rejected as error:
-        return Verdict(reason=error.reason, remedy=error.remedy, check=error.check)
+        return Verdict(format=error.format, reason=error.reason, remedy=error.remedy, check=error.check)
     except (MemoryError, RecursionError, OverflowError) as error:
         return Verdict(
             reason=f"reading the files took more than they can be worth ({type(error).__name__})",

@@ -16,28 +16,33 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from inference.artifacts.manifest import RuntimeSettings, Tier, settings_from
+from inference.artifacts import safetensors, sniff
+from inference.artifacts.manifest import Format, RuntimeSettings, Tier, settings_from
+from inference.artifacts.sniff import Kind
 from inference.artifacts.store import hash_file
 from inference.errors import OutOfMemory, Rejected
 from inference.models import LoadContext, load
 from inference.models.contract import Model
 from inference.protocol.child import StartValidation
 from inference.protocol.oip import Signature
-from inference.protocol.supervision import FileRef, Measurements
+from inference.protocol.signatures import public_signature
+from inference.protocol.supervision import FileRef, Measurements, TensorSeen
 from inference.replica.checklist import Checklist
 from inference.replica.control import Control
 from inference.replica.ground import Ground, lay_out
 from inference.replica.parse import Verdict, verdict_of
 from inference.replica.sandbox import Limits, Walls
-from inference.runtime import devices
+from inference.runtime import devices, samples
 from inference.runtime.runner import Runner, is_out_of_memory
 from inference.runtime.tensors import Arrays
-from inference.runtime.warmup import WarmUp, warm_up
+from inference.runtime.warmup import WarmUp, warm_up, warm_up_stream
 
 log = logging.getLogger(__name__)
 MEMORY_FLOOR_BYTES, MEMORY_FACTOR = 2 << 30, 4
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 CONVERTED_NAME = "model.safetensors"
+CONVERT = "convert"
+MAX_TENSORS_TOLD, MAX_NAME_CHARS = 1000, 200
 REPEATS = 3
 MAX_PASS_MS = 5_000.0
 MAX_MEASURED_PASS_MS = 2000.0
@@ -70,7 +75,10 @@ def run(message: StartValidation, control: Control, *, keep: tuple[int, ...]) ->
 
 
 def _validate(message: StartValidation, checklist: Checklist, control: Control, keep: tuple[int, ...]) -> bool:
-    """1. files. 2. parse. 3. Is it code that nobody approved? 4. sandbox. 5. convert, load, signature, warm-up, latency."""
+    """1. files. 2. parse. 3. Is it code that nobody approved? 4. sandbox. 5. convert, load, signature, warm-up, latency.
+
+    A run that is to convert ends after that.
+    """
     with checklist.step("files") as step:
         settings = _settings(message)
         ground = lay_out(message.paths, message.spec.files)
@@ -86,12 +94,16 @@ def _validate(message: StartValidation, checklist: Checklist, control: Control, 
             "ask an admin of the team to approve it, or export the model as torch.export, ONNX or safetensors",
         )
         return False
-    folder = _prepare_served(ground) if verdict.needs_conversion else ground.artifact
+    only_convert = message.spec.purpose == CONVERT
+    folder = _prepare_served(ground) if verdict.needs_conversion and not only_convert else ground.artifact
     limits = Limits(_memory_bytes(ground), 2 * ground.size_bytes, file_bytes=_file_bytes(ground))
     walls = ground.enter(device=message.spec.device, limits=limits, keep=keep, writes_out=True)
     control.listen()
-    _convert(state, verdict)
-    _prove(state, verdict, folder, walls)
+    if only_convert:
+        _convert_lone(state, walls)
+    else:
+        _convert(state, verdict)
+        _prove(state, verdict, folder, walls)
     return True
 
 
@@ -99,6 +111,9 @@ def _parse(state: Run) -> Verdict:
     with state.checklist.step("parse") as step:
         verdict = verdict_of(state.ground.artifact)
         state.checklist.learn(format=verdict.format, tier=verdict.tier or state.message.spec.tier)
+        if state.message.spec.purpose == CONVERT and verdict.format == Format.TORCH_PICKLE:
+            step.note("a torch pickle that names nothing but tensors")
+            return verdict
         if verdict.reason:
             raise Rejected(verdict.reason, remedy=verdict.remedy, check=verdict.check)
         step.note("; ".join([f"{verdict.format}, trust tier {verdict.tier}", *verdict.notes])[:1000])
@@ -110,14 +125,35 @@ def _convert(state: Run, verdict: Verdict) -> None:
         if not verdict.needs_conversion:
             step.skip("nothing to convert")
             return
-        from inference.models.convert import to_safetensors
-
         source = next(state.ground.artifact / file.path for file in state.ground.files if _is_pickle(file.path))
-        target = state.ground.out / CONVERTED_NAME
-        to_safetensors(source, target)
-        digest, size_bytes = hash_file(target)
-        state.checklist.learn(converted=[FileRef(CONVERTED_NAME, size_bytes, digest)])
-        step.note(f"{source.name} became {CONVERTED_NAME} ({_size(size_bytes)}); the original is never served")
+        made = _write_safetensors(state, source)
+        step.note(f"{source.name} became {made.path} ({_size(made.size_bytes)}); the original is never served")
+
+
+def _convert_lone(state: Run, walls: Walls) -> None:
+    with state.checklist.step("convert") as step:
+        files = [state.ground.artifact / file.path for file in state.ground.files]
+        source = next((file for file in files if sniff.kind_of(file) is Kind.TORCH_PICKLE), None)
+        if source is None:
+            raise Rejected("there is no torch pickle here", remedy="nothing needs converting", check="convert")
+        made = _write_safetensors(state, source)
+        table = safetensors.read(state.ground.out / made.path)
+        shown = [
+            TensorSeen(name[:MAX_NAME_CHARS], held.dtype, list(held.shape)) for name, held in sorted(table.items())
+        ]
+        state.checklist.learn(tensors=shown[:MAX_TENSORS_TOLD], tensor_count=len(table))
+        step.note(f"{source.name} became {made.path}: {len(table)} tensors, {_size(made.size_bytes)}; {walls.words()}")
+
+
+def _write_safetensors(state: Run, source: Path) -> FileRef:
+    from inference.models.convert import to_safetensors
+
+    target = state.ground.out / CONVERTED_NAME
+    to_safetensors(source, target)
+    digest, size_bytes = hash_file(target)
+    made = FileRef(CONVERTED_NAME, size_bytes, digest)
+    state.checklist.learn(converted=[made])
+    return made
 
 
 def _prove(state: Run, verdict: Verdict, folder: Path, walls: Walls) -> None:
@@ -125,21 +161,29 @@ def _prove(state: Run, verdict: Verdict, folder: Path, walls: Walls) -> None:
     baseline = _peak_bytes()
     with checklist.step("load") as step:
         began = time.perf_counter()
-        context = LoadContext(folder, state.settings, devices.select(spec.device), _threads())
+        context = LoadContext(folder, state.settings, devices.select(spec.device), _threads(), model=spec.model)
         model = load(verdict.format, context)
         load_ms = (time.perf_counter() - began) * 1e3
         step.note(f"loaded in {load_ms:.0f} ms on {spec.device}, {walls.words()}")
     with checklist.step("signature") as step:
-        checklist.learn(signature=_checked(model, spec.device))
-        step.note(_described(model.signature))
+        public = public_signature(_checked(model, spec.device), state.settings)
+        checklist.learn(signature=public)
+        step.note(_described(public))
     runner = Runner(model)
     with checklist.step("warm-up") as step:
-        warm = warm_up(runner, repeats=REPEATS)
-        step.note("ran at batch " + ", ".join(map(str, warm.latency_ms)))
+        own = samples.read(folder, state.settings.warmup, batched=bool(model.signature.max_batch_size))
+        if state.settings.decoupled:
+            warm = warm_up_stream(runner, samples=own)
+        else:
+            warm = warm_up(runner, repeats=REPEATS, samples=own)
+        ran = ", ".join(map(str, warm.latency_ms))
+        step.note(
+            f"ran at batch {ran}" if ran else "it refuses inputs made from its signature, so nothing was measured"
+        )
     with checklist.step("latency") as step:
-        latency_ms = measure(runner, warm)
+        latency_ms = warm.latency_ms if state.settings.decoupled else measure(runner, warm)
         largest = state.settings.max_batch_size or choose_max_batch(model.signature, latency_ms)
-        _settle(state, model.signature, largest)
+        _settle(state, public, largest)
         peak = max(0, _peak_bytes() - baseline)
         rounded = {str(rows): ms for rows, ms in latency_ms.items()}
         checklist.learn(measurements=Measurements(round(load_ms, 1), peak, rounded))
@@ -152,6 +196,8 @@ def measure(runner: Runner, warm: WarmUp) -> dict[int, float]:
     latency_ms = dict(warm.latency_ms)
     largest = runner.signature.max_batch_size
     rows = 2
+    if getattr(runner.model, "answers_anything", False):
+        return latency_ms
     while not runner.signature.buckets and rows < largest and latency_ms[max(1, rows // 2)] < MAX_MEASURED_PASS_MS:
         latency_ms[rows] = _median_ms(runner, {name: np.repeat(a, rows, axis=0) for name, a in warm.sample.items()})
         rows *= 2

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 from inference.errors import ModelFailed, OutOfMemory, PoisonInput, SerinusError
-from inference.models.contract import Model
+from inference.models.contract import Model, RequestModel
 from inference.protocol.oip import Signature
 from inference.runtime import tensors
 from inference.runtime.tensors import Arrays
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 _MEMORY_SIGNS = (
     "out of memory",
@@ -57,12 +59,17 @@ class Ran:
 
 
 class Runner:
-    """One model, one forward pass at a time. `busy_since` (monotonic s) is for a watchdog; None when idle."""
+    """One model, one forward pass at a time. `busy_since` (monotonic s) is for a watchdog; None when idle.
+
+    `twins` run beside it, each in a thread of its own: the same model where it may be shared, else another copy.
+    """
 
     def __init__(self, model: Model) -> None:
         self.model = model
+        self.twins: list[Runner] = []
         self.measures = Measures()
         self.busy_since: float | None = None
+        self._work = getattr(model, "work", None)
         self._ran = Ran([])
         self._known_good: Arrays | None = None
         self._compiles_when_ready = 0
@@ -74,7 +81,13 @@ class Runner:
     @property
     def compiles_after_ready(self) -> int:
         """How often the model compiled since `mark_ready`: must stay 0, or a request paid for it."""
-        return self._compiles() - self._compiles_when_ready
+        own = self._compiles() - self._compiles_when_ready
+        return own + sum(twin.compiles_after_ready for twin in self.twins if twin.model is not self.model)
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds inside the model, on the average of this and its twins: rises by a second a second at most."""
+        return (self.measures.busy_s + sum(twin.busy_s for twin in self.twins)) / (1 + len(self.twins))
 
     @property
     def device_memory_bytes(self) -> int:
@@ -85,6 +98,20 @@ class Runner:
         """Called after the warm-up; `known_good` is an input of which the model is known to answer."""
         self._known_good = known_good
         self._compiles_when_ready = self._compiles()
+
+    def grow(self, count: int, load_again: Callable[[], Model], warm: Callable[[Runner], object]) -> None:
+        """Makes it `count` runners in all, each able to run while the others do.
+
+        A model that says `is_shareable` is shared; any other is loaded and warmed again for each.
+        """
+        for _ in range(count - 1):
+            if getattr(self.model, "is_shareable", False):
+                twin = Runner(self.model)
+                twin.mark_ready(self._known_good)
+            else:
+                twin = Runner(load_again())
+                warm(twin)
+            self.twins.append(twin)
 
     def run(self, inputs: Arrays) -> Arrays:
         """Outputs for a batch of any size up to the largest; it is padded to the next bucket and cut back here.
@@ -100,6 +127,10 @@ class Runner:
         if size > rows:
             outputs = tensors.split(outputs, [rows])[0]
         self._count(outputs, rows, size - rows)
+        if self._work:
+            elements, padding = self._work(inputs)
+            self._ran.elements += elements
+            self._ran.padding_elements += padding
         return outputs
 
     def run_requests(self, requests: Sequence[Arrays]) -> Ran:
@@ -112,13 +143,18 @@ class Runner:
         """One forward pass for all; when it fails, each request's own answer or its own error.
 
         1. All together. 2. Failed: both halves, down to single requests. 3. A single failure is PoisonInput when any
-        other request, or failing that the known-good input, goes through; else the model's failure.
+        other request, or failing that the known-good input, goes through; else the model's failure. A model that takes
+        its requests one by one answers for each itself.
         """
+        if getattr(self.model, "runs_requests", False):
+            return self._unmerged(requests)
         found = self._bisected(requests)
         return self._blamed(found) if any(isinstance(one, ModelFailed) for one in found) else found
 
     def close(self) -> None:
         self.model.close()
+        for twin in self.twins:
+            twin.close()
 
     def _bisected(self, requests: Sequence[Arrays]) -> list[Arrays | SerinusError]:
         try:
@@ -143,6 +179,25 @@ class Runner:
         self._ran.output_ns += time.perf_counter_ns() - began
         return found
 
+    def _unmerged(self, requests: Sequence[Arrays]) -> list[Arrays | SerinusError]:
+        model = cast("RequestModel", self.model)
+        try:
+            rows = [tensors.rows_of(self.signature, request) for request in requests]
+            found = self._timed(lambda: model.run_requests(list(requests)))
+        except SerinusError as error:
+            return [error] * len(requests)
+        for index, (answer, size) in enumerate(zip(found, rows, strict=True)):
+            if isinstance(answer, SerinusError):
+                self.measures.failures += 1
+                continue
+            try:
+                if self.signature.max_batch_size:
+                    self._check_rows(answer, size)
+                self._count(answer, size, 0)
+            except SerinusError as error:
+                found[index] = error
+        return found
+
     def _blamed(self, found: list[Arrays | SerinusError]) -> list[Arrays | SerinusError]:
         works = any(isinstance(one, dict) for one in found) or self._control_passes()
         return [PoisonInput() if works and isinstance(one, ModelFailed) else one for one in found]
@@ -157,10 +212,14 @@ class Runner:
         return True
 
     def _forward(self, inputs: Arrays) -> Arrays:
+        return self._timed(lambda: self.model.run(inputs))
+
+    def _timed(self, act: Callable[[], T]) -> T:
+        """What `act` gives, under the watchdog's clock; raises this house's errors only."""
         self.busy_since = time.monotonic()
         started = time.perf_counter_ns()
         try:
-            return self.model.run(inputs)
+            return act()
         except BaseException as error:
             self.measures.failures += 1
             raise _translated(error) from error

@@ -20,13 +20,13 @@ from console.reading import (
     facts_of,
     host_states,
     pending,
-    ready_counts,
     replicas_of,
     stamp,
     version_numbered,
 )
 from console.traffic import total, traffic_of
 from endpoints.models import Endpoint
+from fleet.standing import ready_counts, step_ids
 from inference.errors import Forbidden, NotFound
 from registry.models import ValidationRun, Version
 from telemetry.queries import series
@@ -68,7 +68,7 @@ def endpoint_data(pk: int) -> Data:
     if endpoint is None:
         raise NotFound("This endpoint has been deleted.")
     versions = list(endpoint.variants.values_list("version_id", flat=True))
-    replicas = replicas_of(versions)
+    replicas = replicas_of([*versions, *step_ids(versions)])
     marks = [(str(r.id), r.phase, r.wanted, r.message, r.restarts, r.host_id, r.generation) for r in replicas]
     traffic = traffic_of([endpoint.name])[endpoint.name]
     return {
@@ -170,5 +170,5 @@ def running_checks(version: Version) -> list[Data]:
     """The checklist as far as it is known: the report when there is one, else what the running validation has sent."""
     if version.report:
         return list(version.report.get("checks", []))
-    run = ValidationRun.objects.filter(version=version).order_by("-created_at").first()
+    run = version.validation_runs.filter(purpose=ValidationRun.Purpose.VALIDATE).order_by("-created_at").first()
     return list(run.checks) if run else []

@@ -11,7 +11,7 @@ from django.contrib import messages
 from django.contrib.auth.views import redirect_to_login
 from django.core.exceptions import PermissionDenied
 from django.db.models import Model, QuerySet
-from django.http import Http404, HttpRequest, HttpResponse
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase
 from django.shortcuts import redirect
 
 from accounts.permissions import Actor, Verb, actor_of, can
@@ -19,7 +19,7 @@ from inference.errors import Forbidden, NotFound, SerinusError, Unauthenticated
 
 P = ParamSpec("P")
 M = TypeVar("M", bound=Model)
-View = Callable[Concatenate[HttpRequest, P], HttpResponse]
+View = Callable[Concatenate[HttpRequest, P], HttpResponseBase]
 PAGE_SIZE = 50
 
 
@@ -27,7 +27,7 @@ def page(view: View[P]) -> View[P]:
     """A view for people who are logged in. What one may not see does not exist; what one may not do is refused."""
 
     @wraps(view)
-    def wrapped(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponse:
+    def wrapped(request: HttpRequest, /, *args: P.args, **kwargs: P.kwargs) -> HttpResponseBase:
         if not actor_of(request).known:
             return _to_login(request)
         try:

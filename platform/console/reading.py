@@ -15,6 +15,7 @@ from accounts.permissions import Actor, visible
 from console.health import Facts
 from endpoints.models import Endpoint, Variant
 from fleet.models import Deployment, Device, Host, Replica
+from fleet.standing import ready_counts
 from inference.errors import NotFound
 from registry.models import Model, Version, VersionStatus
 
@@ -95,11 +96,6 @@ def endpoint_states(actor: Actor, rows: QuerySet[Endpoint] | None = None) -> lis
     wanted = {variant.version_id for endpoint in held for variant in endpoint.variants.all()}
     ready = ready_counts(wanted)
     return [EndpointState(endpoint, list(endpoint.variants.all()), ready) for endpoint in held]
-
-
-def ready_counts(versions: set[int]) -> dict[int, int]:
-    rows = Replica.objects.filter(wanted="run", phase="ready", deployment__version__in=versions)
-    return Counter(rows.values_list("deployment__version_id", flat=True))
 
 
 def facts_of(actor: Actor, states: list[EndpointState], error_share: float | None) -> Facts:

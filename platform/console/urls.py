@@ -4,7 +4,20 @@ from __future__ import annotations
 
 from django.urls import path
 
-from console.views import audit, endpoints, fleet, keys, models, overview, people, session, tryout, upload, versions
+from console.views import (
+    audit,
+    endpoints,
+    fleet,
+    keys,
+    models,
+    overview,
+    people,
+    pipelines,
+    session,
+    tryout,
+    upload,
+    versions,
+)
 
 app_name = "console"
 MODEL = "models/<slug:name>/"
@@ -27,7 +40,12 @@ urlpatterns = [
     path(f"{VERSION}approve/", versions.approve, name="approve"),
     path(f"{VERSION}reject/", versions.reject, name="reject"),
     path(f"{VERSION}archive/", versions.archive, name="archive"),
+    path(f"{VERSION}convert/", versions.convert, name="convert"),
+    path(f"{VERSION}converted/", versions.converted, name="converted"),
     path("upload/", upload.upload, name="upload"),
+    path("pipelines/new/", pipelines.new, name="new_pipeline"),
+    path("pipelines/check/", pipelines.check, name="check_pipeline"),
+    path("pipelines/create/", pipelines.create, name="create_pipeline"),
     path("endpoints/", endpoints.endpoints, name="endpoints"),
     path(ENDPOINT, endpoints.endpoint, name="endpoint"),
     path(f"{ENDPOINT}weights/", endpoints.weights, name="weights"),

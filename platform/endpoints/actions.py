@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from django.db import transaction
+from django.db.models import Q
 
 from accounts import audit
 from accounts.permissions import Actor, Verb, require
@@ -20,10 +21,11 @@ from endpoints.models import Endpoint, Variant
 from endpoints.shares import make_room
 from fleet import actions as fleet
 from fleet import messages
-from fleet.models import Replica
+from fleet.standing import ready_counts
 from inference.errors import Conflict, InvalidInput
 from inference.protocol.routes import WEIGHT_TOTAL_BP
 from registry.models import Version
+from registry.pipelines import steps_of
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 ROLE = Variant.VariantRole
@@ -39,7 +41,7 @@ def deploy(
     weight_bp: int | None = None,
     access: str = Endpoint.Access.KEY,
 ) -> Endpoint:
-    """Puts a version behind a public name (by default its model's) and wishes replicas for it.
+    """Puts a version behind a public name (by default its model's) and wishes replicas for it, or for its steps.
 
     The first version gets all traffic; a later one enters at weight 0 unless `weight_bp` is given, which the others
     make room for in proportion. Raises InvalidInput, Conflict or Forbidden.
@@ -61,7 +63,7 @@ def deploy(
             defaults={"role": ROLE.CANARY if before else ROLE.PRIMARY},
         )
         _write_shares(endpoint, shares)
-        fleet.want(version=version, replicas=replicas, device=device)
+        _want(version, replicas, device)
         after = {"weights": _named(weights_of(endpoint)), "replicas": replicas, "device": device}
         _changed(endpoint, actor, "deploy", before={"weights": _named(before)}, after=after)
     return endpoint
@@ -202,19 +204,33 @@ def _write_shares(endpoint: Endpoint, shares: dict[int, int]) -> None:
 
 
 def _require_ready(endpoint: Endpoint, numbers: list[int]) -> None:
-    rows = Replica.objects.filter(wanted="run", phase="ready", deployment__version__variants__endpoint=endpoint)
-    ready = set(rows.values_list("deployment__version__number", flat=True))
+    versions = dict(endpoint.variants.values_list("version__number", "version_id"))
+    ready = ready_counts(versions[number] for number in numbers)
     for number in numbers:
-        if number not in ready:
+        if not ready.get(versions[number]):
             raise Conflict(
                 f"version {number} has no ready replica, so its share of the calls would fail: scale it up and wait "
                 "until one is ready, or force the split ('serinus split --force', \"force\": true at the API)"
             )
 
 
+def _want(version: Version, replicas: int, device: str) -> None:
+    """Wishes replicas of a version; of a pipeline, which has none, those of its steps, whoever else uses them too."""
+    steps = steps_of(version)
+    if not steps:
+        fleet.want(version=version, replicas=replicas, device=device)
+    elif replicas:
+        fleet.require_ready(version)
+    for step in steps if replicas else ():
+        fleet.want_at_least(version=step, replicas=replicas, device=device)
+
+
 def _release(version: Version) -> None:
-    if not Variant.objects.filter(version=version).exists():
-        fleet.want(version=version, replicas=0)
+    """Stops the replicas of a version, or of a pipeline's steps, that no endpoint needs any more, by whatever way."""
+    for held in steps_of(version) or [version]:
+        needed = Q(version=held) | Q(version__steps__version=held)
+        if not Variant.objects.filter(needed).exists():
+            fleet.want(version=held, replicas=0)
 
 
 def _changed(

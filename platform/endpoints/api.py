@@ -28,7 +28,7 @@ MAX_METRICS_S = 24 * 3600
 
 
 class VariantSerializer(serializers.ModelSerializer[Variant]):
-    """A version behind the endpoint, with its share and how its replicas stand."""
+    """A version behind the endpoint, with its share and how its replicas stand: of a pipeline, those of its steps."""
 
     version = serializers.IntegerField(source="version.number")
     role = serializers.CharField()
@@ -41,25 +41,27 @@ class VariantSerializer(serializers.ModelSerializer[Variant]):
         model = Variant
         fields = ("version", "weight_bp", "role", "replicas", "ready_replicas", "device", "reason")
 
-    def _wish(self, variant: Variant) -> Deployment | None:
-        return getattr(variant.version, "deployment", None)
+    def _wishes(self, variant: Variant) -> list[Deployment | None]:
+        """The wish for the version; for a pipeline, those for its steps' versions."""
+        steps = {step.version_id: step.version for step in variant.version.steps.all()}
+        return [getattr(version, "deployment", None) for version in steps.values() or [variant.version]]
 
     def get_replicas(self, variant: Variant) -> int:
-        wish = self._wish(variant)
-        return wish.replicas if wish else 0
+        return min(wish.replicas if wish else 0 for wish in self._wishes(variant))
 
     def get_ready_replicas(self, variant: Variant) -> int:
-        wish = self._wish(variant)
-        rows: list[Replica] = list(wish.replica_set.all()) if wish else []
-        return sum(row.wanted == "run" and row.phase == "ready" for row in rows)
+        return min(_ready(wish) for wish in self._wishes(variant))
 
     def get_device(self, variant: Variant) -> str:
-        wish = self._wish(variant)
-        return wish.device if wish else ""
+        return ", ".join(sorted({wish.device for wish in self._wishes(variant) if wish}))
 
     def get_reason(self, variant: Variant) -> str:
-        wish = self._wish(variant)
-        return wish.reason if wish else ""
+        return next((wish.reason for wish in self._wishes(variant) if wish and wish.reason), "")
+
+
+def _ready(wish: Deployment | None) -> int:
+    rows: list[Replica] = list(wish.replica_set.all()) if wish else []
+    return sum(row.wanted == "run" and row.phase == "ready" for row in rows)
 
 
 class EndpointSerializer(serializers.ModelSerializer[Endpoint]):
@@ -127,7 +129,7 @@ class EndpointViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets
 
     def get_queryset(self) -> QuerySet[Endpoint]:
         rows = Endpoint.objects.select_related("team", "model").prefetch_related(
-            "variants__version__deployment__replica_set"
+            "variants__version__deployment__replica_set", "variants__version__steps__version__deployment__replica_set"
         )
         return visible(actor_of(self.request), rows)
 

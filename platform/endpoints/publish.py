@@ -15,6 +15,7 @@ import logging
 import re
 import secrets
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import cast
 
 import msgspec
@@ -34,12 +35,15 @@ from inference.protocol.routes import (
     TABLE_KEY,
     EndpointRoute,
     KeyRoute,
+    PipelineRoute,
     ReplicaRoute,
     RoutingTable,
+    StepRoute,
     VariantRoute,
     encode,
 )
 from inference.protocol.settings import RuntimeSettings
+from registry.models import PipelineStep, Version
 
 GENERATION = re.compile(rb'^\{"generation":(\d+)')
 HEAD_BYTES = 40
@@ -79,10 +83,10 @@ def build_table(*, secret: str = "") -> RoutingTable:
     rows = Variant.objects.select_related("version").order_by("endpoint_id", "version__number")
     for variant in rows:
         variants.setdefault(variant.endpoint_id, []).append(variant)
-    replicas = _replicas()
+    replicas, steps = _replicas(), _steps()
     return RoutingTable(
         generation=0,
-        endpoints=[_endpoint(endpoint, variants.get(endpoint.pk, []), replicas) for endpoint in endpoints],
+        endpoints=[_endpoint(endpoint, variants.get(endpoint.pk, []), replicas, steps) for endpoint in endpoints],
         keys=_keys(endpoints),
         token_secret=secret,
     )
@@ -136,7 +140,12 @@ def _write(valkey: redis.Redis, row: PublishedTable, *, force: bool) -> int:
     return -1
 
 
-def _endpoint(endpoint: Endpoint, variants: list[Variant], replicas: dict[int, list[Replica]]) -> EndpointRoute:
+def _endpoint(
+    endpoint: Endpoint,
+    variants: list[Variant],
+    replicas: dict[int, list[Replica]],
+    steps: dict[int, list[PipelineStep]],
+) -> EndpointRoute:
     return EndpointRoute(
         name=endpoint.name,
         model=endpoint.model.name,
@@ -144,19 +153,62 @@ def _endpoint(endpoint: Endpoint, variants: list[Variant], replicas: dict[int, l
         public=endpoint.access == Endpoint.Access.PUBLIC,
         timeout_ms=endpoint.timeout_ms,
         queue_limit=endpoint.queue_limit,
-        variants=[_variant(v, replicas.get(v.version_id, [])) for v in variants if v.version.signature],
+        variants=[_variant(v, replicas, steps.get(v.version_id, [])) for v in variants if v.version.signature],
     )
 
 
-def _variant(variant: Variant, replicas: list[Replica]) -> VariantRoute:
+def _variant(variant: Variant, replicas: dict[int, list[Replica]], steps: list[PipelineStep]) -> VariantRoute:
     return VariantRoute(
         version=variant.version.number,
         arm=variant.role,
         weight_bp=variant.weight_bp,
         signature=msgspec.convert(variant.version.signature, Signature),
-        settings=msgspec.convert(variant.version.settings, RuntimeSettings),
-        replicas=[ReplicaRoute(str(r.id), r.route_generation, r.route_address) for r in routable(replicas)],
+        settings=_settings(variant.version),
+        replicas=_routes(replicas.get(variant.version_id, [])),
+        pipeline=PipelineRoute([_step(step, replicas.get(step.version_id, [])) for step in steps]) if steps else None,
     )
+
+
+def _step(step: PipelineStep, replicas: list[Replica]) -> StepRoute:
+    return StepRoute(
+        name=step.name,
+        model=step.version.model.name,
+        version=step.version.number,
+        signature=msgspec.convert(step.version.signature, Signature),
+        input_map=step.input_map,
+        output_map=step.output_map,
+        replicas=_routes(replicas),
+        settings=_settings(step.version),
+        max_inflight=step.max_inflight,
+    )
+
+
+def _routes(replicas: list[Replica]) -> list[ReplicaRoute]:
+    return [ReplicaRoute(str(r.id), r.route_generation, r.route_address) for r in routable(replicas)]
+
+
+def _steps() -> dict[int, list[PipelineStep]]:
+    """Pipeline's version id -> its steps, for the pipelines that are behind an endpoint."""
+    found: dict[int, list[PipelineStep]] = {}
+    behind = Variant.objects.values("version_id")
+    rows = PipelineStep.objects.filter(pipeline__in=behind).select_related("version__model")
+    for row in rows.order_by("pipeline_id", "position"):
+        found.setdefault(row.pipeline_id, []).append(row)
+    return found
+
+
+def _settings(version: Version) -> RuntimeSettings:
+    """The version's settings. Those that this release cannot read must not keep every endpoint from being published."""
+    try:
+        return msgspec.convert(version.settings, RuntimeSettings)
+    except msgspec.ValidationError as error:
+        _warn_once(str(version), str(error))
+        return RuntimeSettings()
+
+
+@lru_cache(maxsize=1000)  # the table is built every second
+def _warn_once(version: str, error: str) -> None:
+    log.warning("the settings of %s cannot be read, defaults are published: %s", version, error)
 
 
 def _replicas() -> dict[int, list[Replica]]:

@@ -17,6 +17,7 @@ from fleet import messages
 from fleet.models import Deployment, Host, Replica
 from fleet.reconciling import reconcile
 from fleet.reporting import heartbeat_host, record_problem, record_seen
+from inference.artifacts.manifest import Format
 from inference.errors import Conflict, InvalidInput, NotFound
 from registry.models import Version, VersionStatus
 
@@ -25,11 +26,13 @@ __all__ = [
     "reconcile",
     "record_problem",
     "record_seen",
+    "require_ready",
     "restart_replica",
     "scale",
     "scale_version",
     "set_draining",
     "want",
+    "want_at_least",
 ]
 MAX_REPLICAS = 64
 DEVICE_KINDS = ("cpu", "cuda", "tpu")
@@ -55,13 +58,36 @@ def want(*, version: Version, replicas: int, device: str | None = None) -> Deplo
     if device is not None:
         wish["device"] = check_device(device)
     with transaction.atomic():
-        # Locked, so that it cannot be archived at the same moment.
-        status = Version.objects.select_for_update().values_list("status", flat=True).get(pk=version.pk)
-        if replicas and status != VersionStatus.READY:
-            raise Conflict(f"{version} is {status.replace('_', ' ')}: only a ready version can be deployed")
+        kind = _locked_format(version, ready=bool(replicas))
+        if replicas and kind == Format.PIPELINE:
+            raise Conflict(f"{version} is a pipeline and has no replicas of its own: scale the versions of its steps")
         deployment, _ = Deployment.objects.update_or_create(version=version, defaults=wish)
         send_on_commit(messages.RECONCILE)
     return deployment
+
+
+def require_ready(version: Version) -> None:
+    """Locks the version, in a transaction. Raises Conflict for one that may not be served."""
+    _locked_format(version, ready=True)
+
+
+def _locked_format(version: Version, *, ready: bool) -> str:
+    # Locked, so that it cannot be archived at the same moment.
+    status, kind = Version.objects.select_for_update().values_list("status", "format").get(pk=version.pk)
+    if ready and status != VersionStatus.READY:
+        raise Conflict(f"{version} is {status.replace('_', ' ')}: only a ready version can be deployed")
+    return kind
+
+
+def want_at_least(*, version: Version, replicas: int, device: str | None = None) -> Deployment:
+    """As `want`, for one of several who need the version: a larger wish, and the device it names, stay as they are."""
+    with transaction.atomic():
+        held = Deployment.objects.select_for_update().filter(version=version, replicas__gt=0).first()
+        if held is None:
+            return want(version=version, replicas=replicas, device=device)
+        if held.replicas >= replicas:
+            return held
+        return want(version=version, replicas=replicas)
 
 
 def scale(*, deployment: Deployment, replicas: int, actor: Actor, device: str | None = None) -> Deployment:

@@ -177,7 +177,8 @@ def _tidy(now: datetime, *, grace: bool) -> None:
     if not grace:
         stopping.filter(Q(host__lease_until__isnull=True) | Q(host__lease_until__lte=now)).delete()
     # Locked before it is deleted, so that a wish that comes back at this moment waits and is written anew. A version
-    # behind an endpoint keeps its wish, which may be scaled up again.
+    # behind an endpoint keeps its wish, which may be scaled up again; so does a step of a pipeline behind one.
     met = Deployment.objects.select_for_update(of=("self",)).filter(replicas=0, version__variants__isnull=True)
     met = met.exclude(id__in=Replica.objects.values("deployment"))
+    met = met.exclude(version__used_in__pipeline__variants__isnull=False)
     Deployment.objects.filter(id__in=[row.pk for row in met]).delete()

@@ -6,6 +6,7 @@ Every action of a person takes the actor, checks the right first, and raises onl
 from __future__ import annotations
 
 from registry.aliases import delete_alias, set_alias
+from registry.conversions import convert_version, converted_file
 from registry.uploads import (
     begin_upload,
     cancel_upload,
@@ -19,6 +20,7 @@ from registry.versions import (
     approve_version,
     archive_version,
     create_model,
+    create_pipeline,
     create_version,
     describe_model,
     reject_version,
@@ -32,7 +34,10 @@ __all__ = [
     "claim_validations",
     "collect_blobs",
     "complete_upload",
+    "convert_version",
+    "converted_file",
     "create_model",
+    "create_pipeline",
     "create_version",
     "delete_alias",
     "describe_model",

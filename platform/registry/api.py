@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from django.db.models import Count, IntegerField, Max, Q, QuerySet
+from django.http import StreamingHttpResponse
 from drf_spectacular.types import OpenApiTypes
 from drf_spectacular.utils import extend_schema
 from rest_framework.request import Request
@@ -19,6 +20,8 @@ from inference.errors import NotFound
 from registry import actions
 from registry import serializers as shapes
 from registry.content import usable
+from registry.conversions import conversion_of
+from registry.downloads import attachment
 from registry.models import Model, Version, VersionStatus
 
 
@@ -90,6 +93,7 @@ class Versions(KeysetView):
             settings=wanted["runtime"],
             alias=wanted["alias"] or None,
             team=find_team(who, wanted["team"]) if wanted["team"] else None,
+            number=wanted.get("number"),
         )
         place = f"/api/models/{model}/versions/{version.number}/"
         return Response(shapes.VersionDetail(version).data, 201, headers={"Location": place})
@@ -107,7 +111,7 @@ class Report(APIView):
         """The validation's checklist and measurements."""
         version = find_version(actor(request), model, number)
         told = {"status": version.status, "reason": version.reason, "remedy": version.remedy}
-        return Response({**told, **shapes.report_of(version)})
+        return Response({**told, **shapes.report_of(version), "conversion": conversion_of(version)})
 
 
 class _Move(APIView):
@@ -137,6 +141,24 @@ class Archive(_Move):
     """Put a version away for ever."""
 
     act = staticmethod(actions.archive_version)
+
+
+class Convert(APIView):
+    @extend_schema(request=None, responses={202: shapes.VersionDetail})
+    def post(self, request: Request, model: str, number: str) -> Response:
+        """Have the tensors of a rejected torch pickle written as safetensors, in the sandbox. Watch `conversion`."""
+        who = actor(request)
+        version = find_version(who, model, number)
+        actions.convert_version(actor=who, version=version)
+        return Response(shapes.VersionDetail(version).data, 202)
+
+
+class ConvertedFile(APIView):
+    @extend_schema(responses={(200, "application/octet-stream"): OpenApiTypes.BINARY})
+    def get(self, request: Request, model: str, number: str) -> StreamingHttpResponse:
+        """model.safetensors, as conversion made it."""
+        who = actor(request)
+        return attachment(actions.converted_file(actor=who, version=find_version(who, model, number)))
 
 
 class Aliases(APIView):

@@ -86,6 +86,28 @@ class Version(models.Model):
         return f"{self.model.name}:{self.number}"
 
 
+class PipelineStep(models.Model):
+    """One step of a ready pipeline: which version runs there, and how its tensors are named in the graph.
+
+    input_map: the step's input -> the graph's tensor; output_map: the step's output -> the graph's tensor.
+    """
+
+    pipeline = models.ForeignKey(Version, models.CASCADE, related_name="steps")
+    position = models.PositiveIntegerField()
+    name = models.CharField(max_length=64)
+    version = models.ForeignKey(Version, models.PROTECT, related_name="used_in")
+    input_map = models.JSONField()
+    output_map = models.JSONField()
+    max_inflight = models.PositiveIntegerField(default=0)
+
+    class Meta:
+        constraints: ClassVar = [models.UniqueConstraint(fields=["pipeline", "name"], name="step_once_per_pipeline")]
+        ordering: ClassVar = ["pipeline_id", "position"]
+
+    def __str__(self) -> str:
+        return f"{self.pipeline}, step {self.name}"
+
+
 class Alias(models.Model):
     """A movable name for a version of a model."""
 
@@ -165,7 +187,14 @@ class Upload(models.Model):
 
 
 class ValidationRun(models.Model):
-    """The wish that a host validates a version. Leased: a lapsed lease is run again under a higher `lease`."""
+    """The wish that a host validates a version. Leased: a lapsed lease is run again under a higher `lease`.
+
+    purpose CONVERT: the version is a rejected torch pickle, and `result` says what was made of it (see conversions.py).
+    """
+
+    class Purpose(models.TextChoices):
+        VALIDATE = "validate", "Validate"
+        CONVERT = "convert", "Convert"
 
     class State(models.TextChoices):
         WANTED = "wanted", "Wanted"
@@ -174,12 +203,14 @@ class ValidationRun(models.Model):
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4)
     version = models.ForeignKey(Version, models.CASCADE, related_name="validation_runs")
+    purpose = models.CharField(max_length=16, choices=Purpose.choices, default=Purpose.VALIDATE)
     state = models.CharField(max_length=16, choices=State.choices, default=State.WANTED)
     host = models.CharField(max_length=64, blank=True)
     lease = models.PositiveIntegerField(default=0)
     lease_until = models.DateTimeField(null=True)
     attempts = models.PositiveIntegerField(default=0)
     checks = models.JSONField(default=list)
+    result = models.JSONField(null=True)
     created_at = models.DateTimeField(auto_now_add=True)
 
     def __str__(self) -> str:

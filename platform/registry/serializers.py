@@ -8,6 +8,7 @@ from rest_framework import serializers
 
 from accounts.serializers import Reason, StrictSerializer, slug_field
 from registry.content import MAX_FILES
+from registry.conversions import conversion_of
 from registry.models import AliasChange, Model, ValidationRun, Version, VersionStatus
 
 
@@ -38,13 +39,15 @@ class NamedFile(StrictSerializer):
 
 class NewVersion(StrictSerializer):
     """files: what the version is made of (a single zip or tar is unpacked); runtime: how it is to be run;
-    alias: set when the version is ready; team: of a model that is made by this call.
+    alias: set when the version is ready; team: of a model that is made by this call; number: the version's, when it
+    shall not be the next one.
     """
 
     files = serializers.ListField(child=NamedFile(), min_length=1, max_length=MAX_FILES)
     runtime = serializers.DictField(required=False, default=dict)
     alias = serializers.CharField(max_length=64, required=False, default="", allow_blank=True)
     team = slug_field(required=False, default="")
+    number = serializers.IntegerField(required=False, min_value=1, max_value=2**31 - 2)
 
 
 class NewAlias(Reason):
@@ -99,13 +102,27 @@ class VersionShown(serializers.ModelSerializer[Version]):
 
 
 class VersionDetail(VersionShown):
-    """Everything about a version. `report` shows a running validation's checklist as it grows."""
+    """Everything about a version. `report` shows a running validation's checklist as it grows; `conversion`, of a
+    rejected torch pickle only, what its conversion to safetensors has come to; `steps` are a pipeline's, each with the
+    version that runs there.
+    """
 
     files = serializers.SerializerMethodField()
     report = serializers.SerializerMethodField()
+    conversion = serializers.SerializerMethodField()
+    steps = serializers.SerializerMethodField()
 
     class Meta(VersionShown.Meta):
-        fields = (*VersionShown.Meta.fields, "signature", "settings", "files", "served_files", "report")  # type: ignore[assignment]  # longer, on purpose
+        fields = (  # type: ignore[assignment]  # longer, on purpose
+            *VersionShown.Meta.fields,
+            "signature",
+            "settings",
+            "files",
+            "served_files",
+            "report",
+            "conversion",
+            "steps",
+        )
 
     def get_files(self, version: Version) -> list[dict[str, Any]]:
         files: list[dict[str, Any]] = version.manifest["files"]
@@ -114,13 +131,20 @@ class VersionDetail(VersionShown):
     def get_report(self, version: Version) -> dict[str, Any]:
         return report_of(version)
 
+    def get_conversion(self, version: Version) -> dict[str, Any] | None:
+        return conversion_of(version)
+
+    def get_steps(self, version: Version) -> list[dict[str, Any]]:
+        rows = version.steps.select_related("version__model").order_by("position")
+        return [{"name": row.name, "model": row.version.model.name, "version": row.version.number} for row in rows]
+
 
 def report_of(version: Version) -> dict[str, Any]:
     """The kept report; while validation runs, what its host has told so far."""
     if version.report is not None:
         kept: dict[str, Any] = version.report
         return kept
-    run = ValidationRun.objects.filter(version=version).order_by("-created_at").first()
+    run = version.validation_runs.filter(purpose=ValidationRun.Purpose.VALIDATE).order_by("-created_at").first()
     if run is None:
         return {"checks": [], "measurements": {}, "host": "", "attempts": 0}
     return {"checks": run.checks, "measurements": {}, "host": run.host, "attempts": run.attempts}

@@ -20,6 +20,8 @@ urlpatterns = [
     re_path(rf"^{VERSION}/approve/\Z", api.Approve.as_view()),
     re_path(rf"^{VERSION}/reject/\Z", api.Reject.as_view()),
     re_path(rf"^{VERSION}/archive/\Z", api.Archive.as_view()),
+    re_path(rf"^{VERSION}/convert/\Z", api.Convert.as_view()),
+    re_path(rf"^{VERSION}/converted/\Z", api.ConvertedFile.as_view()),
     re_path(rf"^{MODEL}/aliases/\Z", api.Aliases.as_view()),
     re_path(rf"^{ALIAS}/\Z", api.AliasByName.as_view()),
     re_path(rf"^{ALIAS}/history/\Z", api.AliasHistory.as_view()),

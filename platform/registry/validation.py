@@ -21,8 +21,10 @@ from accounts.permissions import SYSTEM
 from inference.artifacts.manifest import Tier
 from inference.protocol.supervision import CheckSeen, FileRef, ValidationSeen
 from registry.aliases import set_alias
+from registry.conversions import CONVERT, fail_conversion, finish_conversion
 from registry.models import ValidationRun, Version, VersionFile, VersionStatus
-from registry.versions import lock_blobs, move
+from registry.moves import move
+from registry.versions import lock_blobs
 
 LEASE = timedelta(seconds=20)
 MAX_ATTEMPTS = 3
@@ -37,7 +39,7 @@ def claim_validations(host: str, limit: int = 1) -> list[ValidationRun]:
     rows = (
         ValidationRun.objects.select_for_update(skip_locked=True, of=("self",))
         .select_related("version__model__team")
-        .filter(free, version__status=VersionStatus.VALIDATING)
+        .filter(free, Q(purpose=CONVERT) | Q(version__status=VersionStatus.VALIDATING))
         .order_by("created_at", "pk")[:limit]
     )
     claimed = []
@@ -77,8 +79,9 @@ def validation_progress(run_id: uuid.UUID | str, lease: int, checks: Sequence[Ch
 def finish_validation(run_id: uuid.UUID | str, lease: int, seen: ValidationSeen) -> bool:
     """Takes the result of a run; False when its lease is an old one, and nothing has changed.
 
-    1. Locks the run and compares the lease. 2. "lost": the run is wanted again. 3. Code that nobody approved: awaits
-    approval, or is rejected when its uploader had no right to it. 4. Else ready or rejected, with the report.
+    1. Locks the run and compares the lease. 2. "lost": the run is wanted again. 3. A conversion ends here. 4. Code that
+    nobody approved: awaits approval, or is rejected when its uploader had no right to it. 5. Else ready or rejected,
+    with the report.
     """
     run = (
         ValidationRun.objects.select_for_update(of=("self",))
@@ -94,6 +97,9 @@ def finish_validation(run_id: uuid.UUID | str, lease: int, seen: ValidationSeen)
     run.checks = storable(msgspec.to_builtins(seen.checks))
     run.state = ValidationRun.State.DONE
     run.save(update_fields=["checks", "state"])
+    if run.purpose == CONVERT:
+        finish_conversion(run, _cleaned(seen))
+        return True
     version = run.version
     if version.status != VersionStatus.VALIDATING:
         return True
@@ -118,6 +124,10 @@ def _want_again(run: ValidationRun) -> None:
 
 
 def _give_up(run: ValidationRun) -> None:
+    if run.purpose == CONVERT:
+        reason = f"No host could finish the conversion in {run.attempts} attempts."
+        fail_conversion(run, reason, "Look at the hosts page for what is wrong there, then convert it again.")
+        return
     ValidationRun.objects.filter(pk=run.pk).update(state=ValidationRun.State.DONE)
     if run.version.status == VersionStatus.VALIDATING:
         reason = f"No host could finish the validation in {run.attempts} attempts."
@@ -190,6 +200,10 @@ def _record(version: Version, before: str, after: dict[str, Any], reason: str = 
         after={"status": version.status, **after},
         reason=reason,
     )
+
+
+def _cleaned(seen: ValidationSeen) -> ValidationSeen:
+    return msgspec.convert(storable(msgspec.to_builtins(seen)), ValidationSeen)
 
 
 def report_of(seen: ValidationSeen, run: ValidationRun) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 from django.conf import settings as django_settings
 from django.db import IntegrityError, transaction
-from django.db.models import F
+from django.db.models import F, Q
 
 from accounts.audit import record
 from accounts.models import Team
@@ -17,11 +18,13 @@ from accounts.teams import team_for
 from accounts.wakeups import send_on_commit
 from inference.artifacts.manifest import Manifest, digest_of
 from inference.errors import ClientError, Conflict, Forbidden, NotFound
+from inference.protocol.pipelines import ENTRY as PIPELINE_ENTRY
+from inference.protocol.pipelines import MAX_BYTES as PIPELINE_BYTES
 from inference.protocol.supervision import FileRef
+from registry import pipelines
 from registry.aliases import check_alias_name
 from registry.content import NamedFile, resolve, runtime_settings
 from registry.models import (
-    VERSION_MOVES,
     Blob,
     Model,
     ValidationRun,
@@ -29,12 +32,17 @@ from registry.models import (
     VersionFile,
     VersionStatus,
 )
+from registry.moves import move
 from registry.rights import person_of, require_seen
 from registry.storage import store
 
 WAKE = "fleet.tasks.wake"
-# Names of the relations by which rooms above hold a version in use.
-USED_BY = {"aliases": "an alias", "variants": "an endpoint"}
+# Relations by which a version is held in use: by whom, and which of the rows count.
+USED_BY = {
+    "aliases": ("an alias", Q()),
+    "variants": ("an endpoint", Q()),
+    "used_in": ("a pipeline", ~Q(pipeline__status=VersionStatus.ARCHIVED)),
+}
 
 
 @transaction.atomic
@@ -78,28 +86,79 @@ def create_version(
     settings: dict[str, object] | None = None,
     alias: str | None = None,
     team: Team | None = None,
+    number: int | None = None,
 ) -> Version:
     """Makes the next version of the model, which is made too when missing, and the wish that it is validated.
 
     1. Checks the right. 2. Finds the content, unpacking a lone archive into the store (no transaction open: that may
     take minutes). 3. In one transaction: the number, the version, its files, the validation wish, the audit entry.
-    4. On commit wakes a host. `alias` is set when the version has become ready.
-    Raises Conflict when a living version of the model has the same files and settings.
+    4. On commit wakes a host. `alias` is set when the version has become ready; `number` is the version's number, which
+    must be above all that the model has had, and is counted on from.
+    Raises Conflict when a living version of the model has the same files and settings. A pipeline is judged at once,
+    for all that it is made of lies here.
     """
-    check_slug("model", model_name)
     if alias:
         check_alias_name(alias)
     runtime = runtime_settings(settings or {})
+    target = _target(actor, model_name, team)
+    return _create(actor, target, Manifest(files=resolve(actor, files), settings=runtime), alias or "", number)
+
+
+def create_pipeline(
+    *, actor: Actor, model_name: str, definition: bytes, alias: str | None = None, team: Team | None = None
+) -> Version:
+    """As create_version, for a definition that was written here and not uploaded. Raises ClientError when too long."""
+    if len(definition) > PIPELINE_BYTES:
+        raise ClientError(f"a pipeline's definition has {PIPELINE_BYTES} bytes at most")
+    if alias:
+        check_alias_name(alias)
+    target = _target(actor, model_name, team)
+    sha256, size = store().put_stream([definition])
+    return _create(actor, target, Manifest(files=[FileRef(PIPELINE_ENTRY, size, sha256)]), alias or "")
+
+
+class _Target(NamedTuple):
+    """Where a version goes. is_new: the model is to be made; who was faster with its name keeps it."""
+
+    name: str
+    owner: Team
+    is_new: bool
+
+
+def _target(actor: Actor, model_name: str, team: Team | None) -> _Target:
+    """Raises Forbidden, and NotFound for what is not seen."""
+    check_slug("model", model_name)
     model = Model.objects.filter(name=model_name).select_related("team").first()
     owner = model.team if model else (team or team_for(actor, Verb.UPLOAD))
     if model:
         require_seen(actor, Verb.UPLOAD, model)
     require(actor, Verb.UPLOAD, owner)
-    manifest = Manifest(files=resolve(actor, files), settings=runtime)
+    return _Target(model_name, owner, is_new=model is None)
+
+
+def _create(actor: Actor, target: _Target, manifest: Manifest, alias: str, number: int | None = None) -> Version:
+    definition = pipelines.definition_of(manifest)
     with transaction.atomic():
-        if model is None:
-            create_model(actor=actor, name=model_name, team=owner)
-        return _write_version(actor, model_name, manifest, alias or "")
+        if target.is_new:
+            create_model(actor=actor, name=target.name, team=target.owner)
+        if number is not None:
+            _count_to(target.name, number)
+        if definition is None:
+            version = _write_version(actor, target.name, manifest, alias)
+            want_validation(version)
+            return version
+        judged = pipelines.judge(definition, manifest, target.owner)
+        version = _write_version(actor, target.name, judged.manifest, alias)
+        pipelines.settle(version, judged)
+        return version
+
+
+def _count_to(model_name: str, number: int) -> None:
+    """The model's next version gets this number. Raises Conflict where it, or a higher one, was given before."""
+    model = Model.objects.select_for_update().get(name=model_name)
+    if number < model.next_number:
+        raise Conflict(f"{model_name} has had version {model.next_number - 1}: {number} cannot be given any more")
+    Model.objects.filter(pk=model.pk).update(next_number=number)
 
 
 def _write_version(actor: Actor, model_name: str, manifest: Manifest, alias: str) -> Version:
@@ -125,7 +184,6 @@ def _write_version(actor: Actor, model_name: str, manifest: Manifest, alias: str
     )
     Model.objects.filter(pk=model.pk).update(next_number=F("next_number") + 1)
     attach_files(version, manifest.files)
-    want_validation(version)
     after = {"digest": digest, "files": len(manifest.files), "size_bytes": version.size_bytes}
     record(actor, "create_version", "version", str(version), team=model.team, after=after)
     return version
@@ -149,19 +207,10 @@ def attach_files(version: Version, files: Sequence[FileRef]) -> None:
     )
 
 
-def want_validation(version: Version) -> ValidationRun:
-    run = ValidationRun.objects.create(version=version)
+def want_validation(version: Version, purpose: str = ValidationRun.Purpose.VALIDATE) -> ValidationRun:
+    run = ValidationRun.objects.create(version=version, purpose=purpose)
     send_on_commit(WAKE)
     return run
-
-
-def move(version: Version, new: str, **changes: object) -> None:
-    """Compare-and-swap of the status. Raises Conflict when the move is not legal or somebody was faster."""
-    if new not in VERSION_MOVES[version.status]:
-        raise Conflict(f"{version} is {version.status}: it cannot become {new}")
-    if not Version.objects.filter(pk=version.pk, status=version.status).update(status=new, **changes):
-        raise Conflict(f"{version} is no longer {version.status}: read it again")
-    version.refresh_from_db()
 
 
 @transaction.atomic
@@ -222,13 +271,14 @@ def reject_version(*, actor: Actor, version: Version, reason: str) -> Version:
 
 @transaction.atomic
 def archive_version(*, actor: Actor, version: Version, reason: str = "") -> Version:
-    """Puts a version away for ever. Raises Conflict while an alias or an endpoint uses it."""
+    """Puts a version away for ever. Raises Conflict while an alias, an endpoint or a pipeline uses it."""
     require_seen(actor, Verb.DEPLOY, version.model)
     version = Version.objects.select_for_update().select_related("model__team").get(pk=version.pk)
-    for relation, user in USED_BY.items():
+    for relation, (user, living) in USED_BY.items():
         rows = getattr(version, relation, None)
-        if rows is not None and rows.exists():
-            raise Conflict(f"{version} is in use by {user}: take it out of there first")
+        held = rows.filter(living).first() if rows is not None else None
+        if held is not None:
+            raise Conflict(f"{version} is in use by {user} ({held}): take it out of there first")
     before = {"status": version.status}
     move(version, VersionStatus.ARCHIVED)
     record(

@@ -45,6 +45,7 @@ def validation_specs(runs: Iterable[ValidationRun]) -> list[ValidationSpec]:
             tier=run.version.tier if run.version.approved_by else "",
             files=msgspec.convert(run.version.manifest["files"], list[FileRef]),
             settings=dict(run.version.manifest.get("settings") or {}),
+            purpose=run.purpose,
         )
         for run in runs
     ]

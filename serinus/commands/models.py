@@ -1,4 +1,4 @@
-"""Commands on models and versions: upload, versions, approve, predict."""
+"""Commands on models and versions: upload, versions, approve, convert, predict."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from serinus.control import Control, ControlError
+from serinus.conversions import convert_weights, fetch_converted
 from serinus.output import Json, emit, err, fails_clearly, table
 from serinus.uploads import send
 
@@ -26,6 +27,9 @@ def upload(
     task: Annotated[str, typer.Option(help="For encoders: feature-extraction or text-classification.")] = "",
     max_batch_size: Annotated[int, typer.Option(min=0, max=4096, help="0: validation chooses.")] = 0,
     window_ms: Annotated[float, typer.Option(min=0, max=50, help="How long a batch may wait for company.")] = 5.0,
+    more: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=JSON", help="Any other setting, see docs/batching.md.")
+    ] = None,
     wait: Annotated[bool, typer.Option(help="Wait for validation to end.")] = True,
     timeout_s: Annotated[float, typer.Option(help="Give up waiting after this long.")] = 600,
     as_json: Json = False,
@@ -35,16 +39,33 @@ def upload(
     settings: dict[str, Any] = {"max_batch_size": max_batch_size, "window_ms": window_ms}
     if task:
         settings["task"] = task
+    settings |= settings_given(more or [])
     screen = None if as_json or not sys.stderr.isatty() else err
     version = send(control, name, path, settings=settings, alias=alias, screen=screen)
     if wait:
         version = _follow(control, name, version["number"], timeout_s, quiet=as_json)
-    emit(version, as_json=as_json, text=f"{name}:{version['number']} is [bold]{version['status']}[/]")
+    steps = ", ".join(f"{step['name']} {step['model']}:{step['version']}" for step in version.get("steps", []))
+    text = f"{name}:{version['number']} is [bold]{version['status']}[/]" + f" [dim](steps: {steps})[/]" * bool(steps)
+    emit(version, as_json=as_json, text=text)
     if version["status"] == "rejected":
         if not as_json:
             err.print(f"[bold red]rejected:[/] {version['reason']}")
             err.print(f"[bold]what to do:[/] {version['remedy']}")
         raise typer.Exit(1)
+
+
+def settings_given(words: list[str]) -> dict[str, Any]:
+    """["instances=2", "queue_policy={...}"] -> settings by name; a value that is no JSON is taken as text."""
+    found: dict[str, Any] = {}
+    for word in words:
+        name, is_pair, value = word.partition("=")
+        if not is_pair or not name:
+            raise ControlError(f"'{word}' is not NAME=JSON, as in instances=2", code="malformed")
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    return found
 
 
 def _follow(control: Control, name: str, number: int, timeout_s: float, *, quiet: bool) -> Any:
@@ -84,6 +105,31 @@ def approve(name: str, number: Number, *, as_json: Json = False) -> None:
 
 
 @fails_clearly
+def convert(
+    name: str,
+    number: Number,
+    *,
+    out: Annotated[Path, typer.Option(help="Where the safetensors file is written.")] = Path("model.safetensors"),
+    timeout_s: Annotated[float, typer.Option(help="Give up waiting after this long.")] = 600,
+    as_json: Json = False,
+) -> None:
+    """Have the weights of a rejected torch pickle converted to safetensors in the sandbox, and fetch the file."""
+    if out.exists():
+        raise ControlError(f"{out} exists already: name another file with --out", code="file_exists")
+    control = Control()
+    done = convert_weights(control, name, number, timeout_s)
+    if done["state"] == "failed":
+        raise ControlError(done["reason"], code="rejected", remedy=done["remedy"])
+    fetch_converted(control, name, number, out)
+    listed = [(t["name"], t["dtype"], "x".join(map(str, t["shape"]))) for t in done["tensors"]]
+    emit({**done, "saved": str(out)}, as_json=as_json, text=table(["tensor", "type", "shape"], listed))
+    if not as_json:
+        err.print(f"[green]{out}[/] holds {done['tensor_count']} tensors ({done['file']['size_bytes']:,} bytes)")
+        for way in done["next"]:
+            err.print(f"[dim]{way}[/]")
+
+
+@fails_clearly
 def alias(name: str, alias_name: str, number: Number, *, reason: str = "", as_json: Json = False) -> None:
     """Point an alias of a model at a version."""
     body = {"version": number, "reason": reason}
@@ -107,7 +153,7 @@ def predict(
 
     control = Control()
     client = Client(control.gateway_url, control.key)
-    inputs = _inputs(client.metadata(endpoint, version=version or None), text, data)
+    inputs = inputs_given(client.metadata(endpoint, version=version or None), text, data)
     answer = client.infer(endpoint, inputs, version=version or None)
     shown = [(o["name"], o["datatype"], "x".join(map(str, o["shape"])), _short(o["data"])) for o in answer.outputs]
     emit(asdict(answer), as_json=as_json, text=table(["output", "type", "shape", "data"], shown))
@@ -120,7 +166,7 @@ def _short(values: list[Any]) -> str:
     return head + (f", ... ({len(values)})" if len(values) > 8 else "")
 
 
-def _inputs(metadata: dict[str, Any], text: str, data: str) -> list[dict[str, Any]]:
+def inputs_given(metadata: dict[str, Any], text: str, data: str) -> list[dict[str, Any]]:
     """Open Inference Protocol inputs from what the person typed. Raises ControlError when it does not fit."""
     specs = metadata["inputs"]
     given = _given(specs, text, data)
@@ -152,5 +198,5 @@ def _shape(shape: list[int], count: int) -> list[int]:
 
 
 def register(app: typer.Typer) -> None:
-    for command in (upload, models, versions, approve, alias, predict):
+    for command in (upload, models, versions, approve, convert, alias, predict):
         app.command()(command)

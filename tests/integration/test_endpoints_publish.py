@@ -67,6 +67,13 @@ def test_the_table_says_what_the_rows_say(endpoint) -> None:
     assert variant.replicas[0].address == f"unix:/run/{row.id}"
 
 
+@pytest.mark.parametrize(("settings", "largest"), [({"max_batch_size": 4}, 4), ({"max_batch_size": 4, "new": 1}, 0)])
+def test_settings_of_another_release_do_not_keep_the_table_back(settings: dict[str, int], largest: int) -> None:
+    actions.deploy(version=version(settings=settings), actor=person("dev", Role.DEVELOPER))
+    (variant,) = publish.build_table().endpoints[0].variants
+    assert variant.settings.max_batch_size == largest
+
+
 def test_a_version_without_traffic_is_there_for_its_number(endpoint) -> None:
     actions.deploy(version=version(), actor=person("d2", Role.DEVELOPER))
     row = replica(2)
@@ -204,5 +211,5 @@ def test_building_takes_a_fixed_number_of_queries(endpoint, django_assert_num_qu
     replica()
     for name in ("one", "two", "three"):
         actions.deploy(version=version(name), actor=person(f"p-{name}", Role.ADMIN))
-    with django_assert_num_queries(4):
+    with django_assert_num_queries(5):
         publish.build_table()

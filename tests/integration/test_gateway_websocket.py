@@ -95,14 +95,14 @@ async def test_a_binary_frame_is_answered_by_a_binary_frame(connect):
 
 
 async def test_many_are_in_flight_and_come_back_as_they_are_ready(connect, replica):
-    replica.latency_s = 0.2
+    replica.latency_s = 0.4
     async with connect() as stream:
         begin = time.monotonic()
         for number in range(40):
             await stream.send(json.dumps(request(identity=str(number))))
         seen = {json.loads(await stream.recv())["id"] for _ in range(40)}
         assert seen == {str(number) for number in range(40)}
-        assert time.monotonic() - begin < 2
+        assert time.monotonic() - begin < 8  # one after the other: 16 s
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ async def test_a_slow_reader_pauses_only_itself(connect, house, replica):
         assert sent < 1000
         begin = time.monotonic()
         assert "outputs" in await ask(quick, request(identity="q"))
-        assert time.monotonic() - begin < 0.5
+        assert time.monotonic() - begin < 5  # the flood would hold it for ever
         assert memory < 400 << 20
         task.cancel()
         slow.transport.abort()
@@ -279,20 +279,21 @@ def test_the_stream_address_says_so_to_plain_http(house):
 
 
 async def test_a_drain_tells_and_finishes(house):
-    gateway = house.gateway(SERINUS_GATEWAY_DRAIN_S="8").wait_live().wait_ready()
+    gateway = house.gateway(SERINUS_GATEWAY_DRAIN_S="20").wait_live().wait_ready()
     url = f"ws://127.0.0.1:{gateway.port}/v2/models/mlp/versions/1/stream"
-    house.replicas["r1"].latency_s = 0.8
+    replica = house.replicas["r1"]
+    replica.latency_s, before = 2.5, len(replica.seen)
     async with websockets.connect(url, subprotocols=KEY) as stream:
         await stream.send(json.dumps(request(identity="last")))
-        await asyncio.sleep(0.1)
+        await asyncio.to_thread(until, lambda: len(replica.seen) > before)
         gateway.process.terminate()
         assert json.loads(await stream.recv()) == {"type": "draining"}
         assert (await ask(stream, request(identity="new")))["code"] == "draining"
         assert json.loads(await stream.recv())["id"] == "last"
         with pytest.raises(ConnectionClosed) as caught:
-            await asyncio.wait_for(stream.recv(), 5)
+            await asyncio.wait_for(stream.recv(), 15)
         assert caught.value.rcvd.code == 1012
-    house.replicas["r1"].latency_s = 0.0
+    replica.latency_s = 0.0
     assert await asyncio.to_thread(gateway.stop) == 0
 
 

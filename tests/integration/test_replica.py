@@ -359,13 +359,23 @@ def test_what_a_request_allocates_without_bound_is_a_fault_not_the_end(tmp_path)
     assert found[2][1] == [5, 5]
 
 
-def test_the_kernel_ends_a_pass_that_hangs_without_letting_python_run():
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_the_kernel_ends_a_pass_that_hangs_without_letting_python_run(lanes):
     # PyDLL keeps the interpreter's lock, so that no watchdog written in Python could act.
-    body = """
-import ctypes, types
+    body = f"""
+import ctypes, threading, time, types
+from inference.replica.alarm import Alarm
 from inference.replica.executors import watched
+alarm = Alarm(0.2)
+def others():
+    quick = types.SimpleNamespace(run_requests=lambda requests: time.sleep(0.001))
+    while True:
+        watched(quick, alarm, threading.get_ident())([{{}}])
+for _ in range({lanes} - 1):
+    threading.Thread(target=others, daemon=True).start()
+time.sleep(0.5)
 runner = types.SimpleNamespace(run_requests=lambda requests: ctypes.PyDLL(None).sleep(30))
-watched(runner, 0.2)([{}])
+watched(runner, alarm, 0)([{{}}])
 """
     done = subprocess.run([sys.executable, "-c", body], env={"PYTHONPATH": str(Path.cwd())}, timeout=20, check=False)
     assert done.returncode == -signal.SIGALRM

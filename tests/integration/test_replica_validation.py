@@ -49,7 +49,7 @@ class Standby:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
-    def validate(self, folder: Path, *, tier: str = "", change: bool = False, **settings) -> list[ValidationSeen]:
+    def validate(self, folder: Path, *, tier="", change=False, purpose="validate", **settings) -> list[ValidationSeen]:
         """Every report of one run; the last is the verdict."""
         self.count += 1
         store, work = self.root / f"store{self.count}", self.root / f"work{self.count}"
@@ -58,7 +58,7 @@ class Standby:
         if change:
             blob = store / "blobs" / files[0].sha256[:2] / files[0].sha256
             blob.write_bytes(blob.read_bytes()[:-1] + b"?")
-        spec = ValidationSpec("run", 4, "m", 1, "d", tier, files, settings)
+        spec = ValidationSpec("run", 4, "m", 1, "d", tier, files, settings, purpose=purpose)
         message = StartValidation(spec, ChildPaths(str(store), str(work)))
         self.process.stdin.write(msgspec.msgpack.encode(message).hex() + "\n")
         self.process.stdin.flush()
@@ -129,6 +129,59 @@ def test_a_hugging_face_folder_with_a_pickle_is_converted_and_served_without_it(
     (converted,) = verdict.converted
     made = standby.work / "out" / "model.safetensors"
     assert converted == FileRef("model.safetensors", made.stat().st_size, hashlib.sha256(made.read_bytes()).hexdigest())
+
+
+def elsewhere(code: str, *arguments: Path) -> None:
+    """Runs torch in a process of its own: this one must not have it compute before others fork."""
+    subprocess.run([sys.executable, "-c", f"import sys, torch; {code}", *arguments], check=True)
+
+
+SAVE = "torch.save({'epoch': 3, 'state_dict': torch.nn.Linear(3, 2).state_dict()}, sys.argv[1], "
+OLD_AND_NEW = {"zip": "_use_new_zipfile_serialization=True)", "legacy": "_use_new_zipfile_serialization=False)"}
+
+
+@pytest.mark.parametrize("form", sorted(OLD_AND_NEW))
+def test_a_lone_torch_pickle_is_refused_and_converted_when_asked(standby, tmp_path, form):
+    elsewhere(SAVE + OLD_AND_NEW[form], made_folder(tmp_path / "m") / "weights.pth")
+    refused = standby.validate(tmp_path / "m")[-1]
+    assert (refused.state, refused.format, refused.converted) == ("rejected", "torch_pickle", [])
+    assert "serinus convert" in refused.remedy
+    seen = standby.validate(tmp_path / "m", purpose="convert")[-1]
+    assert seen.state == "ready", seen
+    assert [(check.name, check.state) for check in seen.checks] == [(name, "passed") for name in ALL[:3]]
+    assert [(t.name, t.dtype, t.shape) for t in seen.tensors] == [("bias", "F32", [2]), ("weight", "F32", [2, 3])]
+    assert seen.tensor_count == 2
+    (converted,) = seen.converted
+    made = standby.work / "out" / "model.safetensors"
+    assert converted == FileRef("model.safetensors", made.stat().st_size, hashlib.sha256(made.read_bytes()).hexdigest())
+    same = (
+        "from safetensors.torch import load_file as f; a = torch.load(sys.argv[1], weights_only=True)['state_dict']; "
+    )
+    same += "b = f(sys.argv[2]); assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)"
+    elsewhere(same, tmp_path / "m" / "weights.pth", made)
+
+
+MAKE = "from pathlib import Path; from tests.support import hostile; "
+MAKE += "hostile.CONVERSIONS[sys.argv[1]](Path(sys.argv[2]), Path(sys.argv[3]))"
+
+
+@pytest.mark.parametrize("kind", sorted(hostile.CONVERSIONS))
+def test_a_hostile_pickle_is_not_converted(standby, tmp_path, kind):
+    marker = tmp_path / "MARKER"
+    elsewhere(MAKE, kind, made_folder(tmp_path / "m"), marker)
+    seen = standby.validate(tmp_path / "m", purpose="convert")[-1]
+    assert (seen.state, seen.converted, seen.tensors) == ("rejected", [], [])
+    assert seen.reason
+    assert seen.remedy
+    assert not marker.exists()
+    assert standby.status == 0
+
+
+def test_what_is_no_pickle_is_not_converted(standby, tmp_path):
+    artifacts.echo(tmp_path / "m")
+    seen = standby.validate(tmp_path / "m", purpose="convert")[-1]
+    assert (seen.state, seen.converted) == ("rejected", [])
+    assert "no torch pickle" in seen.reason
 
 
 def test_one_changed_bit_is_rejected_before_anything_looks_at_it(standby, tmp_path):

@@ -81,6 +81,13 @@ def test_keys_hosts_and_doctor(house: House, echo: str) -> None:
     assert alive["testhost"] is True
     findings = said(house, "doctor")
     assert {finding["state"] for finding in findings} <= {"ok", "note"}
+    elsewhere = {name: house.environment.pop(name) for name in ("SERINUS_CONSOLE_PORT", "SERINUS_HTTP_PORT")}
+    try:  # in another terminal, where the ports that it was started with are not set
+        assert {"name": "platform", "state": "ok", "message": f"answers at {house.console_url}", "remedy": ""} in said(
+            house, "doctor"
+        )
+    finally:
+        house.environment |= elsewhere
 
 
 def test_what_cannot_be_done_is_one_json_error(house: House, echo: str, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ import pytest
 from websockets.sync.client import connect
 
 from tests.journeys.conftest import ECHO_BODY, write_echo
+from tests.support.deadlines import accepted_for_s
 from tests.support.house import REPO, House, free_port, until
 from tests.support.hygiene import check_refusal
 
@@ -90,8 +91,8 @@ def test_row_22_an_input_that_kills_costs_its_neighbours_a_moment(house: House, 
 
 
 def test_row_18_what_callers_left_behind_is_never_executed(house: House, tmp_path: Path) -> None:
-    """One at a time, 300 ms each: ten callers go away, and the next one waits for at most the one that runs."""
-    folder = write_echo(tmp_path / "m", factor=2.0, sleep_ms=300)
+    """One at a time, 600 ms each: ten callers go away, and the next one waits for at most the one that runs."""
+    folder = write_echo(tmp_path / "m", factor=2.0, sleep_ms=600)
     version = house.upload("leaving", folder, max_batch_size=1, window_ms=0.0)
     house.deploy("leaving", version["number"])
     house.serves("leaving", ECHO_BODY)
@@ -108,7 +109,7 @@ def test_row_18_what_callers_left_behind_is_never_executed(house: House, tmp_pat
     time.sleep(0.15)
     started = time.monotonic()
     assert house.infer("leaving", ECHO_BODY).status_code == 200
-    assert time.monotonic() - started < 1.5, "ten times 300 ms would be three seconds"
+    assert time.monotonic() - started < 3.5, "ten times 600 ms would be six seconds"
     url = f"{house.gateway_url.replace('http', 'ws')}/v2/models/leaving/stream"
     with connect(url, subprotocols=[f"serinus.key.{house.key}"]) as stream:  # type: ignore[list-item]
         for number in range(10):
@@ -116,7 +117,7 @@ def test_row_18_what_callers_left_behind_is_never_executed(house: House, tmp_pat
         time.sleep(0.1)
     started = time.monotonic()
     assert house.infer("leaving", ECHO_BODY).status_code == 200
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 3.5
     house.scale("leaving", version["number"], 0)
 
 
@@ -148,16 +149,12 @@ def second_gateway(house: House) -> Iterator[str]:
 def test_every_gateway_refuses_a_revoked_key_within_a_second(house: House, echo: str, second_gateway: str) -> None:
     made = house.ok("POST", "/api/keys/", {"name": "short-lived", "endpoints": [echo]})
 
-    def statuses() -> list[int]:
-        return [
-            httpx.post(
-                f"{url}/v2/models/{echo}/infer", json=ECHO_BODY, headers={"Authorization": f"Bearer {made['token']}"}
-            ).status_code
-            for url in (house.gateway_url, second_gateway)
-        ]
+    with httpx.Client(headers={"Authorization": f"Bearer {made['token']}"}) as client:
 
-    until("both know the key", lambda: statuses() == [200, 200], 20)
-    house.ok("POST", f"/api/keys/{made['id']}/revoke/", {"reason": "a test"})
-    began = time.monotonic()
-    until("both refuse it", lambda: statuses() == [401, 401], 5, 0.02)
-    assert time.monotonic() - began < 1.0
+        def status(url: str) -> int:
+            return client.post(f"{url}/v2/models/{echo}/infer", json=ECHO_BODY).status_code
+
+        doors = (house.gateway_url, second_gateway)
+        until("both know the key", lambda: [status(url) for url in doors] == [200, 200], 20)
+        house.ok("POST", f"/api/keys/{made['id']}/revoke/", {"reason": "a test"})
+        assert accepted_for_s(lambda: max([status(url) for url in doors], key=lambda found: found == 200)) < 1.0

@@ -64,6 +64,23 @@ def legacy_torch_pickle(folder: Path, marker: Path) -> Path:
     return _write(folder / "model.pt", magic + pickle.dumps(1001, protocol=2) + payload(marker))
 
 
+def sparse_weights(folder: Path, marker: Path) -> Path:
+    """A state dict whose sparse tensor has indices beyond its shape: torch's weights-only reader lets it through."""
+    import torch
+
+    lies = torch.sparse_coo_tensor(torch.tensor([[999], [999]]), torch.ones(1), (9, 9), check_invariants=False)
+    torch.save({"a": lies}, folder / "sparse.pt")
+    return folder / "sparse.pt"
+
+
+def endless_weights(folder: Path, marker: Path) -> Path:
+    """A state dict whose one scalar is expanded to terabytes, which a converter would write out."""
+    import torch
+
+    torch.save({"a": torch.ones(1).expand(1 << 40)}, folder / "endless.pt")
+    return folder / "endless.pt"
+
+
 def pickled_encoder(folder: Path, marker: Path) -> Path:
     """A Hugging Face folder whose pytorch_model.bin is the payload: parsed, then the sandboxed converter must refuse."""
     goodfiles.encoder(folder)
@@ -449,6 +466,12 @@ PICKLES: dict[str, Maker] = {
     "pickle": raw_pickle,
     "torch pickle": torch_pickle,
     "legacy torch pickle": legacy_torch_pickle,
+}
+# Refused by the converter in the sandbox, if not before.
+CONVERSIONS: dict[str, Maker] = {
+    **PICKLES,
+    "sparse weights": sparse_weights,
+    "endless weights": endless_weights,
 }
 ENCODERS: dict[str, Maker] = {
     "auto_map": auto_map,

@@ -88,6 +88,8 @@ ROUTES: dict[str, Route] = {
     "/api/models/<model>/versions/<number>/approve/": Route({"POST": Call(Verb.APPROVE, REASON)}, scoped=True),
     "/api/models/<model>/versions/<number>/reject/": Route({"POST": Call(Verb.APPROVE, REASON)}, scoped=True),
     "/api/models/<model>/versions/<number>/archive/": Route({"POST": Call(Verb.DEPLOY, REASON)}, scoped=True),
+    "/api/models/<model>/versions/<number>/convert/": Route({"POST": Call(Verb.UPLOAD, {})}, scoped=True),
+    "/api/models/<model>/versions/<number>/converted/": Route({"GET": Call(Verb.UPLOAD)}, scoped=True),
     "/api/models/<model>/aliases/": Route(GET, scoped=True),
     "/api/models/<model>/aliases/<alias>/": Route(
         {**GET, "PUT": Call(Verb.DEPLOY, {"version": 1}), "DELETE": Call(Verb.DEPLOY)}, scoped=True
@@ -113,6 +115,11 @@ ROUTES: dict[str, Route] = {
     "/api/endpoints/<name>/metrics/": Route(GET, scoped=True),
     "/api/endpoints/<name>/undeploy/": Route({"POST": Call(Verb.DEPLOY, {"version": 1})}, scoped=True),
     "/api/endpoints/<name>/weights/": Route({"PUT": Call(Verb.DEPLOY, {"weights": {"1": 10_000}})}, scoped=True),
+    "/api/repository/": Route({"PUT": Call(body={"models": []}, superuser=True)}),
+    "/api/repository/<name>/answer/": Route({"POST": Call(body={"load": 1}, superuser=True)}),
+    "/v2/repository/index": Route({"POST": Call(body={})}),
+    "/v2/repository/models/<name>/load": Route({"POST": Call(Verb.OPERATE, {})}, scoped=True),
+    "/v2/repository/models/<name>/unload": Route({"POST": Call(Verb.OPERATE, {})}, scoped=True),
     # console
     "/login/": Route({"GET": Call(), "POST": Call(), "PUT": Call()}, public=True, page=True),
     "/logout/": Route({"POST": Call()}, page=True),
@@ -128,7 +135,12 @@ ROUTES: dict[str, Route] = {
     "/models/<name>/versions/<number>/approve/": _post(Verb.APPROVE, REASON),
     "/models/<name>/versions/<number>/reject/": _post(Verb.APPROVE, REASON),
     "/models/<name>/versions/<number>/archive/": _post(Verb.DEPLOY, REASON),
+    "/models/<name>/versions/<number>/convert/": _post(Verb.UPLOAD),
+    "/models/<name>/versions/<number>/converted/": Route({"GET": Call(Verb.UPLOAD)}, scoped=True, page=True),
     "/upload/": Route({"GET": Call(Verb.UPLOAD)}, page=True),
+    "/pipelines/new/": Route({"GET": Call(Verb.UPLOAD)}, page=True),
+    "/pipelines/check/": Route({"POST": Call(Verb.UPLOAD, {"definition": "{}"})}, page=True),
+    "/pipelines/create/": Route({"POST": Call(Verb.UPLOAD, {"model": "new", "definition": "{}"})}, page=True),
     "/endpoints/": Route(GET, page=True),
     "/endpoints/<name>/": Route(GET, scoped=True, page=True),
     "/endpoints/<name>/weights/": _post(Verb.DEPLOY, {"percent_1": "100"}),

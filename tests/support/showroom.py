@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from datetime import timedelta
 from typing import Any
@@ -17,6 +18,7 @@ from inference.protocol.samples import bucket_of
 from registry.models import Alias, AliasChange, Model, ValidationRun, Version
 from telemetry.models import StoredSample
 from tests.support.cast import Cast
+from tests.support.pipelines import created
 
 HOSTILE = '<img src=x onerror="document.title=\'owned\'"><script>document.title="owned"</script>'
 CHECKS = ["hashes", "parse", "load", "signature", "warm up", "latency"]
@@ -78,7 +80,7 @@ def furnish(cast: Cast, *, traffic: bool = True) -> None:
         description="# Handwritten digits\n\nTells **ten digits** apart.\n\n- 8 by 8 pixels\n- trained in seconds\n\n" + HOSTILE,
     )  # fmt: skip
     first, second = version(digits, cast), version(digits, cast, format="jax_export")
-    cause, way_out = f"weights.bin is a pickle {HOSTILE}", "Convert it: serinus upload --convert"
+    cause, way_out = f"weights.bin is a pickle {HOSTILE}", "Convert it: serinus convert digits 3"
     version(digits, cast, status="rejected", signature=None, reason=cause, remedy=way_out, tier="", format="torch_pickle",
             report=report(until=1, last="failed", message=cause, remedy=way_out))  # fmt: skip
     checking = version(digits, cast, status="validating", report=None, signature=None, format="", tier="", settings={})
@@ -125,6 +127,60 @@ def furnish(cast: Cast, *, traffic: bool = True) -> None:
     )
     if traffic:
         _traffic()
+
+
+def furnish_pipeline(cast: Cast) -> Version:
+    """A pipeline `reviews` with branches behind an endpoint, with traffic; its last step has no replica."""
+    shapes = {"clean": ("BYTES", [-1], "BYTES", [-1]), "embed": ("BYTES", [-1], "FP32", [-1, 384]),
+              "classify-sentiment": ("FP32", [-1, 384], "FP32", [-1, 2]), "topics": ("FP32", [-1, 384], "FP32", [-1, 9])}  # fmt: skip
+    for name, (reads, there, makes, shape) in shapes.items():
+        model = Model.objects.create(name=name, team=cast.red, created_by=cast.owner)
+        signature = {
+            "inputs": [{"name": "x", "datatype": reads, "shape": there}],
+            "outputs": [{"name": "y", "datatype": makes, "shape": shape}],
+            "max_batch_size": 32,
+            "platform": name,
+        }
+        held = version(model, cast, signature=signature)
+        wish = Deployment.objects.create(version=held, replicas=1)
+        if name != "topics":
+            Replica.objects.create(deployment=wish, phase="ready", ready_at=timezone.now(), memory_bytes=300 << 20)
+    made = created(cast.actor("owner"), cast.red, json.dumps(REVIEWS).encode(), name="reviews")
+    _serve(cast, made.model, {made: 10_000})
+    now = timezone.now().replace(microsecond=0)
+    rows = []
+    for back in range(60):
+        for place, name in enumerate(("reviews", *(f"reviews/{name}" for name in shapes))):
+            counts = {str(bucket_of(3.0 + 4 * place)): 50}
+            rows.append(
+                StoredSample(
+                    source="gateway-2", sequence=len(rows), at=now - timedelta(seconds=back), endpoint=name, version=1,
+                    arm="primary", requests=50, latency_counts=counts,
+                )
+            )  # fmt: skip
+    StoredSample.objects.bulk_create(rows)
+    return made
+
+
+REVIEWS = {
+    "inputs": [{"name": "text", "datatype": "BYTES", "shape": [-1]}],
+    "outputs": [
+        {"name": "sentiment", "datatype": "FP32", "shape": [-1, 2], "labels": ["bad", "good"]},
+        {"name": "topics", "datatype": "FP32", "shape": [-1, 9]},
+        {"name": "vector", "datatype": "FP32", "shape": [-1, 384]},
+    ],
+    "steps": [
+        {"name": "clean", "model": "clean", "input_map": {"x": "text"}, "output_map": {"y": "clean text"}},
+        {"name": "embed", "model": "embed", "input_map": {"x": "clean text"}, "output_map": {"y": "vector"}},
+        {
+            "name": "classify-sentiment",
+            "model": "classify-sentiment",
+            "input_map": {"x": "vector"},
+            "output_map": {"y": "sentiment"},
+        },
+        {"name": "topics", "model": "topics", "input_map": {"x": "vector"}, "output_map": {"y": "topics"}},
+    ],
+}
 
 
 def _serve(cast: Cast, model: Model, shares: dict[Version, int]) -> None:

@@ -66,3 +66,23 @@ def test_every_setting_is_documented() -> None:
 def test_no_machine_path_is_written_down() -> None:
     for file in [*CODE, *REPO.glob("*.md"), *(REPO / "docs").rglob("*.md")]:
         assert not re.search(r"(?<![\w.])/(work|farm)/", file.read_text()), file
+
+
+def test_every_batching_setting_is_documented():
+    from inference.protocol.settings import QueuePolicy, RuntimeSettings
+
+    elsewhere = {
+        "task",
+        "labels",
+        "response_cache_bytes",
+        "decoupled",
+        "sequence",
+        "constants",
+        "warmup",
+        "inputs",
+        "outputs",
+        "parameters",
+    }
+    page = (REPO / "docs" / "batching.md").read_text()
+    names = {*RuntimeSettings.__struct_fields__, *QueuePolicy.__struct_fields__} - elsewhere
+    assert not {name for name in names if f"`{name}`" not in page}

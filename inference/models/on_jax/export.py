@@ -67,6 +67,8 @@ def load(context: LoadContext) -> JaxModel:
 class JaxModel:
     """One executable per shape of inputs. `compiles` counts them; it stands still once every bucket is warm."""
 
+    is_shareable = True
+
     def __init__(
         self,
         exported: Any,

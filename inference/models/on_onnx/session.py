@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 
 from inference.errors import Rejected
-from inference.models import batch
+from inference.models import batch, declared
 from inference.models.entry import entry_file
 from inference.protocol.oip import Signature, TensorSpec
 
@@ -49,6 +49,8 @@ def load(context: LoadContext) -> OnnxModel:
 class OnnxModel:
     """One session. String tensors come and go as UTF-8 bytes."""
 
+    is_shareable = True
+
     def __init__(self, session: Any, context: LoadContext) -> None:
         self._session = session
         inputs, outputs = session.get_inputs(), session.get_outputs()
@@ -57,6 +59,9 @@ class OnnxModel:
             outputs=[_spec(value) for value in outputs],
             platform="onnxruntime_onnx",
         )
+        if context.settings.inputs or context.settings.outputs:
+            self.signature = declared.against(signature, context.settings)
+            return
         leading = {value.shape[0] if value.shape else "" for value in (*inputs, *outputs)}
         self.signature = signature
         if len(leading) == 1 and not isinstance(leading.copy().pop(), int) and "" not in leading:

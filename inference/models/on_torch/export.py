@@ -16,7 +16,7 @@ from inference.artifacts import pt2
 from inference.errors import Rejected
 from inference.models import batch
 from inference.models.entry import entry_file
-from inference.models.on_torch import tensors
+from inference.models.on_torch import compiling, tensors
 from inference.protocol.oip import Signature, TensorSpec
 
 if TYPE_CHECKING:
@@ -55,6 +55,9 @@ class ExportedModel:
         self._device = device
         self._in_spec = program.call_spec.in_spec
         self._module: Any = program.module()
+        self._call = compiling.ready(self._flat, settings, device)
+        # Buffers that a pass changes belong to one pass at a time.
+        self.is_shareable = not program.graph_signature.buffers_to_mutate
         self._least_rows = 1
         signature = self._read(program)
         bound = _shared_symbol(program)
@@ -62,9 +65,15 @@ class ExportedModel:
             self.signature = batch.with_fixed_batch(signature, self._as(signature))
         else:
             self._least_rows, largest = bound
-            self.signature = msgspec.structs.replace(signature, max_batch_size=batch.max_batch(settings, largest))
+            rows = batch.max_batch(settings, largest)
+            buckets = batch.buckets_up_to(settings, rows) if settings.compile != "none" else []
+            self.signature = msgspec.structs.replace(signature, max_batch_size=rows, buckets=buckets)
 
     def run(self, inputs: Arrays) -> Arrays:
+        with tensors.lane(self._device):
+            return self._run(inputs)
+
+    def _run(self, inputs: Arrays) -> Arrays:
         leaves = [tensors.to_torch(inputs[spec.name], spec.datatype, self._device) for spec in self.signature.inputs]
         rows = leaves[0].shape[0] if self.signature.max_batch_size else 0
         grown = 0 < rows < self._least_rows
@@ -77,10 +86,13 @@ class ExportedModel:
         self._module = None
 
     def _forward(self, leaves: list[torch.Tensor]) -> Arrays:
-        args, kwargs = self._in_spec.unflatten(leaves)
         with torch.inference_mode():
-            result = self._module(*args, **kwargs)
-        return {name: tensors.to_numpy(tensor) for name, tensor in tensors.named(result)}
+            result = self._call(*leaves)
+            return {name: tensors.to_numpy(tensor) for name, tensor in tensors.named(result)}
+
+    def _flat(self, *leaves: torch.Tensor) -> Any:
+        args, kwargs = self._in_spec.unflatten(list(leaves))
+        return self._module(*args, **kwargs)
 
     def _as(self, signature: Signature) -> Any:
         def run(inputs: Arrays) -> Arrays:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from inference.models.contract import LoadContext
+
+_streams = threading.local()
 
 DATATYPE_OF = {
     torch.bool: "BOOL",
@@ -44,19 +48,44 @@ def datatype_of(dtype: torch.dtype, name: str) -> str:
 
 
 def to_torch(array: np.ndarray[Any, Any], datatype: str, device: str) -> torch.Tensor:
-    """A tensor on `device`. Read-only or unaligned memory (a view of a frame) is copied once."""
+    """A tensor on `device`. Read-only or unaligned memory (a view of a frame) is copied once. On its way to CUDA it goes
+    through pinned memory, so that the copy runs beside other lanes' passes.
+    """
     tensor = torch.from_numpy(np.require(array, requirements=["C", "W", "A"]))
     if datatype == "BF16":
         tensor = tensor.view(torch.bfloat16)
-    return tensor if device == "cpu" else tensor.to(device)
+    if device == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True) if device.startswith("cuda") else tensor.to(device)
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
     """The tensor's values on the host; BF16 as uint16."""
-    host = tensor.detach().cpu()
+    host = _pinned(tensor.detach()) if tensor.is_cuda else tensor.detach().cpu()
     if host.dtype == torch.bfloat16:
         host = host.view(torch.uint16)
     return host.contiguous().numpy()
+
+
+def _pinned(tensor: torch.Tensor) -> torch.Tensor:
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)
+    torch.cuda.current_stream(tensor.device).synchronize()
+    return host
+
+
+@contextmanager
+def lane(device: str) -> Iterator[None]:
+    """Runs what is inside on a CUDA stream of this thread's own, so that one lane's copies overlap another's pass."""
+    if not device.startswith("cuda"):
+        yield
+        return
+    stream = _streams.__dict__.get(device)
+    if stream is None:
+        torch.cuda.synchronize(device)  # the weights were written on another stream
+        stream = _streams.__dict__[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(stream):
+        yield
 
 
 def named(result: Any) -> Iterator[tuple[str, torch.Tensor]]:

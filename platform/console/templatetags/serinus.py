@@ -176,3 +176,9 @@ def tone(place: int) -> int:
 def yesno_access(access: str) -> str:
     """The other access than this one."""
     return "public" if access == "key" else "key"
+
+
+@register.filter
+def add_float(value: float, more: float) -> float:
+    """The coordinate `more` below or right of `value`."""
+    return round(value + more, 1)

@@ -16,14 +16,17 @@ from accounts.permissions import actor_of
 from console.forms import whole_number
 from console.live import endpoint_data
 from console.pages import attempt, page, rights
-from console.reading import MAX_SHOWN, endpoint_named, endpoint_states, ready_counts, replicas_of
+from console.pipelines import pipeline_of
+from console.reading import MAX_SHOWN, endpoint_named, endpoint_states, replicas_of
 from console.snippets import snippets
 from console.traffic import traffic_of
 from endpoints import actions
 from endpoints.models import Endpoint, Variant
 from fleet import actions as fleet
 from fleet.models import Deployment
+from fleet.standing import ready_counts, step_ids
 from inference.errors import InvalidInput
+from inference.protocol.pipelines import FORMAT
 from inference.protocol.routes import WEIGHT_TOTAL_BP
 
 
@@ -43,7 +46,7 @@ def endpoints(request: HttpRequest) -> HttpResponse:
 def endpoint(request: HttpRequest, name: str) -> HttpResponse:
     actor = actor_of(request)
     found = endpoint_named(actor, name)
-    variants = list(found.variants.select_related("version__model", "version__deployment"))
+    variants = list(found.variants.select_related("endpoint", "version__model", "version__deployment"))
     context = {"endpoint": found, "may": rights(actor, found), **_placed(variants)}
     if request.GET.get("part") == "replicas":
         return render(request, "part/endpoint_replicas.html", context)
@@ -69,7 +72,7 @@ def _needs_key(found: Endpoint) -> bool:
 
 
 def _placed(variants: list[Variant]) -> dict[str, Any]:
-    """Variants with their deployment, and every replica of them."""
+    """Variants with their deployment, every replica of them and of their steps, and the graph with the most traffic."""
     versions = [variant.version_id for variant in variants]
     ready = ready_counts(set(versions))
     wishes = {wish.version_id: wish for wish in Deployment.objects.filter(version__in=versions)}
@@ -78,8 +81,18 @@ def _placed(variants: list[Variant]) -> dict[str, Any]:
             {"row": variant, "ready": ready.get(variant.version_id, 0), "wish": wishes.get(variant.version_id)}
             for variant in variants
         ],
-        "replicas": replicas_of(versions),
+        "replicas": replicas_of([*versions, *step_ids(versions)]),
+        **_graph(variants),
     }
+
+
+def _graph(variants: list[Variant]) -> dict[str, Any]:
+    graphs = [variant for variant in variants if variant.version.format == FORMAT]
+    if not graphs:
+        return {}
+    shown = max(graphs, key=lambda variant: (variant.weight_bp, variant.version.number))
+    found = pipeline_of(shown.version, shown.endpoint.name)
+    return {"pipeline": found, "with_times": True, "graph_number": shown.version.number}
 
 
 def _signature(variants: list[Variant]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.shortcuts import render
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_POST
@@ -13,11 +13,16 @@ from accounts.permissions import actor_of, visible
 from console.forms import DeployForm, complain
 from console.live import running_checks, version_stamp
 from console.pages import attempt, page, rights
-from console.reading import ready_counts, version_numbered
+from console.pipelines import pipeline_of
+from console.reading import version_numbered
 from endpoints import actions as endpoints
 from endpoints.models import Endpoint
 from fleet.models import Deployment, Device
+from fleet.standing import ready_counts
+from inference.protocol.pipelines import FORMAT
 from registry import actions
+from registry.conversions import conversion_of
+from registry.downloads import attachment
 from registry.models import Version, VersionStatus
 
 MAX_FILES = 200
@@ -51,7 +56,9 @@ def _context(request: HttpRequest, found: Version) -> dict[str, Any]:
         "aliases": list(found.aliases.order_by("name")),
         "deployment": Deployment.objects.filter(version=found).first(),
         "ready": ready_counts({found.pk}).get(found.pk, 0),
+        "pipeline": pipeline_of(found) if found.format == FORMAT else None,
         "may": rights(actor, found.model),
+        "conversion": conversion_of(found),
         **(_deploy_context(request, found) if found.status == VersionStatus.READY else {}),
     }
 
@@ -81,7 +88,7 @@ def report(request: HttpRequest, name: str, number: int) -> HttpResponse:
     """The validation report as JSON."""
     found = version_numbered(actor_of(request), name, number)
     body = {"version": str(found), "status": found.status, "reason": found.reason, "remedy": found.remedy}
-    response = JsonResponse({**body, "report": found.report})
+    response = JsonResponse({**body, "report": found.report, "conversion": conversion_of(found)})
     response["Content-Disposition"] = f'attachment; filename="{name}-{number}-report.json"'
     return response
 
@@ -136,3 +143,20 @@ def reject(request: HttpRequest, name: str, number: int) -> HttpResponse:
 @page
 def archive(request: HttpRequest, name: str, number: int) -> HttpResponse:
     return _move(request, name, number, actions.archive_version, f"Version {number} is archived.")
+
+
+@require_POST
+@page
+def convert(request: HttpRequest, name: str, number: int) -> HttpResponse:
+    actor, found = actor_of(request), version_numbered(actor_of(request), name, number)
+    back = reverse("console:version", args=[name, number])
+    said = "A host writes its tensors as safetensors now."
+    return attempt(request, back, said, lambda: actions.convert_version(actor=actor, version=found))
+
+
+@require_GET
+@page
+def converted(request: HttpRequest, name: str, number: int) -> StreamingHttpResponse:
+    """model.safetensors, as conversion made it."""
+    actor = actor_of(request)
+    return attachment(actions.converted_file(actor=actor, version=version_numbered(actor, name, number)))

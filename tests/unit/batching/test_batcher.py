@@ -84,12 +84,12 @@ async def hold(model, batcher):
 
 
 async def test_a_lone_request_runs_at_once(make):
-    batcher = make(Doubler(), window_s=0.05)
+    batcher = make(Doubler(), window_s=5.0)
     began = time.monotonic()
     outcome = await batcher.predict(rows(3), 1)
     assert outcome.outputs["y"].tolist() == [[6]]
     assert outcome.batch_size == 1
-    assert time.monotonic() - began < 0.04
+    assert time.monotonic() - began < 2.5
 
 
 async def test_requests_that_wait_together_run_together_and_get_their_own_rows_back(make):
@@ -254,7 +254,7 @@ async def test_32_clients_in_a_closed_loop_share_large_batches(make):
 
     def run(requests):
         sizes.append(len(requests))
-        time.sleep(0.01)
+        time.sleep(0.05)  # long enough for all to come back, on a busy machine too
         return Ran([{"y": request["x"]} for request in requests])
 
     batcher = make(run, largest=64)

@@ -1,12 +1,14 @@
 """The demo models are what they promise: two versions of one model, right on unseen digits, in seconds."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from inference.artifacts.manifest import RuntimeSettings
+from inference.artifacts.manifest import RuntimeSettings, settings_from
 from inference.models import LoadContext, load
+from inference.protocol.signatures import public_signature
 from inference.runtime import tensors, warmup
 from inference.runtime.runner import Runner
 from serinus.demo import __main__ as demo
@@ -57,6 +59,18 @@ def test_the_command_writes_folders_and_a_sample_and_says_what_it_made(tmp_path,
     assert (tmp_path / "minilm" / "config.json").is_file()
     assert said["made"][0]["folder"] == str(tmp_path / "minilm")
     assert json.loads((tmp_path / "sample_input.json").read_text())["inputs"][0]["datatype"] == "BYTES"
+
+
+def test_the_stateful_demo_brings_its_settings(tmp_path, capsys):
+    assert demo.main(["vad", str(tmp_path)]) == 0
+    made = json.loads(capsys.readouterr().out)["made"][0]
+    settings = json.loads(Path(made["settings"]).read_text())
+    model = load("onnx", LoadContext(tmp_path / "vad", settings_from(settings)))
+    sample = json.loads((tmp_path / "sample_input.json").read_text())
+    assert [spec.name for spec in public_signature(model.signature, settings_from(settings)).inputs] == [
+        tensor["name"] for tensor in sample["inputs"]
+    ]
+    assert sample["parameters"] == {"sequence_id": 1, "sequence_start": True}
 
 
 @pytest.mark.parametrize("arguments", [[], ["digits"], ["no-such", "out"]])

@@ -239,3 +239,28 @@ def test_synthetic_inputs_fit_their_signature(datatype):
     signature = Signature(inputs=[spec], outputs=[spec], max_batch_size=4)
     array = warmup.synthetic(signature, 4)["x"]
     warmup.verify(signature, {"x": array}, 4)
+
+
+def test_a_shareable_model_is_shared_by_its_twins_and_another_is_loaded_for_each(tmp_path):
+    runner, loads = echo(tmp_path), []
+
+    def load_again():
+        loads.append(Raising(RuntimeError()))
+        return loads[-1]
+
+    runner.grow(3, load_again, lambda twin: None)
+    assert [twin.model for twin in runner.twins] == [runner.model] * 2
+    assert loads == []
+    own = Runner(Raising(RuntimeError()))
+    warmed = []
+    own.grow(3, load_again, warmed.append)
+    assert [twin.model for twin in own.twins] == loads
+    assert warmed == own.twins
+
+
+def test_time_inside_the_model_never_passes_faster_than_the_clock():
+    runner = Runner(Raising(RuntimeError()))
+    runner.grow(2, lambda: Raising(RuntimeError()), lambda twin: None)
+    for one in (runner, *runner.twins):
+        one.measures.busy_s = 2.0
+    assert runner.busy_s == 2.0
