@@ -63,7 +63,14 @@ def hold(data_dir: Path) -> TextIO:
 
 def check_ports(config: UpConfig) -> None:
     """Raises StartError naming the port and its variable when one is taken."""
-    for port, variable in ((config.console_port, "SERINUS_CONSOLE_PORT"), (config.http_port, "SERINUS_HTTP_PORT")):
+    ports = {
+        "SERINUS_CONSOLE_PORT": config.console_port,
+        "SERINUS_HTTP_PORT": config.http_port,
+        "SERINUS_GRPC_PORT": config.grpc_port,
+    }
+    for variable, port in ports.items():
+        if not port:
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -249,7 +249,7 @@ class SequenceBatcher:
         for step in steps:
             self._steps.pop(step.of, None)
             step.of.is_waiting = False
-            self._fail([step.of], self._start_missing(step.id))
+            self._fail([step.of], self._start_missing(_correlation(step.id)))
 
     # Running
 

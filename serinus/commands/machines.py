@@ -150,13 +150,16 @@ def _welcome(config: UpConfig, shown: dict[str, Any], platform: Platform, *, as_
 @fails_clearly
 def gateway(
     port: Annotated[int, typer.Option(help="Port to listen on.", envvar="SERINUS_HTTP_PORT")] = 8010,
+    grpc_port: Annotated[int, typer.Option(help="Port for gRPC; 0 for none.", envvar="SERINUS_GRPC_PORT")] = 8011,
     host: Annotated[str, typer.Option(help="Address to listen on.", envvar="SERINUS_HOST")] = "127.0.0.1",
     allow_client_shm: SharesMemory = False,
     server_name: ServerName = "",
 ) -> None:
     """Start one more gateway of a running platform, in the foreground."""
     config = up_config()
-    environment = joined_environment(config) | {"SERINUS_HTTP_PORT": str(port), "SERINUS_HOST": host}
+    environment = joined_environment(config) | {
+        "SERINUS_HTTP_PORT": str(port), "SERINUS_GRPC_PORT": str(grpc_port), "SERINUS_HOST": host
+    }  # fmt: skip
     environment |= {"SERINUS_ALLOW_CLIENT_SHM": "1"} if allow_client_shm else {}
     environment |= {"SERINUS_SERVER_NAME": server_name} if server_name else {}
     environment.pop("DATABASE_URL", None)

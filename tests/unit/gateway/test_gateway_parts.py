@@ -8,13 +8,12 @@ import pytest
 from inference.errors import (
     BY_CODE,
     InvalidInput,
-    Malformed,
     ModelFailed,
     NotFound,
     SerinusError,
     by_code,
 )
-from inference.gateway import app, problems, websocket
+from inference.gateway import app, problems
 from inference.gateway.connections import Pool, fault_error
 from inference.gateway.table import Table
 from inference.gateway.telemetry import BUFFER_MAXLEN, Telemetry
@@ -140,14 +139,6 @@ def table_of_doors():
     found = doors_of_the_gateway()
     found.pattern("x", r"/x/([0-9]+)", app.GET, None)
     return found
-
-
-def test_binary_frames_are_split():
-    head, rest = websocket.split(b"\2\0\0\0{}abc")
-    assert (bytes(head), bytes(rest)) == (b"{}", b"abc")
-    for data in (b"", b"\1", b"\3\0\0\0{}", b"\xff\xff\xff\xff"):
-        with pytest.raises(Malformed):
-            websocket.split(data)
 
 
 @pytest.mark.parametrize("code", [*BY_CODE, "from the future"])
