@@ -103,7 +103,9 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     )
     predict = Predict(plane, limit_bytes=config.max_body_bytes, regions=regions, forward=config.header_forward_pattern)
     repository = Repository(rest, config.console_url)
-    rooms = Rooms(rest, Generate(plane), LiveDoors(plane, rest, settings), repository, SharedDoors(rest, regions))
+    rooms = Rooms(
+        rest, Generate(plane), LiveDoors(plane, rest, settings), repository, SharedDoors(plane, rest, regions)
+    )
     for handler in logging.getLogger().handlers:
         handler.addFilter(settings.allows)
     table.load()

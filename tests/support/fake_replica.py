@@ -140,7 +140,7 @@ class FakePeer(asyncio.Protocol):
                 self.replica.pauses += 1
             elif type(message) is Resume:
                 self.replica.paused.discard(message.id)
-            elif type(message) is Ask:
+            elif type(message) is Ask and not self.replica.silent:
                 self.transport.write(frames.encode(Told(message.id, self.replica.statistics)))
             elif type(message) is Ping:
                 self.replica.pings += 1
