@@ -186,6 +186,26 @@ def test_a_key_is_shown_once_and_never_cached(console: Any) -> None:
     assert key.revoked_at is not None
 
 
+def test_a_keys_limits_are_set_on_its_page(console: Any) -> None:
+    client = client_of(console.developer)
+    wish = {"name": "robot", "team": "red", "role": "viewer", "requests_per_s": "2.5", "rows_per_s": ""}
+    client.post("/keys/new/", wish)
+    key = ApiKey.objects.get(name="robot")
+    assert (key.requests_per_s, key.rows_per_s) == (2.5, 0.0)
+    assert "2.5 requests/s" in said(client.get("/keys/"))
+    told = client.post(f"/keys/{key.pk}/rates/", {"requests_per_s": "", "rows_per_s": "300"}, follow=True)
+    assert "The limits of “robot” are set" in said(told)
+    assert "300 rows/s" in said(told)
+    key.refresh_from_db()
+    assert (key.requests_per_s, key.rows_per_s) == (0.0, 300.0)
+    assert "rows_per_s" in said(client.post(f"/keys/{key.pk}/rates/", {"rows_per_s": "-1"}, follow=True))
+    assert "must be 0 for no bound" in said(client.post(f"/keys/{key.pk}/rates/", {"rows_per_s": "1e12"}, follow=True))
+    assert client_of(console.teammate).post(f"/keys/{key.pk}/rates/", {"rows_per_s": "1"}).status_code == 403
+    assert client_of(console.stranger).post(f"/keys/{key.pk}/rates/", {"rows_per_s": "1"}).status_code == 404
+    key.refresh_from_db()
+    assert key.rows_per_s == 300.0
+
+
 def test_a_key_with_more_rights_than_its_maker_is_refused(console: Any) -> None:
     response = client_of(console.developer).post("/keys/new/", {"name": "k", "team": "red", "role": "admin"})
     assert response.status_code == 403
