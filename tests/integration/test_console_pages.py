@@ -29,7 +29,7 @@ BUDGETS = {
     "/models/digits/versions/1/report.json": 8,
     "/upload/?model=digits": 8,
     "/endpoints/": 12,
-    "/endpoints/digits/": 18,
+    "/endpoints/digits/": 19,
     "/endpoints/digits/?part=replicas": 12,
     "/fleet/": 16,
     "/fleet/?part=fleet": 12,

@@ -97,6 +97,7 @@ def values(cast: Cast) -> dict[str, Any]:
     return {
         "name": "digits", "number": made.number, "model": "digits", "alias": "champion", "key": ApiKey.objects.first(),
         "username": "teammate", "running": running.version.number,
+        "replica": Replica.objects.filter(deployment__version__model__name="digits", phase="backoff")[0].pk,
     }  # fmt: skip
 
 
