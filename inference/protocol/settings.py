@@ -101,7 +101,8 @@ class RuntimeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
     bucket_lengths: padded lengths for text, empty for automatic grouping. response_cache_bytes: 0 is no cache.
     decoupled: a request may have any number of answers. sequence: a stateful model. inputs, outputs: declared where
     the artifact does not say them (TorchScript). parameters: handed to the model as they are. constants: inputs that
-    have one value for ever (Silero VAD's sampling rate); clients do not see them.
+    have one value for ever (Silero VAD's sampling rate); clients do not see them. nan_policy: an answer with NaN or
+    infinity is given out (JSON has null for it), or refused as the error `invalid_output`.
     """
 
     max_batch_size: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
@@ -131,3 +132,4 @@ class RuntimeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
     outputs: list[TensorSpec] = msgspec.field(default_factory=list)
     parameters: dict[str, str] = msgspec.field(default_factory=dict)
     constants: dict[str, bool | int | float] = msgspec.field(default_factory=dict)
+    nan_policy: Literal["pass", "reject"] = "pass"

@@ -99,7 +99,7 @@ def _prepare(message: StartReplica, life: Lifecycle, control: Control, *, keep: 
     # Instances run side by side: each gets its part of the threads.
     threads = max(1, spec.threads // settings.instances)
     context = LoadContext(ground.artifact, settings, device, threads, *bounds)
-    runner = Runner(load(spec.format, context))
+    runner = Runner(load(spec.format, context), rejects_nonfinite=settings.nan_policy == "reject")
     life.move(ReplicaPhase.WARMING)
     if settings.decoupled:
         return Loaded(runner, settings, warm_up_stream(runner), device)
