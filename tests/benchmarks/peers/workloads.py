@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-WORDS = (
+WORDS = (  # noqa: SIM905 (a list of 200 strings reads worse)
     "the of and to in is you that it he was for on are as with his they I at be this have from or one had by word but "
     "not what all were we when your can said there use an each which she do how their if will up other about out many "
     "then them these so some her would make like him into time has look two more write go see number no way could "
