@@ -7,7 +7,7 @@ SILERO := silero-vad==6.2.3
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install run check format unit test e2e bench bench-peers soak clean
+.PHONY: help install run check format unit test e2e bench bench-peers soak proto clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -61,7 +61,11 @@ e2e: $(VENV)/.installed-dev ## The journeys through the real doors, the browser 
 	$(BIN)/python -m pytest tests/journeys -q
 
 bench: $(VENV)/.installed-dev ## Measure on this machine; see docs/benchmarks.md
-	$(BIN)/python -m tests.benchmarks --write
+	$(BIN)/python -m tests.benchmarks --write --sockets
+
+proto: $(VENV)/.installed-dev ## Compile the .proto files again
+	cd inference/protocol/proto && for name in *.proto; do \
+		$(abspath $(BIN))/python -m grpc_tools.protoc -I. --descriptor_set_out=$${name%.proto}.binpb $$name || exit 1; done
 
 # Each peer gets an environment of its own in .bench/; `PEERS=mosec,litserve` chooses, ARGS="--with-ray" adds Ray Serve.
 PEERS ?= mosec,litserve,bentoml,mlserver

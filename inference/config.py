@@ -58,6 +58,7 @@ class GatewayConfig:
     """What `python -m inference gateway` reads from its environment.
 
     die_with_parent: end when the process that started this one ends, however it ends; `serinus up` sets it.
+    grpc_port: 0 for no gRPC; max_grpc_message_bytes: of one message, after decompression.
     allow_client_shm: clients of this machine may pass tensors in shared memory. header_forward_pattern: request
     headers whose names it finds become parameters of the model.
     """
@@ -72,6 +73,8 @@ class GatewayConfig:
     drain_s: int
     console_url: str
     die_with_parent: bool = False
+    grpc_port: int = 0
+    max_grpc_message_bytes: int = 64 << 20
     allow_client_shm: bool = False
     header_forward_pattern: re.Pattern[str] | None = None
 
@@ -132,6 +135,8 @@ def gateway_config(env: Mapping[str, str] = os.environ) -> GatewayConfig:
         drain_s=integer(env, "SERINUS_GATEWAY_DRAIN_S", 30, 0, 600),
         console_url=env.get("SERINUS_CONSOLE_URL") or "",
         die_with_parent=flag(env, "SERINUS_DIE_WITH_PARENT"),
+        grpc_port=integer(env, "SERINUS_GRPC_PORT", 8001, 0, 65535),
+        max_grpc_message_bytes=integer(env, "SERINUS_MAX_GRPC_MESSAGE_BYTES", 64 << 20, 1 << 10, 1 << 30),
         allow_client_shm=flag(env, "SERINUS_ALLOW_CLIENT_SHM"),
         header_forward_pattern=pattern(env, "SERINUS_HTTP_HEADER_FORWARD_PATTERN"),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from serinus.commands import keys, machines, models, traffic, tune
+from serinus.commands import keys, machines, models, traffic, triton, tune
 
 app = typer.Typer(
     name="serinus",
@@ -13,7 +13,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (machines, models, traffic, tune):
+for group in (machines, models, traffic, triton, tune):
     group.register(app)
 app.add_typer(keys.app, name="keys")
 

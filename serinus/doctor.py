@@ -44,6 +44,8 @@ def examine(config: UpConfig) -> list[Finding]:
         return [*found, Finding("platform", "ok", f"answers at {config.console_url}"), *_parts(config)]
     found += [_port(config.host, config.console_port, "SERINUS_CONSOLE_PORT")]
     found += [_port(config.host, config.http_port, "SERINUS_HTTP_PORT")]
+    if config.grpc_port:
+        found += [_port(config.host, config.grpc_port, "SERINUS_GRPC_PORT")]
     if not config.database_url:
         found.append(_root_database())
     return [*found, Finding("platform", "note", "not running in this folder", "serinus up")]

@@ -9,10 +9,16 @@ from pathlib import Path
 
 from inference import config as engine
 
+MODES = ("none", "poll", "explicit")
+
 
 @dataclass(frozen=True, slots=True)
 class UpConfig:
-    """Everything that `serinus up` needs to know."""
+    """Everything that `serinus up` needs to know.
+
+    model_repository: a folder in Triton's form that is served too; model_control_mode: one of MODES, "" without such a
+    folder; load_models: what is loaded at the start in the mode explicit.
+    """
 
     data_dir: Path
     runtime_dir: Path
@@ -24,6 +30,9 @@ class UpConfig:
     database_url: str
     redis_url: str
     insecure: bool
+    model_repository: Path | None = None
+    model_control_mode: str = ""
+    load_models: tuple[str, ...] = ()
     server_name: str = "serinus"
     allow_client_shm: bool = False
 
@@ -58,7 +67,7 @@ def up_config(env: Mapping[str, str] = os.environ) -> UpConfig:
         host=env.get("SERINUS_HOST") or "127.0.0.1",
         console_port=engine.integer(env, "SERINUS_CONSOLE_PORT", 8080, 1, 65535),
         http_port=engine.integer(env, "SERINUS_HTTP_PORT", 8000, 1, 65535),
-        grpc_port=engine.integer(env, "SERINUS_GRPC_PORT", 8001, 1, 65535),
+        grpc_port=engine.integer(env, "SERINUS_GRPC_PORT", 8001, 0, 65535),
         host_name=env.get("SERINUS_HOST_NAME") or os.uname().nodename.split(".")[0],
         database_url=env.get("DATABASE_URL", ""),
         redis_url=env.get("REDIS_URL", ""),

@@ -75,6 +75,13 @@ def gateway_program(drain_s: int = 30) -> Program:
     )
 
 
+def repository_programs(config: UpConfig) -> list[Program]:
+    """What follows the folder of --model-repository; nothing without one."""
+    if config.model_repository is None:
+        return []
+    return [Program("repository", _python("-m", "serinus.repository"), unset=SECRETS)]
+
+
 def control_programs(config: UpConfig) -> list[Program]:
     """The control plane: console, control worker, beat."""
     return [

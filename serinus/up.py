@@ -30,6 +30,7 @@ from serinus.processes import (
     control_programs,
     gateway_program,
     host_programs,
+    repository_programs,
     wait_for,
 )
 from serinus.services import Postgres, Valkey
@@ -62,7 +63,14 @@ def hold(data_dir: Path) -> TextIO:
 
 def check_ports(config: UpConfig) -> None:
     """Raises StartError naming the port and its variable when one is taken."""
-    for port, variable in ((config.console_port, "SERINUS_CONSOLE_PORT"), (config.http_port, "SERINUS_HTTP_PORT")):
+    ports = {
+        "SERINUS_CONSOLE_PORT": config.console_port,
+        "SERINUS_HTTP_PORT": config.http_port,
+        "SERINUS_GRPC_PORT": config.grpc_port,
+    }
+    for variable, port in ports.items():
+        if not port:
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -114,7 +122,8 @@ class Platform:
             )
         if self.valkey:
             services.append(Program("valkey", self.valkey.command(), stage=SERVICE, unset=SECRETS))
-        return [*services, *host_programs(self.config), *control_programs(self.config), gateway_program()]
+        ours = [*host_programs(self.config), *control_programs(self.config), *repository_programs(self.config)]
+        return [*services, *ours, gateway_program()]
 
     def _environment(self) -> dict[str, str]:
         """What every program sees; services must be prepared, so that their passwords exist."""
@@ -142,6 +151,9 @@ class Platform:
             "SERINUS_SERVER_NAME": config.server_name,
             "SERINUS_ALLOW_CLIENT_SHM": "1" if config.allow_client_shm else "0",
             "SERINUS_STATIC_BUILD": static_build(),
+            "SERINUS_MODEL_REPOSITORY": str(config.model_repository or ""),
+            "SERINUS_MODEL_CONTROL_MODE": config.model_control_mode,
+            "SERINUS_LOAD_MODELS": ",".join(config.load_models),
             "DATABASE_URL": database,
             "REDIS_URL": redis,
             "DJANGO_SETTINGS_MODULE": "config.settings",
@@ -163,6 +175,8 @@ class Platform:
         self.say("console, gateway, control worker, host agent")
         self.supervisor.run("gateway", "console", "control", "beat", "agent")
         self._until_ready()
+        for program in repository_programs(self.config):
+            self.supervisor.run(program.name)
         found: dict[str, Any] = json.loads(first)
         return found
 

@@ -1,7 +1,7 @@
 """The parse stage: what is in this folder, may it be served, and how far is it trusted. Bounded; runs nothing.
 
 Files are known by their content. Names count only where the name is the convention: config.json of a Hugging Face
-folder, serinus_model.py of a Python package, echo.json, pipeline.json.
+folder, serinus_model.py of a Python package, a Python file with TritonPythonModel, echo.json, pipeline.json.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from inference.artifacts.archive import is_litter
 from inference.artifacts.manifest import TIER_OF, Format, Tier
 from inference.artifacts.paths import check_paths, shown
 from inference.artifacts.sniff import Kind
+from inference.artifacts.triton import pymodel
 from inference.errors import Rejected
 from inference.protocol.oip import Signature
 from inference.protocol.pipelines import ENTRY as PIPELINE_ENTRY
@@ -49,6 +50,8 @@ def inspect(folder: Path) -> Inspection:
     paths = _files(folder)
     if pysource.ENTRY in paths:
         return _code(Format.PYTHON, pysource.ENTRY, pysource.check(folder))
+    if entry := pymodel.find(folder, paths):
+        return _code(Format.TRITON_PYTHON, entry, [pymodel.NOTE])
     if echo.ENTRY in paths:
         echo.check(folder / echo.ENTRY)
         return Inspection(Format.ECHO, TIER_OF[Format.ECHO], echo.ENTRY)

@@ -35,6 +35,7 @@ class Format(StrEnum):
     HF_ENCODER = "hf_encoder"
     TORCHSCRIPT = "torchscript"
     PYTHON = "python"
+    TRITON_PYTHON = "triton_python"
     TORCH_PICKLE = "torch_pickle"
     ECHO = "echo"
     PIPELINE = "pipeline"
@@ -55,6 +56,7 @@ TIER_OF: dict[Format, Tier] = {
     Format.HF_ENCODER: Tier.DATA,
     Format.TORCHSCRIPT: Tier.CODE,
     Format.PYTHON: Tier.CODE,
+    Format.TRITON_PYTHON: Tier.CODE,
     Format.TORCH_PICKLE: Tier.DATA,
     Format.ECHO: Tier.DATA,
     Format.PIPELINE: Tier.DATA,

@@ -19,7 +19,7 @@ from inference.batching.estimates import StepEstimate
 from inference.batching.lane import Lane
 from inference.batching.line import shape_of
 from inference.batching.slots import Batch, OpenSequence, SequenceId, Sequences, SlotRules, Step
-from inference.batching.states import Feeder, Flags
+from inference.batching.states import CorrelationId, Feeder, Flags
 from inference.batching.work import Arrays, Outcome, Ticket
 from inference.errors import (
     DeadlineExceeded,
@@ -124,16 +124,17 @@ class SequenceBatcher:
         """
         now = self._clock()
         control = self._control(ticket)
-        if self._closed and (control.start or not self._line.knows(control.id)):
+        name = (ticket.key, control.id)  # one caller's sequence 7 is not another's
+        if self._closed and (control.start or not self._line.knows(name)):
             raise self._closed
-        if not control.start and not self._line.knows(control.id):
+        if not control.start and not self._line.knows(name):
             raise self._counts.refused(self._start_missing(control.id))
         if ticket.deadline <= now:
             raise self._counts.refused(DeadlineExceeded())
         if self._line.waiting >= self._bounds.queue_limit:
             raise self._counts.refused(Overloaded(retry_after_s=self._retry_after_s()))
         kind = shape_of(ticket.inputs)
-        step = Step(ticket, control.id, control.start, control.end, ticket.deadline, kind)
+        step = Step(ticket, name, control.start, control.end, ticket.deadline, kind)
         self._steps[ticket] = step
         self._line.add(step, now)
         self._consider_soon()
@@ -194,7 +195,7 @@ class SequenceBatcher:
         self._feeder.check(self._model, control.id)
         return control
 
-    def _start_missing(self, name: SequenceId) -> InvalidInput:
+    def _start_missing(self, name: CorrelationId) -> InvalidInput:
         return InvalidInput(
             f"inference request for sequence {name} to model '{self._model}' must specify the START flag on the first "
             "request of the sequence"
@@ -248,7 +249,7 @@ class SequenceBatcher:
         for step in steps:
             self._steps.pop(step.of, None)
             step.of.is_waiting = False
-            self._fail([step.of], self._start_missing(step.id))
+            self._fail([step.of], self._start_missing(_correlation(step.id)))
 
     # Running
 
@@ -267,7 +268,7 @@ class SequenceBatcher:
     def _job(self, batch: Batch[Ticket], places: Places | None) -> Callable[[], Ran]:
         """What the lane's thread does. It only reads what was true when the batch was formed."""
         model, feeder = self._instances[batch.instance], self._feeder
-        flags = [Flags(step.id, step.start, step.end) for step in batch.steps]
+        flags = [Flags(_correlation(step.id), step.start, step.end) for step in batch.steps]
         memories = [cast("Arrays | None", sequence.memory) for sequence in batch.sequences]
 
         def run() -> Ran:
@@ -289,7 +290,7 @@ class SequenceBatcher:
         size = next((bucket for bucket in self._bounds.buckets if bucket >= size), size)
         others = {at: slots[at] if at < len(slots) else None for at in set(range(size)) - set(own)}
         idle = {
-            at: (owner.memory if owner else None, Flags(owner.id if owner else 0, ready=False))
+            at: (owner.memory if owner else None, Flags(_correlation(owner.id) if owner else 0, ready=False))
             for at, owner in others.items()
         }
         return Places(own, idle)
@@ -371,3 +372,8 @@ def _run(model: Instance, feeder: Feeder, rows: list[Arrays], places: Places | N
     ran.padded_rows += len(places.idle)
     ran.results = [ran.results[slot] for slot in places.own]
     return ran
+
+
+def _correlation(name: SequenceId) -> CorrelationId:
+    """The correlation id in a sequence's name, which is (key, id)."""
+    return cast("tuple[str, CorrelationId]", name)[1]

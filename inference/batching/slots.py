@@ -17,7 +17,7 @@ from math import ceil, inf
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
-SequenceId = int | str
+SequenceId = Hashable
 ANY = -1
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from inference.batching.slots import SequenceId
 from inference.batching.work import Arrays
 from inference.errors import InvalidInput
 from inference.models.shaped import State
@@ -23,11 +22,14 @@ from inference.runtime import tensors
 LONGEST_ID_BYTES = 128
 
 
+CorrelationId = int | str
+
+
 @dataclass(frozen=True, slots=True)
 class Flags:
     """Of one row: the control values."""
 
-    id: SequenceId = 0
+    id: CorrelationId = 0
     start: bool = False
     end: bool = False
     ready: bool = True
@@ -52,7 +54,7 @@ class Feeder:
         self.has_ready = "ready" in self._switches
         self.has_states = bool(states)
 
-    def check(self, model: str, name: SequenceId) -> None:
+    def check(self, model: str, name: CorrelationId) -> None:
         """Raises InvalidInput for a correlation id that this model cannot be given."""
         if isinstance(name, str) and len(name.encode("utf-8", "replace")) > LONGEST_ID_BYTES:
             raise InvalidInput(f"a correlation ID has at most {LONGEST_ID_BYTES} bytes")
@@ -88,7 +90,7 @@ def _filled(control: ControlInput, shape: list[int], value: float) -> np.ndarray
     return np.full(shape, value).astype(tensors.numpy_dtype(control.datatype))
 
 
-def _named(control: ControlInput, shape: list[int], name: SequenceId) -> np.ndarray[Any, Any]:
+def _named(control: ControlInput, shape: list[int], name: CorrelationId) -> np.ndarray[Any, Any]:
     if control.datatype == "BYTES":
         found = np.empty(shape, dtype=object)
         found[...] = str(name).encode() if name else b""

@@ -23,7 +23,8 @@ Scalar = str | int | float | bool
 NO_PARAMETERS: Mapping[str, Scalar] = {}
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen: one is made for every request, and a frozen one takes several times as long to make.
+@dataclass(slots=True)
 class Outcome:
     """A request's outputs, the rows that ran together with it (its own included), and where its time went.
 

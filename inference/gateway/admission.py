@@ -146,6 +146,10 @@ class Keys:
                 return known
         raise Unauthenticated
 
+    def knows(self, key: str) -> bool:
+        """Whether there is a key of this id."""
+        return key in self._keys
+
     def _key(self, credential: str) -> Caller | None:
         name, _, secret = credential.partition(".")
         key = self._keys.get(name[len(KEY_PREFIX) :]) if name.startswith(KEY_PREFIX) else None

@@ -68,8 +68,8 @@ class Doors:
         self.verbs: dict[str | None, Door] = {}
         self.patterns: list[tuple[str, re.Pattern[str], Door]] = []
 
-    def path(self, path: str, methods: frozenset[str], handler: Handler) -> None:
-        self.paths[path] = Door(methods, handler)
+    def path(self, path: str, methods: frozenset[str], handler: Handler | None, speaks: str = "") -> None:
+        self.paths[path] = Door(methods, handler, speaks)
 
     def verb(self, verb: str | None, methods: frozenset[str], handler: Handler | None, speaks: str = "") -> None:
         """`/v2/models/{name}[/versions/{number}][/verb]`"""
@@ -138,7 +138,8 @@ class App:
                 self._predict.begin(connection, place.known, body, request_id)
                 return
             if door.handler is None:
-                self._plane.admit(place.name, credential_of(head.headers))
+                if place.name:
+                    self._plane.admit(place.name, credential_of(head.headers))
                 raise Malformed("This address speaks WebSocket")
             request = Request(head, body, request_id.decode(), place.what, place.name, place.number, place.rest)
             _Task(connection, self._serve(connection, request, door.handler))

@@ -24,7 +24,7 @@ from inference.protocol.oip import DATATYPES, MAX_TENSORS, Signature, TensorSpec
 
 Parameters = Annotated[dict[str, Scalar], msgspec.Meta(max_length=64)]
 MAX_ID_CHARS = 256
-_SHARED_MEMORY = "shared_memory_region"
+SHARED_MEMORY = "shared_memory_region"
 NO_SHARED_MEMORY = "shared memory is not supported here: send tensors in the request, or have the server started with --allow-client-shm"
 _NO_RAW = msgspec.Raw()
 
@@ -112,8 +112,8 @@ def read(
     for given in body.inputs:
         if len(given.data) > codec.LARGE_JSON_BYTES:
             _check_early(given, model, signature)
-        if given.parameters is not None and _SHARED_MEMORY in given.parameters:
-            data = _shared_data(given, shared, taken)
+        if given.parameters is not None and SHARED_MEMORY in given.parameters:
+            data = shared_data(given, shared, taken)
             taken += len(data)
         else:
             data, at = _data(given, rest, at)
@@ -121,11 +121,21 @@ def read(
         call.body.append(data)
     if at != len(rest):
         raise Malformed(f"{len(rest) - at} bytes of binary data belong to no input")
+    finish(call, body, model, signature, binary=binary, shared=shared)
+    return call
+
+
+def finish(
+    call: Call, body: InferBody, model: str, signature: Signature, *, binary: bool, shared: Shared | None = None
+) -> None:
+    """Checks a call whose tensors are read, and reads what else `body` says: outputs and parameters.
+
+    Raises InvalidInput or Unsupported.
+    """
     _check_inputs(call, model, signature)
     _read_outputs(call, body, model, signature, binary=binary, shared=shared)
     if body.parameters:
         _read_parameters(call, body.parameters)
-    return call
 
 
 def read_raw(data: memoryview, model: str, signature: Signature) -> Call:
@@ -183,7 +193,8 @@ def _data(given: InputBody, rest: memoryview, at: int) -> tuple[bytes | memoryvi
     return data, at + size
 
 
-def _shared_data(given: InputBody, shared: Shared | None, taken: int) -> memoryview:
+def shared_data(given: InputBody, shared: Shared | None, taken: int) -> memoryview:
+    """The bytes of an input whose parameters name a region. taken: what the request's other inputs have taken there."""
     assert given.parameters is not None
     if shared is None:
         raise Unsupported(NO_SHARED_MEMORY)
@@ -310,7 +321,7 @@ def _special(
     given: dict[str, Any], spec: TensorSpec, signature: Signature, shared: Shared | None
 ) -> Ranking | Target | None:
     count = classification.check(given.get("classification", 0), spec.datatype, spec.name)
-    if _SHARED_MEMORY not in given:
+    if SHARED_MEMORY not in given:
         has_rows = bool(signature.max_batch_size) and bool(spec.shape)
         return Ranking(count, signature.labels, has_rows) if count else None
     if shared is None:

@@ -170,12 +170,13 @@ def check_binary(data: bytes | memoryview, datatype: str, count: int, name: str)
             # strip only looks at the ends, but a byte that is neither stops it
             raise InvalidInput(f"input '{name}' holds a BOOL that is neither 0 nor 1")
         return
-    found = sum(1 for _ in _elements(data, f"input '{name}'"))
+    found = sum(1 for _ in elements(data, f"input '{name}'"))
     if found != count:
         raise InvalidInput(f"input '{name}' holds {found} BYTES elements, its shape says {count}")
 
 
-def _elements(data: bytes | memoryview, what: str) -> Iterable[bytes]:
+def elements(data: bytes | memoryview, what: str) -> Iterable[bytes]:
+    """The BYTES elements of `data`, `what` being its name in errors. Raises InvalidInput."""
     at, end = 0, len(data)
     while at < end:
         if end - at < 4:
@@ -200,7 +201,7 @@ def to_json(data: memoryview, datatype: str, name: str) -> list[Any]:
         return values
     refuse_in_json(datatype, name)
     try:
-        return [element.decode() for element in _elements(data, f"output '{name}'")]
+        return [element.decode() for element in elements(data, f"output '{name}'")]
     except UnicodeError as error:
         raise InvalidInput(
             f"output '{name}' holds BYTES that are not UTF-8. Please use the binary data format for output '{name}'"

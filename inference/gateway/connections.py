@@ -170,6 +170,7 @@ class Link:
     def __init__(self, route: ReplicaRoute, pool: Pool) -> None:
         self.route = route
         self.ready = False
+        self.draining = False  # it said goodbye: open sequences may still go there
         self._pool = pool
         self._wire: _Wire | None = None
         self._ids = 0
@@ -182,7 +183,7 @@ class Link:
     def send(self, flight: Flight, timeout_ms: int) -> None:
         """Sends the flight's call; its answers come to the flight. Raises ReplicaLost when there is no connection."""
         wire = self._wire
-        if wire is None or not self.ready:
+        if wire is None or not (self.ready or self.draining):
             raise ReplicaLost(retry_after_s=1.0)
         call = flight.call
         self._ids = number = self._ids + 1
@@ -261,11 +262,12 @@ class Link:
 
     def leaving(self, wire: _Wire) -> None:
         if wire is self._wire:
-            self.ready = False
+            self.draining, self.ready = self.ready, False
 
     def unready(self, wire: _Wire) -> None:
         if wire is self._wire:
-            self.ready = False
+            self.ready = self.draining = False
+            self._pool.on_lost(self.route.id)
 
     async def retire(self) -> None:
         """Sends nothing more; lets what is under way finish, then closes. For a replica that left the table."""
@@ -323,7 +325,8 @@ async def _connect(address: str, wire: _Wire) -> None:
 
 
 class Pool:
-    """The links of one gateway. on_failed: who is told of failed requests; on_change: called when a link became ready
+    """The links of one gateway. on_failed: who is told of failed requests; on_lost: of the replicas whose connection
+    ended; on_change: called when a link became ready
     or the table changed, so that those who wait for a replica are looked at.
     """
 
@@ -331,6 +334,7 @@ class Pool:
         self._links: dict[ReplicaRoute, Link] = {}
         self._retiring: set[asyncio.Task[None]] = set()
         self.on_failed: Callable[[Flight, SerinusError], None] = lambda _flight, _error: None
+        self.on_lost: Callable[[str], object] = lambda _replica: None
         self.on_change: list[Callable[[], None]] = []
 
     def link(self, route: ReplicaRoute) -> Link:

@@ -21,10 +21,12 @@ from inference.errors import (
     NotReady,
     PoisonInput,
     ReplicaLost,
+    SequenceLost,
     SerinusError,
     ServerError,
 )
 from inference.gateway.admission import Caller, admit_caller
+from inference.gateway.affinity import Affinity, SequenceKey
 from inference.gateway.calls import Call
 from inference.gateway.connections import ConnectionLost, Link, Pool
 from inference.gateway.flights import Flight, Flights
@@ -33,7 +35,7 @@ from inference.gateway.quarantine import WORDS, Trials
 from inference.gateway.router import choose_variant, less_busy
 from inference.gateway.table import Endpoint, Table, Variant
 from inference.gateway.telemetry import Telemetry
-from inference.protocol.messages import Answer
+from inference.protocol.messages import Answer, SequenceControl
 from inference.protocol.statistics import ModelStatistics
 
 HOLD_S = 10.0
@@ -81,7 +83,9 @@ class DataPlane:
         self._held: dict[Flight, None] = {}
         self.trials = Trials(self._dispatch, self._end)
         self._random = random.Random()  # noqa: S311 (spreads load, guards nothing)
+        self._affinity = Affinity()
         pool.on_failed = self._failed_there
+        pool.on_lost = self._affinity.lost
         pool.on_change.append(self._try_held)
 
     # -- who and what -----------------------------------------------------------------------------------------------
@@ -124,6 +128,8 @@ class DataPlane:
             has_place = True
             variant = flight.variant = self.choose(endpoint, asked.version, asked.sticky)
             call = flight.call = reader(variant)
+            if call.sequence is not None:
+                call = self._settle_sequence(flight, asked, reader, call.sequence)
             if caller.limiter is not None:
                 caller.limiter.rows(call.rows)
             _set_deadline(flight, asked.timeout_ms)
@@ -142,6 +148,9 @@ class DataPlane:
         flight.endpoint.queue.leave(flight.key)
         if self.trials.suspects or self.trials.tried:
             self.trials.ended(flight, answered=True)
+        sequence = flight.call.sequence
+        if sequence is not None and sequence.end:
+            self._affinity.ended(_key_of(flight, sequence))
         latency_ms = (time.monotonic() - flight.started) * 1e3
         self.telemetry.answered(flight.variant.key, latency_ms, answer, flight.retries)
 
@@ -174,12 +183,42 @@ class DataPlane:
             flight.link = run = Run(self, flight, flight.variant.plan)
             run.begin()
             return
-        link = self._pick(flight.variant)
+        link = self._pick_for(flight)
         if link is not None:
             link.send(flight, max(1, int(flight.remaining_s() * 1e3)))
             return
         flight.held_until = time.monotonic() + HOLD_S
         self._held[flight] = None
+
+    def _pick_for(self, flight: Flight) -> Link | None:
+        """The replica for this request; None when none is ready. Raises SequenceLost."""
+        sequence = flight.call.sequence
+        if sequence is None:
+            return self._pick(flight.variant)
+        links = {link.route.id: link for link in flight.variant.links}
+        ready = [name for name, link in links.items() if link.ready]
+        draining = [name for name, link in links.items() if link.draining]
+        key = _key_of(flight, sequence)
+        try:
+            found = self._affinity.pick(key, ready, is_start=sequence.start, now=time.monotonic(), draining=draining)
+        except NotReady:
+            return None
+        return links[found]
+
+    def _settle_sequence(self, flight: Flight, asked: Asked, reader: Reader, sequence: SequenceControl) -> Call:
+        """A sequence stays on the version that it began on, and begins where its own id puts it."""
+        endpoint = asked.endpoint
+        if asked.version is None and endpoint.only is None:
+            numbers = list(endpoint.variants)
+            began = self._affinity.version_of(endpoint.route.name, numbers, _name_of(flight, sequence))
+            if began is None or sequence.start:
+                variant = self.choose(endpoint, None, _name_of(flight, sequence))
+            else:
+                variant = endpoint.variants[began]
+            if variant is not flight.variant:
+                flight.variant = variant
+                flight.call = reader(variant)
+        return flight.call
 
     def _pick(self, variant: Variant) -> Link | None:
         links = variant.links
@@ -201,14 +240,14 @@ class DataPlane:
                 self._end(flight, NotReady(retry_after_s=RETRY_AFTER_S))
                 continue
             flight.variant = variant
-            link = self._pick(variant)
-            if link is not None:
-                del self._held[flight]
-                flight.held_until = 0.0
-                try:
+            try:
+                link = self._pick_for(flight)
+                if link is not None:
+                    del self._held[flight]
+                    flight.held_until = 0.0
                     link.send(flight, max(1, int(flight.remaining_s() * 1e3)))
-                except ReplicaLost as error:
-                    self._failed_there(flight, error)
+            except (ReplicaLost, SequenceLost) as error:
+                self._failed_there(flight, error)
 
     def _failed_there(self, flight: Flight, error: SerinusError) -> None:
         """A replica refused or lost this request: once elsewhere, or on the same one when it is back. After a crash
@@ -217,7 +256,7 @@ class DataPlane:
         if flight.has_ended:  # a step whose pipeline ended by the same loss
             return
         flight.link = None
-        crashed = isinstance(error, ConnectionLost)
+        crashed = isinstance(error, ConnectionLost) and flight.call.sequence is None
         if crashed and self.trials.lost(flight):
             self._end(flight, PoisonInput(WORDS))
             return
@@ -352,6 +391,15 @@ class _Streamed(Flight):
         if isinstance(found, SerinusError):
             raise found
         return found
+
+
+def _name_of(flight: Flight, sequence: SequenceControl) -> str:
+    """One caller's sequence 7 is not another's, nor the sequence "7"."""
+    return f"{flight.key}\0{type(sequence.id).__name__}\0{sequence.id}"
+
+
+def _key_of(flight: Flight, sequence: SequenceControl) -> SequenceKey:
+    return SequenceKey(flight.endpoint.route.name, flight.variant.route.version, _name_of(flight, sequence))
 
 
 def _set_deadline(flight: Flight, timeout_ms: int) -> None:

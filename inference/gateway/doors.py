@@ -64,4 +64,5 @@ def _open_models(doors: Doors, rooms: Rooms) -> None:
     doors.verb("generate", POST, rooms.generate.once)
     doors.verb("generate_stream", POST, rooms.generate.stream)
     doors.verb("infer", POST, None, speaks="infer")
+    doors.path("/v2/stream", GET, None, speaks="websocket")
     doors.verb("stream", GET, None, speaks="websocket")

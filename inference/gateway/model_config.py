@@ -40,8 +40,8 @@ def model_config(name: str, variant: VariantRoute) -> dict[str, Any]:
         "backend": "" if is_pipeline else platform.partition("_")[0],
         "version_policy": {"specific": {"versions": [variant.version]}},
         "max_batch_size": signature.max_batch_size,
-        "input": [_input(spec, signature) for spec in signature.inputs],
-        "output": [_output(spec, signature) for spec in signature.outputs],
+        "input": [_input(spec, signature) | _reshape(spec, settings) for spec in signature.inputs],
+        "output": [_output(spec, signature) | _reshape(spec, settings) for spec in signature.outputs],
         "batch_input": [],
         "batch_output": [],
         "instance_group": [] if is_pipeline else [_instance_group(name, signature, settings)],
@@ -60,6 +60,11 @@ def data_type(datatype: str) -> str:
 
 def _dims(spec: TensorSpec, signature: Signature) -> list[int]:
     return list(spec.shape[1:] if signature.max_batch_size else spec.shape)
+
+
+def _reshape(spec: TensorSpec, settings: RuntimeSettings) -> dict[str, Any]:
+    own = settings.reshapes.get(spec.name)
+    return {} if own is None else {"reshape": {"shape": list(own)}}
 
 
 def _input(spec: TensorSpec, signature: Signature) -> dict[str, Any]:

@@ -113,7 +113,7 @@ class Predict:
         caller, endpoint = self._plane.admit(name, credential_of(head.headers))
         known = Known(self._plane.table.now, caller, endpoint, number, head.headers)
         if self._regions is not None:
-            known.shared = self._regions.of(caller.id)
+            known.shared = self._regions.of("" if self._plane.insecure else caller.id)
         if self._forward is not None:
             known.forwarded = parameters.forwarded(head.headers, self._forward)
             known.is_plain = known.is_plain and not known.forwarded

@@ -32,6 +32,8 @@ from inference.gateway.dataplane import DataPlane
 from inference.gateway.doors import Rooms
 from inference.gateway.exposition_triton import TritonMetrics
 from inference.gateway.generate import Generate
+from inference.gateway.grpc.control import Behind
+from inference.gateway.grpc.door import Door
 from inference.gateway.listener import Listener
 from inference.gateway.live_doors import LiveDoors
 from inference.gateway.live_settings import LINE, LiveSettings
@@ -67,12 +69,16 @@ def main(argv: list[str]) -> int:
         sys.stderr.write(f"gateway: {error}\n")
         return 2
     logging.basicConfig(level=logging.INFO, format=LINE)
-    uvloop.run(serve(config, sock))
+    try:
+        uvloop.run(serve(config, sock))
+    except BadSetting as error:
+        sys.stderr.write(f"gateway: {error}\n")
+        return 2
     return 0
 
 
 async def serve(config: GatewayConfig, sock: socket.socket) -> None:
-    """Serves until a signal comes, then drains."""
+    """Serves until a signal comes, then drains. Raises BadSetting when the gRPC port cannot be had."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -80,7 +86,6 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     pool, telemetry = Pool(), Telemetry()
     table = Table(pool, config.data_dir / "gateway" / "routes.json")
     plane = DataPlane(table, pool, telemetry, insecure=config.insecure)
-    streams = Streams(plane)
     triton, settings = TritonMetrics(plane), LiveSettings()
     regions = Regions(config.max_body_bytes) if config.allow_client_shm else None
     rest = Rest(
@@ -93,13 +98,18 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     )
     predict = Predict(plane, limit_bytes=config.max_body_bytes, regions=regions, forward=config.header_forward_pattern)
     repository = Repository(rest, config.console_url)
-    rooms = Rooms(rest, Generate(plane), LiveDoors(plane, rest, settings), repository, SharedDoors(rest, regions))
+    rooms = Rooms(
+        rest, Generate(plane), LiveDoors(plane, rest, settings), repository, SharedDoors(plane, rest, regions)
+    )
     for handler in logging.getLogger().handlers:
         handler.addFilter(settings.allows)
     table.load()
-    app = App(plane, rest, predict, streams, doors.open_all(rooms))
+    addresses = doors.open_all(rooms)
+    streams = Streams(plane, addresses)
+    app = App(plane, rest, predict, streams, addresses)
     limit = max(16, min(MAX_CONNECTIONS, _raise_file_limit() - SPARE_FILES))
     server = Listener(app, Bodies(config.max_body_bytes), sock, max_connections=limit, others=lambda: len(streams))
+    grpc_door = await _grpc_door(config, plane, Behind(repository, settings, regions))
     client, samples = tables.connect(config.redis_url), tables.connect(config.redis_url)
     runs = (pool.run(), table.run(client), telemetry.run(samples), streams.run(), server.run(), triton.run())
     work = [asyncio.ensure_future(run) for run in runs]
@@ -108,7 +118,7 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     server.start()
     _log.info("listening on http://%s:%s", config.host, config.port)
     await stop.wait()
-    await _drain(plane, streams, server, config.drain_s)
+    await _drain(plane, streams, server, grpc_door, config.drain_s)
     for task in work:
         task.cancel()
     await asyncio.gather(*work, repository.close(), return_exceptions=True)
@@ -125,17 +135,34 @@ def _failed(task: asyncio.Future[None], stop: asyncio.Event) -> None:
         stop.set()
 
 
-async def _drain(plane: DataPlane, streams: Streams, server: Listener, drain_s: int) -> None:
+async def _grpc_door(config: GatewayConfig, plane: DataPlane, behind: Behind) -> Door | None:
+    """The gRPC door, listening; None where the setting says so. Raises BadSetting."""
+    if not config.grpc_port:
+        return None
+    door = Door(
+        plane,
+        behind,
+        host=config.host,
+        port=config.grpc_port,
+        max_message_bytes=config.max_grpc_message_bytes,
+        server_name=config.server_name,
+        extensions=_extensions(config),
+    )
+    await door.start()
+    return door
+
+
+async def _drain(plane: DataPlane, streams: Streams, server: Listener, grpc_door: Door | None, drain_s: int) -> None:
     """Ends without breaking an answer.
 
     1. Readiness turns and every answer closes its connection, so that clients with kept connections leave politely;
-    2. WebSockets are told and finish; 3. the listener closes; 4. what is under way finishes, what does not is failed
-    shortly before time is up.
+    2. WebSockets and gRPC calls are told and finish; 3. the listeners close; 4. what is under way finishes, what does
+    not is failed shortly before time is up.
     """
     end = time.monotonic() + max(drain_s - 1.0, 0.1)
     plane.draining = True
     _log.info("draining: %s requests under way, %s streams", len(plane.flights), len(streams))
-    told = asyncio.ensure_future(streams.drain())
+    told = asyncio.gather(streams.drain(), _drain_grpc(grpc_door, drain_s))
     await asyncio.sleep(min(LINGER_S, drain_s / 4))
     server.close()
     while (len(plane.flights) or not told.done()) and time.monotonic() < end:  # noqa: ASYNC110
@@ -143,6 +170,14 @@ async def _drain(plane: DataPlane, streams: Streams, server: Listener, drain_s: 
     plane.flights.fail_all(Draining())
     await asyncio.sleep(FLUSH_S)
     await server.finish()
+
+
+async def _drain_grpc(grpc_door: Door | None, drain_s: int) -> None:
+    """Its port closes with the listener's, so that health checks have seen that it drains."""
+    if grpc_door is not None:
+        linger_s = min(LINGER_S, drain_s / 4)
+        await asyncio.sleep(linger_s)
+        await grpc_door.drain(max(drain_s - linger_s - 0.5, 0.1))
 
 
 def _listen(config: GatewayConfig) -> socket.socket:

@@ -6,8 +6,9 @@ from typing import Annotated
 
 import msgspec
 
-from inference.errors import InvalidInput, Malformed, Unsupported
+from inference.errors import Forbidden, InvalidInput, Malformed, Unsupported
 from inference.gateway.calls import NO_SHARED_MEMORY
+from inference.gateway.dataplane import DataPlane
 from inference.gateway.rest import Rest
 from inference.gateway.shared_memory import Regions
 from inference.gateway.web import JSON_TYPE, Request, Response
@@ -27,9 +28,12 @@ _decode = msgspec.json.Decoder(_Registration).decode
 class SharedDoors:
     """`/v2/systemsharedmemory/...` and `/v2/cudasharedmemory/...`; regions: None where clients may share none."""
 
-    def __init__(self, rest: Rest, regions: Regions | None) -> None:
+    def __init__(self, plane: DataPlane, rest: Rest, regions: Regions | None) -> None:
+        self._plane = plane
         self._rest = rest
         self._regions = regions
+        if regions is not None:
+            plane.table.changed.append(lambda: regions.keep(self._owns))
 
     async def status(self, request: Request) -> Response:
         owner, regions = self._allowed(request)
@@ -69,4 +73,10 @@ class SharedDoors:
         caller = self._rest.known(request.headers)
         if self._regions is None:
             raise Unsupported(NO_SHARED_MEMORY)
+        if not self._owns(caller.id):
+            raise Forbidden("shared memory needs an API key")
         return caller.id, self._regions
+
+    def _owns(self, owner: str) -> bool:
+        """Whether it may have regions: a key, or whoever it is where none is asked for."""
+        return self._plane.insecure or self._plane.table.now.keys.knows(owner)

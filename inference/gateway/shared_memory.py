@@ -12,6 +12,7 @@ import os
 import re
 import stat
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -153,6 +154,11 @@ class Regions:
             own.pop(name, None)
         if not name or not own:
             self._regions.pop(owner, None)
+
+    def keep(self, known: Callable[[str], bool]) -> None:
+        """Forgets the regions of keys that are gone."""
+        for owner in [owner for owner in self._regions if not known(owner)]:
+            del self._regions[owner]
 
     def status(self, owner: str, name: str = "") -> list[dict[str, int | str]]:
         """Raises NotFound for a region that this owner has not."""

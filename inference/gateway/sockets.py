@@ -1,204 +1,204 @@
-"""A WebSocket on a connection that began as HTTP: RFC 6455 by the `websockets` package's I/O-free protocol.
+"""An open WebSocket on a connection that began as HTTP: the transport's side of it.
 
-A reader that falls behind pauses only its own connection: incoming messages beyond a few stop the reading, and
-`drained` holds whoever writes until the client has taken what is there.
+Callbacks and no task: an idle one is a few small objects. Messages come to its owner one by one, and stop coming while
+the owner holds it: what is read then is at most one read's worth, and the client is not read any further. What is sent
+in one turn of the event loop leaves together (uvloop gathers the writes).
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import hashlib
 import time
-from collections import deque
-from typing import cast
+from collections.abc import Sequence
+from typing import Protocol, cast
 
-from websockets.frames import Frame, Opcode
-from websockets.protocol import Protocol, Side, State
+from inference.gateway import rfc6455
+from inference.gateway.rfc6455 import Parser, Violation
 
-from inference.errors import Malformed
-from inference.gateway.heads import Head
-
-AHEAD = 4
-AHEAD_BYTES = 1 << 20
 WRITE_HIGH_BYTES = 256 << 10
-_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+JOIN_BYTES = 64 << 10
+LINGER_S = 1.0
+_PING = rfc6455.frame_head(rfc6455.PING, 0)
+
+Part = bytes | memoryview
 
 
-def handshake(head: Head, subprotocol: str | None) -> bytes:
-    """The answer that opens a WebSocket. Raises Malformed."""
-    key = head.headers.get(b"sec-websocket-key", b"")
-    try:
-        is_key = len(base64.b64decode(key, validate=True)) == 16
-    except binascii.Error:
-        is_key = False
-    if not is_key or head.headers.get(b"sec-websocket-version") != b"13" or not head.is_http11:
-        raise Malformed("the WebSocket handshake is not that of RFC 6455")
-    accept = base64.b64encode(hashlib.sha1(key + _GUID, usedforsecurity=False).digest())
-    lines = [
-        b"HTTP/1.1 101 Switching Protocols",
-        b"upgrade: websocket",
-        b"connection: Upgrade",
-        b"sec-websocket-accept: " + accept,
-    ]
-    if subprotocol:
-        lines.append(b"sec-websocket-protocol: " + subprotocol.encode("latin-1"))
-    return b"\r\n".join([*lines, b"", b""])
+class Owner(Protocol):
+    """Whom a socket tells what happens on it. Nothing may be raised."""
 
+    def message(self, data: bytes, *, is_text: bool) -> None: ...
 
-def subprotocols(head: Head) -> list[str]:
-    """What the client offers, in its order."""
-    given = head.headers.get(b"sec-websocket-protocol", b"").decode("latin-1")
-    return [item.strip() for item in given.split(",") if item.strip()]
+    def flow(self) -> None:
+        """The client began to take what is sent, or stopped: see Socket.is_writable."""
+        ...
+
+    def closed(self) -> None:
+        """No message will come any more, and none can be sent. Called once."""
+        ...
+
+    def lost(self) -> None:
+        """The connection is gone. Called once, the last of all."""
+        ...
 
 
 class Socket(asyncio.Protocol):
-    """One open WebSocket. Messages are whole: a text as str, a binary one as bytes."""
+    """One open WebSocket."""
 
-    def __init__(self, transport: asyncio.Transport, *, max_bytes: int) -> None:
-        self._transport = transport
-        self._protocol = Protocol(Side.SERVER, state=State.OPEN, max_size=max_bytes)
-        self._messages: deque[str | bytes] = deque()
-        self._bytes = 0
-        self._parts: list[bytes] = []
-        self._is_text = False
+    __slots__ = (
+        "_is_closed", "_is_deaf", "_is_held", "_is_lost", "_is_paused", "_owner", "_parser", "_transport", "closing_since",
+        "heard", "partial_since", "stalled_since",
+    )  # fmt: skip
+
+    def __init__(
+        self, transport: asyncio.BaseTransport, owner: Owner, *, max_text_bytes: int, max_binary_bytes: int
+    ) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._owner = owner
+        self._parser = Parser(max_text=max_text_bytes, max_binary=max_binary_bytes)
+        self._is_held = False
         self._is_paused = False
+        self._is_closed = False  # a close frame was sent
+        self._is_deaf = False  # what comes means nothing any more
         self._is_lost = False
+        self.heard = time.monotonic()  # when the client sent anything
+        self.partial_since = 0.0  # when a message began that is not whole yet; 0: none
         self.stalled_since = 0.0  # when the client began to take nothing; 0: it takes
-        self._reader: asyncio.Future[None] | None = None
-        self._writable: asyncio.Future[None] | None = None
-        transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
-        transport.set_protocol(self)
+        self.closing_since = 0.0
+        self._transport.set_write_buffer_limits(high=WRITE_HIGH_BYTES)
+        self._transport.set_protocol(self)
 
     # -- what the event loop calls ----------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        self._protocol.receive_data(data)
-        self._flush()
-        for event in self._protocol.events_received():
-            if isinstance(event, Frame):
-                self._frame(event)
-        if self._bytes > AHEAD_BYTES or len(self._messages) > AHEAD:
-            self._pause()
-        self._wake_reader()
+        if self._is_deaf:
+            return
+        self.heard = time.monotonic()
+        self._parser.feed(data)
+        self._pump()
 
     def eof_received(self) -> bool:
-        self._protocol.receive_eof()
-        self._flush()
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_lost = True
-        self._wake_reader()
-        self.resume_writing()
+        self._end()
+        self._owner.lost()
 
     def pause_writing(self) -> None:
         self.stalled_since = time.monotonic()
-        self._writable = asyncio.get_running_loop().create_future()
+        self._owner.flow()
 
     def resume_writing(self) -> None:
         self.stalled_since = 0.0
-        writable, self._writable = self._writable, None
-        if writable is not None and not writable.done():
-            writable.set_result(None)
+        self._owner.flow()
 
     # -- reading ----------------------------------------------------------------------------------------------------
 
+    def hold(self) -> None:
+        """No message comes until `release`; soon the client is not read any further."""
+        self._is_held = True
+
+    def release(self) -> None:
+        if self._is_held:
+            self._is_held = False
+            asyncio.get_running_loop().call_soon(self._pump)
+
     @property
-    def is_open(self) -> bool:
-        return not self._is_lost and self._protocol.state is State.OPEN
+    def is_held(self) -> bool:
+        return self._is_held
 
-    async def receive(self) -> str | bytes | None:
-        """The next message; None when there will be none."""
-        while not self._messages:
-            if self._is_lost or self._protocol.state is not State.OPEN:
-                return None
-            self._reader = asyncio.get_running_loop().create_future()
-            await self._reader
-        message = self._messages.popleft()
-        self._bytes -= len(message)
-        if self._is_paused and len(self._messages) <= AHEAD // 2 and not self._is_lost:
-            self._is_paused = False
-            self._transport.resume_reading()
-        return message
-
-    def _frame(self, frame: Frame) -> None:
-        opcode = frame.opcode
-        if opcode is Opcode.TEXT or opcode is Opcode.BINARY:
-            self._is_text = opcode is Opcode.TEXT
-        elif opcode is not Opcode.CONT:
-            return
-        data = bytes(frame.data)
-        if self._parts or not frame.fin:
-            self._parts.append(data)
-            if not frame.fin:
-                return
-            data = b"".join(self._parts)
-            self._parts = []
+    def _pump(self) -> None:
         try:
-            message: str | bytes = data.decode() if self._is_text else data
-        except UnicodeDecodeError:
-            self._protocol.fail(1007, "a text frame is not UTF-8")
-            self._flush()
-            return
-        self._messages.append(message)
-        self._bytes += len(message)
+            while not self._is_held and not self._is_lost:
+                found = self._parser.next()
+                if found is None:
+                    break
+                self._take(*found)
+        except Violation as error:
+            self.close(error.code, error.reason)
+            self._is_deaf = True
+            # a client that still sends would be told "reset" and lose the reason: read on for a moment, to nowhere
+            asyncio.get_running_loop().call_later(LINGER_S, self._transport.close)
+        self._read_on()
 
-    def _pause(self) -> None:
-        if not self._is_paused and not self._is_lost:
+    def _take(self, opcode: int, payload: bytes) -> None:
+        if opcode == rfc6455.CLOSE:
+            code = rfc6455.close_code(payload)
+            self.close(rfc6455.OK if code == rfc6455.NO_CODE else code)
+            self._transport.close()
+        elif self._is_closed or opcode == rfc6455.PONG:
+            return
+        elif opcode == rfc6455.PING:
+            self._transport.write(rfc6455.frame_head(rfc6455.PONG, len(payload)) + payload)
+        else:
+            self._owner.message(payload, is_text=opcode == rfc6455.TEXT)
+
+    def _read_on(self) -> None:
+        is_between = self._parser.is_between
+        if is_between:
+            self.partial_since = 0.0
+        elif not self.partial_since:
+            self.partial_since = self.heard
+        if self._is_lost or self._is_held == self._is_paused:
+            return
+        if self._is_held and not is_between:
             self._is_paused = True
             self._transport.pause_reading()
-
-    def _wake_reader(self) -> None:
-        reader, self._reader = self._reader, None
-        if reader is not None and not reader.done():
-            reader.set_result(None)
+        elif not self._is_held:
+            self._is_paused = False
+            self._transport.resume_reading()
 
     # -- writing ----------------------------------------------------------------------------------------------------
 
-    def send(self, message: str | bytes) -> None:
+    @property
+    def is_writable(self) -> bool:
+        """Whether the client takes what is sent; else at most a last frame belongs here."""
+        return not self.stalled_since
+
+    @property
+    def is_open(self) -> bool:
+        return not self._is_closed and not self._is_lost
+
+    def send(self, parts: Sequence[Part], *, is_text: bool) -> None:
         """Puts a message on its way; nothing happens on a connection that is closing."""
-        if not self.is_open:
+        if self._is_closed or self._is_lost:
             return
-        if isinstance(message, str):
-            self._protocol.send_text(message.encode())
+        size = 0
+        for part in parts:
+            size += len(part)
+        head = rfc6455.frame_head(rfc6455.TEXT if is_text else rfc6455.BINARY, size)
+        if size <= JOIN_BYTES:
+            self._transport.write(b"".join((head, *parts)))
         else:
-            self._protocol.send_binary(message)
-        self._flush()
+            self._transport.writelines((head, *parts))
 
     def ping(self) -> None:
         if self.is_open:
-            self._protocol.send_ping(b"")
-            self._flush()
-
-    async def drained(self) -> None:
-        """Waits until the client has taken most of what was sent."""
-        while self._writable is not None:
-            await asyncio.shield(self._writable)
+            self._transport.write(_PING)
 
     def close(self, code: int, reason: str = "") -> None:
-        """Begins the closing handshake; what is sent after this is dropped."""
-        if self.is_open:
-            self._protocol.send_close(code, reason)
-            self._flush()
-            self._wake_reader()
+        """Begins, or answers, the closing handshake; what is sent after this is dropped."""
+        if self._is_closed:
+            return
+        if not self._is_lost:
+            self._transport.write(rfc6455.close_frame(code, reason))
+        self.closing_since = time.monotonic()
+        if self._is_held:
+            self._is_held = False
+            asyncio.get_running_loop().call_soon(self._pump)
+        self._end()
+
+    def leave(self, code: int, reason: str = "") -> None:
+        """Says goodbye and closes without waiting for the answer."""
+        self.close(code, reason)
+        self._transport.close()
 
     def cut(self) -> None:
         """Ends the connection, whatever waits on it."""
         if not self._is_lost:
             self._transport.abort()
 
-    def _flush(self) -> None:
-        for data in self._protocol.data_to_send():
-            if self._is_lost or self._transport.is_closing():
-                return
-            if data:
-                self._transport.write(data)
-            elif self._transport.can_write_eof():
-                self._transport.write_eof()
-
-
-def of(transport: asyncio.BaseTransport, *, max_bytes: int) -> Socket:
-    """Turns a connection into a WebSocket; its handshake has been answered."""
-    return Socket(cast("asyncio.Transport", transport), max_bytes=max_bytes)
+    def _end(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._owner.closed()

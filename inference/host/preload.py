@@ -38,6 +38,7 @@ MODULES = (
     "inference.models.on_torch.torchscript",
     "inference.models.on_jax.export",
     "inference.models.on_onnx.session",
+    "inference.models.triton_python.loader",
     "inference.replica.validation",
     ENTRY,
 )

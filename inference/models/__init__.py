@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from typing import TYPE_CHECKING, cast
+
+import msgspec
 
 from inference.artifacts.manifest import Format
 from inference.errors import Rejected
@@ -23,6 +26,7 @@ LOADERS: dict[Format, str] = {
     Format.JAX_EXPORT: "inference.models.on_jax.export",
     Format.ONNX: "inference.models.on_onnx.session",
     Format.PYTHON: "inference.models.python_package",
+    Format.TRITON_PYTHON: "inference.models.triton_python.loader",
 }
 
 
@@ -49,7 +53,21 @@ def load(format: str, context: LoadContext) -> Model:  # noqa: A002 (the field's
             check="load",
         )
     loader = cast("Callable[[LoadContext], Model]", importlib.import_module(room).load)
-    model = shaped(loader(context), context)
+    model = shaped(_as_clients_see_it(loader, context), context)
     if settings.bucket_lengths and format != Format.HF_ENCODER:
         return bucketed(model, settings.bucket_lengths)
+    return model
+
+
+def _as_clients_see_it(loader: Callable[[LoadContext], Model], context: LoadContext) -> Model:
+    """The loaded model with the labels and shapes that the settings give it."""
+    settings = context.settings
+    if settings.reshapes:
+        from inference.models.reshaped import Reshaped, inner_settings
+
+        model: Model = Reshaped(loader(replace(context, settings=inner_settings(settings))), settings)
+    else:
+        model = loader(context)
+    if settings.labels and not model.signature.labels:
+        model.signature = msgspec.structs.replace(model.signature, labels=settings.labels)
     return model

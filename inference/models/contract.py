@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from inference.artifacts.manifest import RuntimeSettings
+    from inference.errors import SerinusError
     from inference.protocol.oip import Signature
 
     Arrays = dict[str, np.ndarray]
@@ -26,7 +27,8 @@ Scalar = str | int | float | bool
 @dataclass(frozen=True, slots=True)
 class LoadContext:
     """What a loader may use: the artifact's read-only folder, the settings, the device ("cpu", "cuda:N", "tpu:N"),
-    the number of CPU threads, and the device's memory in bytes and as a part (0..1) of the whole; 0 for no bound.
+    the number of CPU threads, the device's memory in bytes and as a part (0..1) of the whole (0 for no bound), and the
+    model's name.
     """
 
     folder: Path
@@ -35,6 +37,7 @@ class LoadContext:
     threads: int = 1
     device_memory_bytes: int = 0
     device_memory_share: float = 0.0
+    model: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,20 @@ class Model(Protocol):
 
     def close(self) -> None:
         """Gives back what the model holds."""
+        ...
+
+
+class RequestModel(Model, Protocol):
+    """A model that is given the requests of a batch one by one and not stacked: it says `runs_requests = True`.
+
+    answers_anything: it may refuse an input that was made up from its signature, so no warm-up can prove it.
+    """
+
+    runs_requests: bool
+    answers_anything: bool
+
+    def run_requests(self, requests: list[Arrays]) -> list[Arrays | SerinusError]:
+        """An answer or an error for each request, in their order. Called by one thread at a time."""
         ...
 
 

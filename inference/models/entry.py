@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from inference.errors import Rejected
-from inference.protocol.oip import DATATYPES, Signature
+from inference.protocol.oip import DATATYPES, Signature, TensorSpec
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from inference.artifacts.manifest import RuntimeSettings
 
 SIGNATURE_FILE = "signature.json"
 EXAMPLE = (
@@ -43,6 +45,40 @@ def written_signature(folder: Path, kind: str) -> Signature:
         return checked(msgspec.json.decode(path.read_bytes(), type=Signature))
     except msgspec.MsgspecError as error:
         raise Rejected(f"{SIGNATURE_FILE}: {error}", remedy=f"write it like {EXAMPLE}", check="signature") from error
+
+
+def declared_signature(settings: RuntimeSettings) -> Signature | None:
+    """What the settings declare, with the tensors that a stateful model has beside; None when they declare nothing.
+
+    The largest batch is exactly the settings' own. Raises Rejected for a declaration that is not sound.
+    """
+    if not (settings.inputs and settings.outputs):
+        return None
+    given = checked(Signature(settings.inputs, settings.outputs, settings.max_batch_size, labels=settings.labels))
+    # Not checked with the others: a state's batch may stand elsewhere than first.
+    inputs, outputs = with_state(settings, settings.inputs, settings.outputs)
+    return msgspec.structs.replace(given, inputs=inputs, outputs=outputs)
+
+
+def with_state(
+    settings: RuntimeSettings, inputs: list[TensorSpec], outputs: list[TensorSpec]
+) -> tuple[list[TensorSpec], list[TensorSpec]]:
+    """Both lists with the controls and state tensors of a stateful model that they do not name already."""
+    if settings.sequence is None:
+        return inputs, outputs
+    batch = [-1] if settings.max_batch_size else []
+    known = {spec.name for spec in (*inputs, *outputs)}
+    controls = [TensorSpec(one.name, one.datatype, [*batch, 1]) for one in settings.sequence.controls]
+    taken, given = [], []
+    for state in settings.sequence.states:
+        shape = list(state.shape)
+        shape[state.batch_axis : state.batch_axis] = batch
+        taken.append(TensorSpec(state.input, state.datatype, shape))
+        given.append(TensorSpec(state.output, state.datatype, shape))
+    return (
+        [*inputs, *(spec for spec in (*controls, *taken) if spec.name not in known)],
+        [*outputs, *(spec for spec in given if spec.name not in known)],
+    )
 
 
 def checked(signature: Signature) -> Signature:

@@ -100,7 +100,9 @@ class RuntimeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
     instances: copies of the model in one replica that run side by side. compile: how torch programs are compiled.
     bucket_lengths: padded lengths for text, empty for automatic grouping. response_cache_bytes: 0 is no cache.
     decoupled: a request may have any number of answers. sequence: a stateful model. inputs, outputs: declared where
-    the artifact does not say them (TorchScript). parameters: handed to the model as they are. constants: inputs that
+    the artifact does not say them (TorchScript), in the form that clients see; `max_batch_size` is then exact, and 0
+    means that nothing is batched. reshapes: tensor -> the shape (without the batch dimension) that the model itself
+    takes or gives where clients see another one. parameters: handed to the model as they are. constants: inputs that
     have one value for ever (Silero VAD's sampling rate); clients do not see them. nan_policy: an answer with NaN or
     infinity is given out (JSON has null for it), or refused as the error `invalid_output`.
     """
@@ -131,5 +133,6 @@ class RuntimeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
     inputs: list[TensorSpec] = msgspec.field(default_factory=list)
     outputs: list[TensorSpec] = msgspec.field(default_factory=list)
     parameters: dict[str, str] = msgspec.field(default_factory=dict)
+    reshapes: dict[str, list[int]] = msgspec.field(default_factory=dict)
     constants: dict[str, bool | int | float] = msgspec.field(default_factory=dict)
     nan_policy: Literal["pass", "reject"] = "pass"

@@ -11,12 +11,15 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import msgspec
+
 from inference.artifacts.manifest import RuntimeSettings, settings_from
+from inference.config import BadSetting, integer
 from inference.errors import OutOfMemory, Rejected, SerinusError
 from inference.models import LoadContext, load
 from inference.protocol.child import StartReplica, StartValidation
@@ -29,7 +32,7 @@ from inference.replica.ground import lay_out
 from inference.replica.lifecycle import EXIT_HUNG, EXIT_NOT_LOADED, Lifecycle
 from inference.replica.sandbox import Limits
 from inference.replica.server import Served, Server
-from inference.runtime import devices
+from inference.runtime import devices, samples
 from inference.runtime.runner import Runner, is_out_of_memory
 from inference.runtime.warmup import WarmUp, warm_up, warm_up_stream
 
@@ -37,6 +40,7 @@ log = logging.getLogger(__name__)
 WARM_REPEATS = 2
 TERM_DRAIN_S = 1.5
 FLUSH_S = 0.2
+DELAY = "TRITONSERVER_DELAY_SCHEDULER"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,8 @@ def words(error: BaseException) -> str:
         return f"{error.reason}: {error.remedy}" if error.remedy else error.reason
     if isinstance(error, SerinusError):
         return error.message
+    if isinstance(error, BadSetting):
+        return str(error)
     if is_out_of_memory(error):
         return OutOfMemory().message
     return f"loading failed with {type(error).__name__}"
@@ -92,20 +98,30 @@ def _prepare(message: StartReplica, life: Lifecycle, control: Control, *, keep: 
     control.listen()
     log.info("sandbox: %s", walls.describe())
     ground.verify()
-    settings = settings_from(spec.settings)
+    settings = delayed(settings_from(spec.settings), os.environ)
     device = devices.select(spec.device, spec.device_memory_share, fake=message.is_fake_device)
     bounds = (spec.device_memory_bytes, spec.device_memory_share)
     log.info("device: %s, here %s; memory share %.4f", spec.device, device, spec.device_memory_share)
     # Instances run side by side: each gets its part of the threads.
     threads = max(1, spec.threads // settings.instances)
-    context = LoadContext(ground.artifact, settings, device, threads, *bounds)
+    context = LoadContext(ground.artifact, settings, device, threads, *bounds, spec.model)
     runner = Runner(load(spec.format, context), rejects_nonfinite=settings.nan_policy == "reject")
     life.move(ReplicaPhase.WARMING)
+    own = samples.read(ground.artifact, settings.warmup, batched=bool(runner.signature.max_batch_size))
     if settings.decoupled:
-        return Loaded(runner, settings, warm_up_stream(runner), device)
-    warm = warm_up(runner, repeats=WARM_REPEATS)
+        return Loaded(runner, settings, warm_up_stream(runner, samples=own), device)
+    warm = warm_up(runner, repeats=WARM_REPEATS, samples=own)
     runner.grow(settings.instances, partial(load, spec.format, context), partial(warm_up, repeats=1))
     return Loaded(runner, settings, warm, device)
+
+
+def delayed(settings: RuntimeSettings, env: Mapping[str, str]) -> RuntimeSettings:
+    """The settings with the installation's TRITONSERVER_DELAY_SCHEDULER, where the version says nothing itself.
+
+    Raises BadSetting for what is no number of requests.
+    """
+    wanted = integer(env, DELAY, 0, 0, 65536)
+    return settings if settings.delay_until or not wanted else msgspec.structs.replace(settings, delay_until=wanted)
 
 
 def _limits(message: StartReplica) -> Limits:

@@ -16,6 +16,7 @@ from inference.runtime.runner import Ran, Runner
 from inference.runtime.warmup import WarmUp
 
 ALARM_GRACE_S = 5.0
+INLINE_BELOW_S = 300e-6  # handing a shorter pass to another thread costs as much as running it
 DEFAULT_WINDOW_MS = RuntimeSettings().window_ms
 
 
@@ -58,6 +59,7 @@ def bounds_of(settings: RuntimeSettings, signature: Signature) -> Bounds:
         settings.preserve_ordering,
         settings.latency_objective_ms / 1e3,
         keeps_window=settings.window_ms != DEFAULT_WINDOW_MS,
+        inline_below_s=INLINE_BELOW_S if settings.instances == 1 else 0.0,
     )
 
 

@@ -10,13 +10,15 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 from inference.errors import InvalidOutput, ModelFailed, OutOfMemory, PoisonInput, SerinusError
-from inference.models.contract import Model
+from inference.models.contract import Model, RequestModel
 from inference.protocol.oip import Signature
 from inference.runtime import tensors
 from inference.runtime.tensors import Arrays
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 _MEMORY_SIGNS = (
     "out of memory",
@@ -143,10 +145,14 @@ class Runner:
         """One forward pass for all; when it fails, each request's own answer or its own error.
 
         1. All together. 2. Failed: both halves, down to single requests. 3. A single failure is PoisonInput when any
-        other request, or failing that the known-good input, goes through; else the model's failure. 4. Answers that
-        are not finite are refused where the version says so.
+        other request, or failing that the known-good input, goes through; else the model's failure. A model that takes
+        its requests one by one answers for each itself. 4. Answers that are not finite are
+        refused where the version says so.
         """
         nonfinite = self.measures.nonfinite
+        if getattr(self.model, "runs_requests", False):
+            found = self._unmerged(requests)
+            return [refused_nonfinite(one) for one in found] if self.rejects_nonfinite else found
         found = self._bisected(requests)
         if self.rejects_nonfinite and self.measures.nonfinite > nonfinite:
             found = [refused_nonfinite(one) for one in found]
@@ -180,6 +186,25 @@ class Runner:
         self._ran.output_ns += time.perf_counter_ns() - began
         return found
 
+    def _unmerged(self, requests: Sequence[Arrays]) -> list[Arrays | SerinusError]:
+        model = cast("RequestModel", self.model)
+        try:
+            rows = [tensors.rows_of(self.signature, request) for request in requests]
+            found = self._timed(lambda: model.run_requests(list(requests)))
+        except SerinusError as error:
+            return [error] * len(requests)
+        for index, (answer, size) in enumerate(zip(found, rows, strict=True)):
+            if isinstance(answer, SerinusError):
+                self.measures.failures += 1
+                continue
+            try:
+                if self.signature.max_batch_size:
+                    self._check_rows(answer, size)
+                self._count(answer, size, 0)
+            except SerinusError as error:
+                found[index] = error
+        return found
+
     def _blamed(self, found: list[Arrays | SerinusError]) -> list[Arrays | SerinusError]:
         works = any(isinstance(one, dict) for one in found) or self._control_passes()
         return [PoisonInput() if works and isinstance(one, ModelFailed) else one for one in found]
@@ -194,10 +219,14 @@ class Runner:
         return True
 
     def _forward(self, inputs: Arrays) -> Arrays:
+        return self._timed(lambda: self.model.run(inputs))
+
+    def _timed(self, act: Callable[[], T]) -> T:
+        """What `act` gives, under the watchdog's clock; raises this house's errors only."""
         self.busy_since = time.monotonic()
         started = time.perf_counter_ns()
         try:
-            return self.model.run(inputs)
+            return act()
         except BaseException as error:
             self.measures.failures += 1
             raise _translated(error) from error

@@ -5,25 +5,28 @@ Used by validation (verdict, latency by batch size) and by each replica at its s
 
 from __future__ import annotations
 
+import logging
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 
-from inference.errors import ModelFailed, Rejected, SerinusError
+from inference.errors import InvalidInput, ModelFailed, Rejected, SerinusError
 from inference.models.contract import StreamingModel
 from inference.protocol.oip import Signature, TensorSpec
 from inference.runtime import tensors
 from inference.runtime.runner import Runner
+from inference.runtime.samples import Sample
 from inference.runtime.tensors import Arrays
 
 # Sizes tried for free dimensions that are no batch: a sequence, none, a small image, a large one.
 FREE_SIZES = (16, 1, 64, 224)
 TEXT = "a serinus sings at batch row"
 CHECK = "warm-up"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +52,43 @@ def sizes(signature: Signature) -> list[int]:
     return sorted({1, max(1, signature.max_batch_size)})
 
 
-def warm_up(runner: Runner, *, repeats: int = 3, told: Callable[[int], None] | None = None) -> WarmUp:
+def warm_up(
+    runner: Runner,
+    *,
+    repeats: int = 3,
+    told: Callable[[int], None] | None = None,
+    samples: Sequence[Sample] = (),
+) -> WarmUp:
     """Runs every size once unmeasured and `repeats` times measured, checks the outputs, marks the runner ready.
 
-    1. Find sizes for free dimensions that the model takes. 2. Each batch size, `told` before each, and each of them at
-    each of the model's own lengths. 3. Mark ready.
-    Raises Rejected when the model fails or answers other than its signature says; OutOfMemory passes through.
+    1. The author's own `samples`. 2. Find sizes for free dimensions that the model takes. 3. Each batch size, `told`
+    before each, and each of them at each of the model's own lengths. 4. Mark ready.
+    Raises Rejected when the model fails or answers other than its signature says; OutOfMemory passes through. A model
+    that may refuse made-up inputs (`answers_anything`) is proved by its samples alone; where it answers made-up ones,
+    they are measured.
     """
+    for sample in samples:
+        _run_sample(runner, sample)
+    if not getattr(runner.model, "answers_anything", False):
+        return _proved(runner, repeats, told)
+    known_good = samples[0].inputs if samples else None
+    try:
+        return _proved(runner, repeats, told)
+    except (Rejected, InvalidInput) as error:
+        log.warning("the model refuses inputs that are made from its signature: %s", error.message)
+    runner.mark_ready(known_good)
+    return WarmUp({}, known_good or synthetic(runner.signature, 1))
+
+
+def _run_sample(runner: Runner, sample: Sample) -> None:
+    try:
+        for _ in range(sample.count):
+            runner.run(sample.inputs)
+    except (ModelFailed, InvalidInput) as error:
+        raise _rejected(f"the model fails on its own warm-up sample '{sample.name}': {_cause(error)}") from error
+
+
+def _proved(runner: Runner, repeats: int, told: Callable[[int], None] | None) -> WarmUp:
     free_size = _accepted_size(runner)
     latency_ms: dict[int, float] = {}
     for size in sizes(runner.signature):
@@ -72,12 +105,14 @@ def warm_up(runner: Runner, *, repeats: int = 3, told: Callable[[int], None] | N
     return WarmUp(latency_ms, sample)
 
 
-def warm_up_stream(runner: Runner) -> WarmUp:
+def warm_up_stream(runner: Runner, *, samples: Sequence[Sample] = ()) -> WarmUp:
     """Asks a decoupled model for the first answer of a request of one row. latency_ms: until that came.
 
     Raises Rejected when it fails, or answers with outputs or datatypes that its signature does not have. A model may
     answer nothing.
     """
+    for sample in samples:
+        _run_sample(runner, sample)
     last: Exception | None = None
     for free_size in FREE_SIZES:
         inputs = synthetic(runner.signature, 1, free_size)
@@ -90,6 +125,9 @@ def warm_up_stream(runner: Runner) -> WarmUp:
         _verify_some(runner.signature, first)
         runner.mark_ready()
         return WarmUp({1: round((time.perf_counter() - started) * 1000, 3)}, inputs)
+    if getattr(runner.model, "answers_anything", False):
+        runner.mark_ready()
+        return WarmUp({}, synthetic(runner.signature, 1))
     reason = f"{type(last).__name__}: {str(last)[:300]}"
     raise _rejected(f"the model fails on an input made from its signature: {reason}") from last
 

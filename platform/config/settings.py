@@ -13,6 +13,9 @@ FRONTEND = REPO / "frontend"
 DATA_DIR = engine.data_dir()
 ARTIFACTS_DIR = engine.artifacts_dir()
 INSECURE = os.environ.get("SERINUS_INSECURE", "") in {"1", "true", "yes"}
+# How Triton's clients may load and unload: "explicit", unless `serinus up --model-repository` says none or poll.
+MODEL_CONTROL_MODE = os.environ.get("SERINUS_MODEL_CONTROL_MODE") or "explicit"
+MODEL_LOAD_TIMEOUT_S = engine.integer(os.environ, "SERINUS_MODEL_LOAD_TIMEOUT_S", 120, 1, 3600)
 LONE_ADMIN_APPROVES = os.environ.get("SERINUS_LONE_ADMIN_APPROVES", "") in {"1", "true", "yes"}
 
 

@@ -14,6 +14,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("api/", include("fleet.urls")),
     path("api/", include("endpoints.urls")),
     path("api/", include("telemetry.urls")),
+    path("v2/repository/", include("endpoints.repository_urls")),
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),
     path("api/docs/", SpectacularSwaggerSplitView.as_view(url_name="schema"), name="docs"),
     path("admin/", admin.site.urls),

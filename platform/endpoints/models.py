@@ -37,7 +37,10 @@ class Endpoint(models.Model):
 
 
 class Variant(models.Model):
-    """A version behind an endpoint, with its share of the traffic in basis points; the shares sum to 10,000."""
+    """A version behind an endpoint, with its share of the traffic in basis points; the shares sum to 10,000.
+
+    resting_replicas: how many were wished for when it was unloaded, for the next load; 0 when it was not.
+    """
 
     class VariantRole(models.TextChoices):
         PRIMARY = "primary", "Primary"
@@ -47,6 +50,7 @@ class Variant(models.Model):
     endpoint = models.ForeignKey(Endpoint, models.CASCADE, related_name="variants")
     version = models.ForeignKey(Version, models.PROTECT, related_name="variants")
     weight_bp = models.PositiveIntegerField(default=0)
+    resting_replicas = models.PositiveIntegerField(default=0)
     role = models.CharField(max_length=8, choices=VariantRole.choices, default=VariantRole.PRIMARY)
 
     class Meta:
@@ -58,6 +62,23 @@ class Variant(models.Model):
 
     def __str__(self) -> str:
         return f"{self.endpoint} -> {self.version} ({self.weight_bp} bp)"
+
+
+class RepositoryModel(models.Model):
+    """A model in the folder that `serinus up --model-repository` was given, imported or not.
+
+    asked: how many loads were asked for; done: the newest that the folder's process has answered; reason: why that one
+    failed. team: whose the model is, or will be.
+    """
+
+    name = models.SlugField(max_length=64, unique=True)
+    team = models.ForeignKey(Team, models.CASCADE, related_name="+")
+    asked = models.PositiveIntegerField(default=0)
+    done = models.PositiveIntegerField(default=0)
+    reason = models.CharField(max_length=1000, blank=True)
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class PublishedTable(models.Model):

@@ -232,12 +232,17 @@ def place(
     ledger = _Ledger(hosts, replicas, wishes)
     decisions: list[Decision] = [Stop(r.id) for r in running if r.deployment not in wishes]
     by_name = {host.name: host for host in hosts}
+    unmet: list[tuple[DeploymentView, _Standing, bool]] = []
     for wish in deployments:
         mine = [r for r in running if r.deployment == wish.id]
         standing = _standing(mine, by_name, now, grace=grace)
         decisions += _stops(wish, standing)
-        moves, reason = _placements(wish, standing, ledger, hosts, now)
+        moves, all_placed = _placements(wish, standing, ledger, hosts, now)
         decisions += moves
+        unmet.append((wish, standing, all_placed))
+    # Only now is it known what is left for those who found no place.
+    for wish, standing, all_placed in unmet:
+        reason = "" if all_placed else _no_place(wish, ledger, hosts, now)
         reason = reason or _failure(wish, standing.good)
         if reason != wish.reason:
             decisions.append(Explain(wish.id, reason))
@@ -269,15 +274,15 @@ def _stops(wish: DeploymentView, standing: _Standing) -> list[Decision]:
 
 def _placements(
     wish: DeploymentView, standing: _Standing, ledger: _Ledger, hosts: Sequence[HostView], now: datetime
-) -> tuple[list[Decision], str]:
+) -> tuple[list[Decision], bool]:
+    """What is placed, and whether that is all that was missing."""
     made: list[Decision] = []
     missing = max(0, wish.replicas - len(standing.good))
     movable = standing.lost[:missing]
     for index in range(missing):
-        spots, reason = _spots(wish, hosts, now)
-        fitting = [s for s in spots if ledger.fits(wish, s)]
+        fitting = [spot for spot in _spots(wish, hosts, now)[0] if ledger.fits(wish, spot)]
         if not fitting:
-            return made, reason or _too_big(wish, spots, ledger)
+            return made, False
         best = min(fitting, key=lambda s: ledger.cost(wish.id, s))
         ledger.take(wish, best)
         share = _share(wish, best.device)
@@ -285,7 +290,12 @@ def _placements(
             made.append(Move(movable[index].id, movable[index].generation, *best.place, share))
         else:
             made.append(Start(wish.id, *best.place, share))
-    return made, ""
+    return made, True
+
+
+def _no_place(wish: DeploymentView, ledger: _Ledger, hosts: Sequence[HostView], now: datetime) -> str:
+    spots, reason = _spots(wish, hosts, now)
+    return reason or _too_big(wish, spots, ledger)
 
 
 def _share(wish: DeploymentView, device: DeviceView) -> float:

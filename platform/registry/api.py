@@ -93,6 +93,7 @@ class Versions(KeysetView):
             settings=wanted["runtime"],
             alias=wanted["alias"] or None,
             team=find_team(who, wanted["team"]) if wanted["team"] else None,
+            number=wanted.get("number"),
         )
         place = f"/api/models/{model}/versions/{version.number}/"
         return Response(shapes.VersionDetail(version).data, 201, headers={"Location": place})

@@ -39,13 +39,15 @@ class NamedFile(StrictSerializer):
 
 class NewVersion(StrictSerializer):
     """files: what the version is made of (a single zip or tar is unpacked); runtime: how it is to be run;
-    alias: set when the version is ready; team: of a model that is made by this call.
+    alias: set when the version is ready; team: of a model that is made by this call; number: the version's, when it
+    shall not be the next one.
     """
 
     files = serializers.ListField(child=NamedFile(), min_length=1, max_length=MAX_FILES)
     runtime = serializers.DictField(required=False, default=dict)
     alias = serializers.CharField(max_length=64, required=False, default="", allow_blank=True)
     team = slug_field(required=False, default="")
+    number = serializers.IntegerField(required=False, min_value=1, max_value=2**31 - 2)
 
 
 class NewAlias(Reason):

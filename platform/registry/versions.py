@@ -86,12 +86,14 @@ def create_version(
     settings: dict[str, object] | None = None,
     alias: str | None = None,
     team: Team | None = None,
+    number: int | None = None,
 ) -> Version:
     """Makes the next version of the model, which is made too when missing, and the wish that it is validated.
 
     1. Checks the right. 2. Finds the content, unpacking a lone archive into the store (no transaction open: that may
     take minutes). 3. In one transaction: the number, the version, its files, the validation wish, the audit entry.
-    4. On commit wakes a host. `alias` is set when the version has become ready.
+    4. On commit wakes a host. `alias` is set when the version has become ready; `number` is the version's number, which
+    must be above all that the model has had, and is counted on from.
     Raises Conflict when a living version of the model has the same files and settings. A pipeline is judged at once,
     for all that it is made of lies here.
     """
@@ -99,7 +101,7 @@ def create_version(
         check_alias_name(alias)
     runtime = runtime_settings(settings or {})
     target = _target(actor, model_name, team)
-    return _create(actor, target, Manifest(files=resolve(actor, files), settings=runtime), alias or "")
+    return _create(actor, target, Manifest(files=resolve(actor, files), settings=runtime), alias or "", number)
 
 
 def create_pipeline(
@@ -134,11 +136,13 @@ def _target(actor: Actor, model_name: str, team: Team | None) -> _Target:
     return _Target(model_name, owner, is_new=model is None)
 
 
-def _create(actor: Actor, target: _Target, manifest: Manifest, alias: str) -> Version:
+def _create(actor: Actor, target: _Target, manifest: Manifest, alias: str, number: int | None = None) -> Version:
     definition = pipelines.definition_of(manifest)
     with transaction.atomic():
         if target.is_new:
             create_model(actor=actor, name=target.name, team=target.owner)
+        if number is not None:
+            _count_to(target.name, number)
         if definition is None:
             version = _write_version(actor, target.name, manifest, alias)
             want_validation(version)
@@ -147,6 +151,14 @@ def _create(actor: Actor, target: _Target, manifest: Manifest, alias: str) -> Ve
         version = _write_version(actor, target.name, judged.manifest, alias)
         pipelines.settle(version, judged)
         return version
+
+
+def _count_to(model_name: str, number: int) -> None:
+    """The model's next version gets this number. Raises Conflict where it, or a higher one, was given before."""
+    model = Model.objects.select_for_update().get(name=model_name)
+    if number < model.next_number:
+        raise Conflict(f"{model_name} has had version {model.next_number - 1}: {number} cannot be given any more")
+    Model.objects.filter(pk=model.pk).update(next_number=number)
 
 
 def _write_version(actor: Actor, model_name: str, manifest: Manifest, alias: str) -> Version:

@@ -8,6 +8,7 @@ import sys
 import time
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -17,7 +18,7 @@ from inference.config import BadSetting, is_loopback
 from serinus import doctor as checks
 from serinus.demo_deploy import Demo
 from serinus.output import Json, emit, err, fails_clearly, out, table
-from serinus.paths import UpConfig, private_dir, up_config
+from serinus.paths import MODES, UpConfig, private_dir, up_config
 from serinus.processes import StartError, Supervisord, host_programs
 from serinus.up import Platform, joined_environment, remove_runtime
 
@@ -33,6 +34,8 @@ SERINUS_ADMIN_PASSWORD: the first admin's password; made up and printed once whe
 DATABASE_URL, REDIS_URL: outside services; embedded PostgreSQL and Valkey when not set.
 
 SERINUS_ARTIFACTS: folder of the artifact store (SERINUS_DATA_DIR/artifacts).
+
+SERINUS_REPOSITORY_POLL_S (15): how often --model-control-mode poll looks at the folder.
 
 SERINUS_SERVER_NAME, SERINUS_ALLOW_CLIENT_SHM, SERINUS_HTTP_HEADER_FORWARD_PATTERN, SERINUS_HOST_NAME,
 SERINUS_RUNTIME_DIR, SERINUS_INSECURE, SERINUS_LONE_ADMIN_APPROVES: see docs/configuration.md.
@@ -54,11 +57,20 @@ def up(
     *,
     demo: Annotated[bool, typer.Option("--demo", help="Also upload and deploy the demo models.")] = False,
     insecure: Annotated[bool, typer.Option("--insecure", help="Predictions need no key (loopback only).")] = False,
+    model_repository: Annotated[
+        Path | None, typer.Option(help="Also serve this Triton model repository.", exists=True, file_okay=False)
+    ] = None,
+    model_control_mode: Annotated[
+        str, typer.Option(help="none: import all at the start; poll: follow the folder; explicit: what load asks for.")
+    ] = "none",
+    load_model: Annotated[
+        list[str] | None, typer.Option(help="Load this model at the start (mode explicit); '*' is all.")
+    ] = None,
     allow_client_shm: SharesMemory = False,
     server_name: ServerName = "",
     as_json: Json = False,
 ) -> None:
-    config = up_config()
+    config = _with_repository(up_config(), model_repository, model_control_mode, load_model or [])
     config = replace(
         config,
         insecure=insecure or config.insecure,
@@ -94,6 +106,19 @@ def up(
         raise StartError(f"the process supervisor ended by itself: see {config.log_dir}")
 
 
+def _with_repository(config: UpConfig, root: Path | None, mode: str, names: list[str]) -> UpConfig:
+    """Raises BadSetting for options that would be passed over."""
+    if mode not in MODES:
+        raise BadSetting(f"--model-control-mode {mode!r}: must be one of {', '.join(MODES)}")
+    if names and (root is None or mode != "explicit"):
+        raise BadSetting("--load-model needs --model-repository and --model-control-mode explicit")
+    if root is None:
+        if mode != MODES[0]:
+            raise BadSetting("--model-control-mode needs --model-repository")
+        return config
+    return replace(config, model_repository=root.resolve(), model_control_mode=mode, load_models=tuple(names))
+
+
 def _welcome(config: UpConfig, shown: dict[str, Any], platform: Platform, *, as_json: bool) -> None:
     seconds = time.monotonic() - platform.started_s
     value = {
@@ -125,13 +150,16 @@ def _welcome(config: UpConfig, shown: dict[str, Any], platform: Platform, *, as_
 @fails_clearly
 def gateway(
     port: Annotated[int, typer.Option(help="Port to listen on.", envvar="SERINUS_HTTP_PORT")] = 8010,
+    grpc_port: Annotated[int, typer.Option(help="Port for gRPC; 0 for none.", envvar="SERINUS_GRPC_PORT")] = 8011,
     host: Annotated[str, typer.Option(help="Address to listen on.", envvar="SERINUS_HOST")] = "127.0.0.1",
     allow_client_shm: SharesMemory = False,
     server_name: ServerName = "",
 ) -> None:
     """Start one more gateway of a running platform, in the foreground."""
     config = up_config()
-    environment = joined_environment(config) | {"SERINUS_HTTP_PORT": str(port), "SERINUS_HOST": host}
+    environment = joined_environment(config) | {
+        "SERINUS_HTTP_PORT": str(port), "SERINUS_GRPC_PORT": str(grpc_port), "SERINUS_HOST": host
+    }  # fmt: skip
     environment |= {"SERINUS_ALLOW_CLIENT_SHM": "1"} if allow_client_shm else {}
     environment |= {"SERINUS_SERVER_NAME": server_name} if server_name else {}
     environment.pop("DATABASE_URL", None)

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "platform"), str(Path(__file__).parent)]
 
 import bench_predict  # noqa: E402
+import bench_sockets  # noqa: E402
 import loadgen  # noqa: E402
 import open_loop  # noqa: E402
 
@@ -268,6 +269,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
+    parser.add_argument("--sockets", action="store_true", help="10,000 WebSockets too: about 75 s more")
     given = parser.parse_args()
     windows = Windows(2, 10, 4) if given.quick else Windows(4, 120, 8)
     report = Report()
@@ -279,6 +281,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="serinus-bench-") as folder, running_house(Path(folder)) as house:
         report.say(f"`serinus up` without demo was ready after {house.welcome['seconds']} s.\n")
         recovery(report, house, measure(report, house, windows))
+    if given.sockets:
+        report.say("\n## 10,000 idle WebSockets and 200 busy ones on one gateway\n")
+        for line in bench_sockets.lines(bench_sockets.run()):
+            report.say(line)
     if given.write:
         (ROOT / "docs" / "benchmarks.md").write_text("\n".join(report.lines) + "\n")
 

@@ -8,12 +8,14 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import tritonclient.grpc as grpc
 import tritonclient.http as http
 from tritonclient.utils import InferenceServerException
 
 from tests.support.gateway_house import House, free_port
 
 HEADERS = {"Authorization": "Bearer ser_all.s2"}
+HEADERS_GRPC = {"authorization": "Bearer ser_all.s2"}
 
 
 class Console(BaseHTTPRequestHandler):
@@ -42,7 +44,7 @@ def house():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Console)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
-    found.gateway(SERINUS_CONSOLE_URL=f"http://127.0.0.1:{server.server_port}/")
+    found.gateway(SERINUS_CONSOLE_URL=f"http://127.0.0.1:{server.server_port}/", SERINUS_GRPC_PORT=str(free_port()))
     found.gateway(SERINUS_CONSOLE_URL=f"http://127.0.0.1:{free_port()}")
     found.publish(found.table())
     for gateway in found.gateways:
@@ -127,3 +129,29 @@ def test_without_the_console_it_is_a_typed_503_and_predictions_go_on(house):
     assert response.headers["retry-after"] == "5"
     assert time.monotonic() - begin < 5
     assert away.post().status_code == 200
+
+
+def test_over_grpc_it_is_the_same_console(gateway):
+    with grpc.InferenceServerClient(gateway.grpc_address) as client:
+        Console.answer = (200, json.dumps([{"name": "mlp", "version": "1", "state": "READY", "reason": ""}]).encode())
+        found = client.get_model_repository_index(headers=HEADERS_GRPC).models
+        assert [(one.name, one.version, one.state) for one in found] == [("mlp", "1", "READY")]
+        Console.answer = (200, b"")
+        client.load_model("mlp", headers=HEADERS_GRPC, config='{"max_batch_size":"16"}', files={"file:1/a": b"\0x"})
+        client.unload_model("mlp", headers=HEADERS_GRPC)
+        Console.answer = (409, b'{"error":{"message":"failed to load \'mlp\', it is broken"}}')
+        with pytest.raises(InferenceServerException, match="failed to load 'mlp', it is broken") as caught:
+            client.load_model("mlp", headers=HEADERS_GRPC)
+        assert caught.value.status() == "StatusCode.ABORTED"
+    asked = [(path, key, json.loads(body)) for _, path, key, body in Console.seen]
+    key = "Bearer ser_all.s2"
+    assert asked == [
+        ("/v2/repository/index", key, {"ready": False}),
+        (
+            "/v2/repository/models/mlp/load",
+            key,
+            {"parameters": {"config": '{"max_batch_size":"16"}', "file:1/a": "AHg="}},
+        ),
+        ("/v2/repository/models/mlp/unload", key, {"parameters": {"unload_dependents": False}}),
+        ("/v2/repository/models/mlp/load", key, {"parameters": {}}),
+    ]

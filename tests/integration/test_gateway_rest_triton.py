@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import struct
 import time
 
@@ -301,6 +302,39 @@ def test_who_leaves_a_stream_is_cancelled_at_the_replica(gateway, house):
     ) as response:  # fmt: skip
         next(response.iter_raw())
     until(lambda: len(replica.cancelled) > before)
+
+
+def test_a_slow_reader_of_a_stream_pauses_the_replica_and_nobody_else(gateway, house):
+    replica = house.replicas["many"]
+    replica.answers, replica.pace_s = 2000, 0.001
+    body = msgspec.json.encode({"text": "a" * 60_000})
+    head = (
+        f"POST /v2/models/many/generate_stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ser_all.s2\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    cancelled = len(replica.cancelled)
+    with socket.create_connection(("127.0.0.1", gateway.port)) as peer:
+        peer.sendall(head.encode() + body)
+        until(lambda: replica.pauses > 0)
+        assert gateway.post("/v2/models/text/generate", json={"text": "b"}).json()["y"] == "b"
+        assert len(replica.cancelled) == cancelled
+    until(lambda: len(replica.cancelled) > cancelled)
+
+
+def test_what_is_no_number_is_null_in_json_and_itself_in_bytes(gateway):
+    values = struct.pack("<3f", float("nan"), float("inf"), 1)
+    given = {"name": "x", "shape": [1, 3], "datatype": "FP32", "parameters": {"binary_data_size": 12}}
+    for binary in (False, True):
+        head = msgspec.json.encode({"inputs": [given], "parameters": {"binary_data_output": binary}})
+        response = gateway.post(
+            "/v2/models/ranked/infer",
+            content=head + values,
+            headers={"Inference-Header-Content-Length": str(len(head))},
+        )
+        if binary:
+            assert response.content.endswith(values)
+        else:
+            assert response.json()["outputs"][0]["data"] == [None, None, 1.0]
 
 
 # -- live settings ----------------------------------------------------------------------------------------------------

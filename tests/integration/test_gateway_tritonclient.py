@@ -17,7 +17,7 @@ from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 from inference.protocol.messages import SequenceControl
 from inference.protocol.oip import DATATYPES, Signature, TensorSpec
 from inference.protocol.routes import EndpointRoute, VariantRoute
-from tests.support.gateway_house import MLP, House, key
+from tests.support.gateway_house import MLP, House, key, until
 
 HEADERS = {"Authorization": "Bearer ser_all.s2"}
 OTHERS = {"Authorization": "Bearer ser_two.s3"}
@@ -44,7 +44,8 @@ def house():
 
     mlp = [VariantRoute(1, "primary", 10_000, MLP, [found.route()])]
     keys = [key("all", "s2", ["*"]), key("two", "s3", ["*"])]
-    found.publish(found.table(mlp, endpoints=[echo(datatype) for datatype in DATATYPES], keys=keys))
+    found.others = [echo(datatype) for datatype in DATATYPES]
+    found.publish(found.table(mlp, endpoints=found.others, keys=keys))
     gateway.wait_live()
     for name in ("mlp", "FP32"):
         gateway.wait_ready(name)
@@ -212,6 +213,35 @@ def test_no_other_memory_is_reached_and_no_name_comes_back(client, name):
         client.register_system_shared_memory("mine", name, 10, headers=dict(HEADERS))
     assert name not in str(caught.value)
     assert "mine" not in str(caught.value)
+
+
+def test_shared_memory_needs_a_key_that_is_still_good(client, house):
+    with region(64) as (_, name):
+        client.register_system_shared_memory("mine", name, 64, headers=dict(OTHERS))
+        table = house.table(
+            [VariantRoute(1, "primary", 10_000, MLP, [house.route()])],
+            endpoints=house.others, keys=[key("all", "s2", ["*"])],
+        )  # fmt: skip
+        house.publish(table)
+        until(lambda: house.gateways[0].get("/v2", key="ser_two.s3").status_code == 401)
+        again = [key("all", "s2", ["*"]), key("two", "s3", ["*"])]
+        mlp = [VariantRoute(1, "primary", 10_000, MLP, [house.route()])]
+        house.publish(house.table(mlp, endpoints=house.others, keys=again))
+        until(lambda: house.gateways[0].get("/v2", key="ser_two.s3").status_code == 200)
+        assert client.get_system_shared_memory_status(headers=OTHERS) == []
+
+
+def test_without_keys_regions_are_everybodys(house):
+    gateway = house.gateway(SERINUS_ALLOW_CLIENT_SHM="1", SERINUS_INSECURE="1").wait_live()
+    until(lambda: gateway.get("/v2/models/FP32/ready", key="").status_code == 200, 15)
+    values = values_of("FP32")
+    with http.InferenceServerClient(f"127.0.0.1:{gateway.port}") as client, region(64) as (memory, name):
+        client.register_system_shared_memory("r", name, 64)
+        shm.set_shared_memory_region(memory, [values])
+        given = http.InferInput("x", [2, 4], "FP32")
+        given.set_shared_memory("r", 32)
+        for headers in ({}, dict(HEADERS)):
+            assert (client.infer("FP32", [given], headers=headers).as_numpy("y") == values).all()
 
 
 async def test_the_client_for_asyncio(house):

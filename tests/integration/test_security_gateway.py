@@ -7,23 +7,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
 import httpx
 import pytest
 
-from inference.gateway.app import Doors
-from inference.gateway.connections import Pool
-from inference.gateway.dataplane import DataPlane
-from inference.gateway.doors import Rooms, open_all
-from inference.gateway.generate import Generate
-from inference.gateway.live_doors import LiveDoors
-from inference.gateway.live_settings import LiveSettings
-from inference.gateway.repository import Repository
-from inference.gateway.rest import Rest
-from inference.gateway.shared_doors import SharedDoors
-from inference.gateway.table import Table
-from inference.gateway.telemetry import Telemetry
+from tests.support.gateway_doors import doors_of_the_gateway
 from tests.support.gateway_house import Gateway, House, key, until
 from tests.support.hygiene import LEAKS, check_refusal
 from tests.support.rawhttp import Answer, exchange
@@ -73,14 +61,6 @@ PATTERNS = {
         for verb, door in (("status", ANY), ("register", POST_ANY), ("unregister", POST_ANY))
     },
 }
-
-
-def doors_of_the_gateway() -> Doors:
-    pool = Pool()
-    plane = DataPlane(Table(pool, Path("unused")), pool, Telemetry())
-    rest = Rest(plane, server_name="s", max_body_bytes=1024)
-    live, repository = LiveDoors(plane, rest, LiveSettings()), Repository(rest, "")
-    return open_all(Rooms(rest, Generate(plane), live, repository, SharedDoors(rest, None)))
 
 
 def walk() -> dict[str, Door]:

@@ -75,7 +75,8 @@ class World:
 
 
 @pytest.fixture
-def world(cast: Cast) -> World:
+def world(cast: Cast, settings: Any) -> World:
+    settings.MODEL_LOAD_TIMEOUT_S = 0.1  # no host here ever makes a replica ready
     owner = cast.actor("owner")
     version = ready_version(owner, cast.red, alias="champion")
     endpoints.deploy(version=version, actor=owner)
@@ -186,6 +187,7 @@ UNCHANGED = {
     "/api/endpoints/<name>/weights/",
     "/api/hosts/<name>/undrain/",
     "/api/models/<model>/aliases/<alias>/",
+    "/api/repository/",
     "/endpoints/<name>/try/",
     "/endpoints/<name>/weights/",
     "/logout/",
@@ -193,6 +195,7 @@ UNCHANGED = {
     "/models/<name>/versions/<number>/archive/",
     "/models/<name>/versions/<number>/convert/",
     "/models/<name>/versions/<number>/reject/",
+    "/v2/repository/index",
 }
 
 

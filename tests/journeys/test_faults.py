@@ -197,7 +197,9 @@ def test_row_8_a_flushed_broker_is_refilled_for_old_gateways_and_new_ones(whole:
 def another_gateway(house: House) -> Iterator[str]:
     port = free_port()
     command = [sys.executable, "-m", "serinus", "gateway", "--port", str(port)]
-    environment = house.environment | {"SERINUS_HTTP_PORT": str(port), "SERINUS_RUNTIME_DIR": str(house.runtime_dir)}
+    environment = house.environment | {
+        "SERINUS_HTTP_PORT": str(port), "SERINUS_GRPC_PORT": "0", "SERINUS_RUNTIME_DIR": str(house.runtime_dir)
+    }  # fmt: skip
     process = subprocess.Popen(command, env=environment, cwd=REPO, stderr=subprocess.DEVNULL)
     try:
         until("the second gateway listens", lambda: _up(f"http://127.0.0.1:{port}/v2/health/live"), 20)

@@ -133,7 +133,7 @@ def second_gateway(house: House) -> Iterator[str]:
     log = (house.folder / "gateway2.log").open("w")
     process = subprocess.Popen(
         [sys.executable, "-m", "serinus", "gateway", "--port", str(port)],
-        env=house.environment, cwd=REPO, stdout=log, stderr=log, start_new_session=True,
+        env=house.environment | {"SERINUS_GRPC_PORT": "0"}, cwd=REPO, stdout=log, stderr=log, start_new_session=True,
     )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
 

@@ -45,7 +45,7 @@ def test_a_second_start_in_the_same_folder_is_refused(house: House) -> None:
     assert house.api("GET", "/api/me/").status_code == 200
 
 
-@pytest.mark.parametrize("variable", ["SERINUS_CONSOLE_PORT", "SERINUS_HTTP_PORT"])
+@pytest.mark.parametrize("variable", ["SERINUS_CONSOLE_PORT", "SERINUS_HTTP_PORT", "SERINUS_GRPC_PORT"])
 def test_a_taken_port_is_named_with_its_variable(house: House, tmp_path: Path, variable: str) -> None:
     taken = house.environment[variable]
     message = refused_start(House(tmp_path, **{variable: taken}).environment)

@@ -1,6 +1,8 @@
 """A replica for the gateway's tests: it speaks the real frames on a unix socket and does what it is told.
 
 It answers every output of its signature with the first input's numbers, doubled (FP32), or the bytes as they came.
+A request with the parameter `parts` is answered that many times, `latency_s` apart, and then by an empty last answer;
+with `part_bytes` each of them holds that many.
 `python fake_replica.py SOCKET ID GENERATION VERSION LATENCY_MS [CLASSES]` runs one in its own process, to be killed.
 """
 
@@ -81,6 +83,7 @@ class FakeReplica:
         self.seen: list[Infer] = []
         self.cancelled: list[int] = []
         self.pings = 0
+        self.parts_sent = 0
         self.peers: set[FakePeer] = set()
         self._server: asyncio.Server | None = None
 
@@ -120,6 +123,7 @@ class FakePeer(asyncio.Protocol):
     def __init__(self, replica: FakeReplica) -> None:
         self.replica = replica
         self.decoder: frames.Decoder[ToReplica] = frames.Decoder(ToReplica)
+        self.streams: dict[int, asyncio.Task[None]] = {}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -130,29 +134,48 @@ class FakePeer(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.replica.peers.discard(self)
+        for task in self.streams.values():
+            task.cancel()
 
     def data_received(self, data: bytes) -> None:
         for message, body in self.decoder.feed(data):
             if type(message) is Infer:
                 self.replica.seen.append(message)
                 del self.replica.seen[:-10_000]
-                if self.replica.latency_s:
+                if "parts" in message.parameters:
+                    self.streams[message.id] = asyncio.ensure_future(self.answer_often(message))
+                elif self.replica.latency_s:
                     asyncio.get_running_loop().call_later(self.replica.latency_s, self.answer, message, body)
                 else:
                     self.answer(message, body)
             elif type(message) is Cancel:
                 self.replica.cancelled.append(message.id)
+                if message.id in self.streams:
+                    self.streams.pop(message.id).cancel()
             elif type(message) is Pause:
                 self.replica.paused.add(message.id)
                 self.replica.pauses += 1
             elif type(message) is Resume:
                 self.replica.paused.discard(message.id)
-            elif type(message) is Ask:
+            elif type(message) is Ask and not self.replica.silent:
                 self.transport.write(frames.encode(Told(message.id, self.replica.statistics)))
             elif type(message) is Ping:
                 self.replica.pings += 1
                 if not self.replica.silent:
                     self.transport.write(frames.encode(Pong(message.token)))
+
+    async def answer_often(self, message: Infer) -> None:
+        size = int(message.parameters.get("part_bytes", 4))
+        for number in range(int(message.parameters["parts"])):
+            await asyncio.sleep(self.replica.latency_s)
+            while message.id in self.replica.paused:  # noqa: ASYNC110
+                await asyncio.sleep(0.005)
+            data = array("f", [float(number)]).tobytes() * (size // 4)
+            header = TensorHeader("y", "FP32", [1, size // 4], len(data))
+            self.transport.write(frames.encode(Answer(message.id, [header], 1, 1000, 2000, final=False), data))
+            self.replica.parts_sent += 1
+        self.transport.write(frames.encode(Answer(message.id, [], 1, 1000, 2000)))
+        del self.streams[message.id]
 
     def answer(self, message: Infer, body: memoryview) -> None:
         replica = self.replica

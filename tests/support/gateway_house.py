@@ -96,6 +96,7 @@ class Gateway:
         folder.mkdir(exist_ok=True)
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
+        self.grpc_address = f"127.0.0.1:{env.get('SERINUS_GRPC_PORT', 0)}"
         self.folder = folder
         self.log = folder / f"gateway-{self.port}.log"
         settings = {
@@ -103,6 +104,7 @@ class Gateway:
             "PATH": os.environ["PATH"],
             "SERINUS_DATA_DIR": str(folder),
             "SERINUS_HTTP_PORT": str(self.port),
+            "SERINUS_GRPC_PORT": "0",
             "SERINUS_DIE_WITH_PARENT": "1",
             "REDIS_URL": redis_url,
         }

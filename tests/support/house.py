@@ -49,7 +49,7 @@ class House:
     def __init__(self, folder: Path, **extra: str) -> None:
         self.folder = folder
         self.data_dir = folder / "data"
-        self.console_port, self.http_port = free_port(), free_port()
+        self.console_port, self.http_port, self.grpc_port = free_port(), free_port(), free_port()
         self.console_url = f"http://127.0.0.1:{self.console_port}"
         self.gateway_url = f"http://127.0.0.1:{self.http_port}"
         clean = {
@@ -60,6 +60,7 @@ class House:
             "SERINUS_DATA_DIR": str(self.data_dir),
             "SERINUS_CONSOLE_PORT": str(self.console_port),
             "SERINUS_HTTP_PORT": str(self.http_port),
+            "SERINUS_GRPC_PORT": str(self.grpc_port),
             "SERINUS_ADMIN_PASSWORD": PASSWORD,
             "SERINUS_HOST_NAME": "testhost",
             "SERINUS_LONE_ADMIN_APPROVES": "1",

@@ -115,6 +115,11 @@ ROUTES: dict[str, Route] = {
     "/api/endpoints/<name>/metrics/": Route(GET, scoped=True),
     "/api/endpoints/<name>/undeploy/": Route({"POST": Call(Verb.DEPLOY, {"version": 1})}, scoped=True),
     "/api/endpoints/<name>/weights/": Route({"PUT": Call(Verb.DEPLOY, {"weights": {"1": 10_000}})}, scoped=True),
+    "/api/repository/": Route({"PUT": Call(body={"models": []}, superuser=True)}),
+    "/api/repository/<name>/answer/": Route({"POST": Call(body={"load": 1}, superuser=True)}),
+    "/v2/repository/index": Route({"POST": Call(body={})}),
+    "/v2/repository/models/<name>/load": Route({"POST": Call(Verb.OPERATE, {})}, scoped=True),
+    "/v2/repository/models/<name>/unload": Route({"POST": Call(Verb.OPERATE, {})}, scoped=True),
     # console
     "/login/": Route({"GET": Call(), "POST": Call(), "PUT": Call()}, public=True, page=True),
     "/logout/": Route({"POST": Call()}, page=True),

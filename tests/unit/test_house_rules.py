@@ -78,6 +78,7 @@ def test_every_batching_setting_is_documented():
         "decoupled",
         "sequence",
         "constants",
+        "reshapes",  # docs/triton.md
         "warmup",
         "inputs",
         "outputs",

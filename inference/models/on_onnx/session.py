@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime
 
 from inference.errors import Rejected
-from inference.models import batch
+from inference.models import batch, declared
 from inference.models.entry import entry_file
 from inference.protocol.oip import Signature, TensorSpec
 
@@ -59,6 +59,9 @@ class OnnxModel:
             outputs=[_spec(value) for value in outputs],
             platform="onnxruntime_onnx",
         )
+        if context.settings.inputs or context.settings.outputs:
+            self.signature = declared.against(signature, context.settings)
+            return
         leading = {value.shape[0] if value.shape else "" for value in (*inputs, *outputs)}
         self.signature = signature
         if len(leading) == 1 and not isinstance(leading.copy().pop(), int) and "" not in leading:

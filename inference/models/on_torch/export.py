@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import torch
 from torch.export.passes import move_to_device_pass
+from torch.fx.graph import CodeGen
 
 from inference.artifacts import pt2
 from inference.errors import Rejected
@@ -53,9 +54,8 @@ class ExportedModel:
 
     def __init__(self, program: ExportedProgram, settings: RuntimeSettings, device: str) -> None:
         self._device = device
-        self._in_spec = program.call_spec.in_spec
-        self._module: Any = program.module()
-        self._call = compiling.ready(self._flat, settings, device)
+        self._call = compiling.ready(_flat_forward(program), settings, device)
+        self._outputs: list[tuple[str, int]] = []
         # Buffers that a pass changes belong to one pass at a time.
         self.is_shareable = not program.graph_signature.buffers_to_mutate
         self._least_rows = 1
@@ -70,6 +70,8 @@ class ExportedModel:
             self.signature = msgspec.structs.replace(signature, max_batch_size=rows, buckets=buckets)
 
     def run(self, inputs: Arrays) -> Arrays:
+        if self._device == "cpu":
+            return self._run(inputs)
         with tensors.lane(self._device):
             return self._run(inputs)
 
@@ -83,16 +85,12 @@ class ExportedModel:
         return {name: array[:rows] for name, array in outputs.items()} if grown else outputs
 
     def close(self) -> None:
-        self._module = None
+        del self._call
 
     def _forward(self, leaves: list[torch.Tensor]) -> Arrays:
         with torch.inference_mode():
-            result = self._call(*leaves)
-            return {name: tensors.to_numpy(tensor) for name, tensor in tensors.named(result)}
-
-    def _flat(self, *leaves: torch.Tensor) -> Any:
-        args, kwargs = self._in_spec.unflatten(list(leaves))
-        return self._module(*args, **kwargs)
+            results = self._call(*leaves)
+            return {name: tensors.to_numpy(results[index]) for name, index in self._outputs}
 
     def _as(self, signature: Signature) -> Any:
         def run(inputs: Arrays) -> Arrays:
@@ -108,16 +106,27 @@ class ExportedModel:
         results = [values.get(name) for name in program.graph_signature.user_outputs]
         try:
             shaped = program.call_spec.out_spec.unflatten(results)
-            outputs = [_spec(name, value, name) for name, value in _named(shaped)]
+            named = list(tensors.named(shaped))
         except TypeError as error:
             raise Rejected(
                 str(error), remedy="return a tensor, a tuple or a dict of tensors", check="signature"
             ) from None
+        places = {id(value): index for index, value in enumerate(results)}
+        self._outputs = [(name, places[id(value)]) for name, value in named]
+        outputs = [_spec(name, value, name) for name, value in named]
         return Signature(inputs=inputs, outputs=outputs, platform="torch_export")
 
 
-def _named(shaped: Any) -> list[tuple[str, Any]]:
-    return list(tensors.named(shaped))
+def _flat_forward(program: ExportedProgram) -> Any:
+    """The program as a function from its flat inputs to the tuple of its flat outputs.
+
+    The usual module sorts nested arguments, checks its guards and runs hooks at every call, which takes longer than a
+    small model itself; what may come in is known here from the signature.
+    """
+    module = program.module(check_guards=False)
+    module.graph.set_codegen(CodeGen())
+    module.recompile()
+    return module.forward
 
 
 def _values(program: ExportedProgram) -> dict[str, Any]:

@@ -51,7 +51,10 @@ def to_torch(array: np.ndarray[Any, Any], datatype: str, device: str) -> torch.T
     """A tensor on `device`. Read-only or unaligned memory (a view of a frame) is copied once. On its way to CUDA it goes
     through pinned memory, so that the copy runs beside other lanes' passes.
     """
-    tensor = torch.from_numpy(np.require(array, requirements=["C", "W", "A"]))
+    flags = array.flags
+    if not (flags.c_contiguous and flags.writeable and flags.aligned):
+        array = np.require(array, requirements=["C", "W", "A"])
+    tensor = torch.from_numpy(array)
     if datatype == "BF16":
         tensor = tensor.view(torch.bfloat16)
     if device == "cpu":

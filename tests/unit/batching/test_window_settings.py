@@ -18,7 +18,12 @@ outlooks = st.builds(
 def cases(draw):
     largest = draw(st.integers(1, 64))
     preferred = tuple(sorted(draw(st.sets(st.integers(1, largest), max_size=3))))
-    rule = Rules(largest, draw(st.floats(0, 0.05)), preferred, draw(st.one_of(st.none(), st.floats(0, 0.5))))
+    rule = Rules(
+        largest,
+        draw(st.floats(0, 0.05)),
+        preferred,
+        draw(st.one_of(st.none(), st.integers(0, 500_000).map(lambda us: us / 1e6))),
+    )
     rows = draw(st.integers(1, 200))
     fits = [size for size in preferred if size <= rows]
     waiting = Waiting(

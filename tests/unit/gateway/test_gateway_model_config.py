@@ -136,6 +136,11 @@ def test_warm_up_samples_are_told() -> None:
     assert found[0]["inputs"]["t"]["input_data_file"] == "f.bin"
 
 
+def test_a_tensor_that_the_model_sees_in_another_shape_says_so() -> None:
+    found = config(RuntimeSettings(reshapes={"t": []}))["input"]
+    assert [one.get("reshape") for one in found] == [None, {"shape": []}]
+
+
 def test_every_datatype_has_its_enum() -> None:
     signature = Signature([TensorSpec(name, name, [1]) for name in DATATYPES], [])
     found = {one["name"]: one["data_type"] for one in config(signature=signature)["input"]}

@@ -1,7 +1,6 @@
 """Telemetry, the table, the addresses, the words of errors."""
 
 import asyncio
-from unittest.mock import Mock
 
 import msgspec
 import pytest
@@ -9,13 +8,12 @@ import pytest
 from inference.errors import (
     BY_CODE,
     InvalidInput,
-    Malformed,
     ModelFailed,
     NotFound,
     SerinusError,
     by_code,
 )
-from inference.gateway import app, doors, problems, websocket
+from inference.gateway import app, problems
 from inference.gateway.connections import Pool, fault_error
 from inference.gateway.table import Table
 from inference.gateway.telemetry import BUFFER_MAXLEN, Telemetry
@@ -23,6 +21,7 @@ from inference.protocol import routes
 from inference.protocol.messages import Answer, Fault
 from inference.protocol.routes import EndpointRoute, RoutingTable
 from inference.protocol.samples import Sample
+from tests.support.gateway_doors import doors_of_the_gateway
 
 
 def table_bytes(generation, *names):
@@ -137,17 +136,9 @@ def test_strange_paths_are_not_found(table_of_doors, path):
 
 @pytest.fixture
 def table_of_doors():
-    found = doors.open_all(Mock())  # only the addresses are looked at
+    found = doors_of_the_gateway()
     found.pattern("x", r"/x/([0-9]+)", app.GET, None)
     return found
-
-
-def test_binary_frames_are_split():
-    head, rest = websocket.split(b"\2\0\0\0{}abc")
-    assert (bytes(head), bytes(rest)) == (b"{}", b"abc")
-    for data in (b"", b"\1", b"\3\0\0\0{}", b"\xff\xff\xff\xff"):
-        with pytest.raises(Malformed):
-            websocket.split(data)
 
 
 @pytest.mark.parametrize("code", [*BY_CODE, "from the future"])

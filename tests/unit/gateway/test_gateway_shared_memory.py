@@ -141,3 +141,11 @@ def test_copies_are_bounded_each_and_together(tmp_path):
     assert len(shared.read(span(1000), "x", 0)) == 1000
     held.clear()
     assert regions.held_bytes == 0
+
+
+def test_regions_go_with_their_key(regions):
+    regions.register("k", "r", KEY, 0, 10)
+    regions.register("other", "r", KEY, 0, 10)
+    regions.keep(lambda owner: owner != "k")
+    assert regions.status("k") == []
+    assert len(regions.status("other")) == 1

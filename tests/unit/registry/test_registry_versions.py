@@ -222,3 +222,13 @@ def test_a_version_in_use_is_not_put_away(cast: Cast) -> None:
     actions.delete_alias(actor=cast.actor("owner"), model=version.model, name="champion")
     archived = actions.archive_version(actor=cast.actor("owner"), version=version)
     assert archived.status == VersionStatus.ARCHIVED
+
+
+def test_a_number_may_be_chosen_above_all_that_were_given(cast: Cast) -> None:
+    owner = cast.actor("owner")
+    assert new_version(owner, cast.red, b'{"a": 1}', number=3).number == 3
+    assert new_version(owner, cast.red, b'{"a": 2}').number == 4
+    for taken in (1, 3, 4):
+        with pytest.raises(Conflict, match="cannot be given any more"):
+            new_version(owner, cast.red, b'{"a": 3}', number=taken)
+    assert new_version(owner, cast.red, b'{"a": 3}', number=9).number == 9

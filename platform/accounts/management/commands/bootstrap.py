@@ -68,7 +68,7 @@ class Command(BaseCommand):
 
 
 def addresses() -> dict[str, str | None]:
-    """Where this installation answers. grpc_address is kept for the gRPC door."""
+    """Where this installation answers."""
     host = os.environ.get("SERINUS_HOST") or "127.0.0.1"
     reached = "127.0.0.1" if host in {"0.0.0.0", "::"} else host  # noqa: S104 (compared, not bound)
     console = os.environ.get("SERINUS_CONSOLE_URL") or f"http://{reached}:{settings.CONSOLE_PORT}"

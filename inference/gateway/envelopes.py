@@ -1,0 +1,125 @@
+"""The JSON of WebSocket frames, and the binary frames that carry tensors beside it: docs/websocket.md in structs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import msgspec
+
+from inference.errors import InvalidInput, Malformed, SerinusError
+from inference.gateway import calls, codec
+from inference.gateway.web import Part
+
+MAX_CREDIT = 1 << 20
+
+Credit = Annotated[int, msgspec.Meta(ge=0, le=MAX_CREDIT)]
+
+
+class FrameBody(calls.InferBody):
+    """The JSON of a frame from a client.
+
+    model, version: the endpoint, where the address names none, and a pinned version. session: the sticky key of this
+    one request. credit: how many answers may come before more is granted, None for no bound; n: how many are granted.
+    """
+
+    type: str = "infer"
+    model: str = ""
+    version: int | str | None = None
+    session: str = ""
+    credit: Credit | None = None
+    n: Credit = 0
+    traceparent: str = ""
+
+
+OWN_KEYS = frozenset(FrameBody.__struct_fields__)
+
+
+class ErrorFrame(msgspec.Struct, omit_defaults=True):
+    id: str | None
+    error: str
+    code: str
+    retry_after_s: float | None = None
+
+
+class VerbFrame(msgspec.Struct, omit_defaults=True):
+    """The answer to a question that is no inference; `body` is what the REST door says to it."""
+
+    type: str
+    id: str
+    ready: bool | None = None
+    body: msgspec.Raw = msgspec.Raw()
+
+
+_encode = msgspec.json.Encoder().encode
+_decode = msgspec.json.Decoder(FrameBody).decode
+_decode_any = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
+
+def parse(data: bytes | memoryview) -> FrameBody:
+    """A frame's JSON. Raises Malformed."""
+    try:
+        return _decode(data)
+    except RecursionError as error:
+        raise Malformed(f"JSON is nested deeper than {codec.MAX_DEPTH}") from error
+    except codec.JSON_ERRORS as error:
+        raise Malformed(f"failed to parse the frame's JSON: {error}") from error
+
+
+def generate_body(data: bytes | memoryview, body: FrameBody) -> bytes:
+    """The generate request in a frame's JSON: what it has beside the keys of every frame. Raises Malformed."""
+    try:
+        found = _decode_any(data)
+    except codec.JSON_ERRORS as error:
+        raise Malformed(f"failed to parse the frame's JSON: {error}") from error
+    own: dict[str, Any] = {"id": body.id, "parameters": body.parameters or {}}
+    return _encode(own | {name: value for name, value in found.items() if name not in OWN_KEYS})
+
+
+def version_of(body: FrameBody) -> int | None:
+    """Raises InvalidInput."""
+    found = body.version
+    if found is None or found == "":
+        return None
+    if isinstance(found, str):
+        if not found.isascii() or not found.isdigit() or len(found) > 9:
+            raise InvalidInput("'version' must be a number")
+        return int(found)
+    if not 0 <= found < 1 << 31:
+        raise InvalidInput("'version' must be a number")
+    return found
+
+
+def split(data: bytes) -> tuple[memoryview, memoryview]:
+    """JSON and tensors of a binary frame. Raises Malformed."""
+    view = memoryview(data)
+    size = int.from_bytes(view[:4], "little") if len(view) >= 4 else -1
+    if not 0 <= size <= len(view) - 4:
+        raise Malformed("the JSON length of a binary frame does not fit the frame")
+    return view[4 : 4 + size], view[4 + size :]
+
+
+def join(text: bytes, parts: Sequence[Part], *, is_text: bool) -> list[Part]:
+    """A frame of JSON and tensors; a text frame has no tensors."""
+    return [text] if is_text else [len(text).to_bytes(4, "little"), text, *parts]
+
+
+def response(text: bytes, *, is_final: bool) -> bytes:
+    """An answer's JSON as one of several."""
+    return (b'{"type":"response","final":true,' if is_final else b'{"type":"response","final":false,') + text[1:]
+
+
+def error(identity: str | None, found: SerinusError) -> bytes:
+    return _encode(ErrorFrame(identity, found.message, found.code, found.retry_after_s))
+
+
+def verb(kind: str, identity: str, body: bytes) -> bytes:
+    return _encode(VerbFrame(kind, identity, body=msgspec.Raw(body)))
+
+
+def readiness(identity: str, *, is_ready: bool) -> bytes:
+    return _encode(VerbFrame("ready", identity, is_ready))
+
+
+def pong(identity: str) -> bytes:
+    return _encode({"type": "pong", "id": identity} if identity else {"type": "pong"})

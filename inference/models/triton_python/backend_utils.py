@@ -1,0 +1,327 @@
+"""What a model imports as `triton_python_backend_utils`: our own module with the names that such models use.
+
+Source of the names and meanings: the public documentation of Triton's Python backend. Tensors lie in host memory.
+"""
+# ruff: noqa: ARG001 (the arguments are those that models pass)
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from inference.models.triton_python.channel import FINAL, Channel
+from inference.models.triton_python.completion import ModelConfig
+
+__all__ = [
+    "TRITONSERVER_RESPONSE_COMPLETE_FINAL",
+    "InferenceRequest",
+    "InferenceResponse",
+    "Logger",
+    "ModelConfig",
+    "Tensor",
+    "TritonError",
+    "TritonModelException",
+]  # fmt: skip
+
+TRITONSERVER_RESPONSE_COMPLETE_FINAL = FINAL
+TRITONSERVER_REQUEST_FLAG_SEQUENCE_START = 1
+TRITONSERVER_REQUEST_FLAG_SEQUENCE_END = 2
+TRITONSERVER_REQUEST_RELEASE_ALL = 1
+TRITONSERVER_REQUEST_RELEASE_RESCHEDULE = 2
+TRITONSERVER_MEMORY_CPU = 0
+TRITONSERVER_MEMORY_GPU = 1
+_NUMPY: dict[str, Any] = {
+    "TYPE_BOOL": np.bool_, "TYPE_UINT8": np.uint8, "TYPE_UINT16": np.uint16, "TYPE_UINT32": np.uint32,
+    "TYPE_UINT64": np.uint64, "TYPE_INT8": np.int8, "TYPE_INT16": np.int16, "TYPE_INT32": np.int32,
+    "TYPE_INT64": np.int64, "TYPE_FP16": np.float16, "TYPE_FP32": np.float32, "TYPE_FP64": np.float64,
+    "TYPE_STRING": np.object_,
+}  # fmt: skip
+TRITON_STRING_TO_NUMPY = dict(_NUMPY)
+TRITON_TO_NUMPY_TYPE = dict(enumerate(_NUMPY.values(), start=1))
+NUMPY_TO_TRITON_TYPE = {kind: number for number, kind in TRITON_TO_NUMPY_TYPE.items()} | {np.bytes_: 13}
+
+
+class TritonModelException(Exception):
+    """An error that a model raises, or that this module raises to it."""
+
+
+class TritonError:
+    """An error that a response carries to its caller. The codes are Triton's."""
+
+    UNKNOWN, INTERNAL, NOT_FOUND, INVALID_ARG, UNAVAILABLE, UNSUPPORTED, ALREADY_EXISTS, CANCELLED = range(8)
+
+    def __init__(self, message: str, code: int = INTERNAL) -> None:
+        self._message = str(message)
+        self._code = code
+
+    def message(self) -> str:
+        return self._message
+
+    def code(self) -> int:
+        return self._code
+
+
+class Tensor:
+    """A named array. Made from a numpy array, or from anything with `__dlpack__` by `from_dlpack`."""
+
+    def __init__(self, name: str, array: Any) -> None:
+        if not isinstance(array, np.ndarray):
+            raise TritonModelException(f"Tensor '{name}' must be made from a numpy array, not {type(array).__name__}")
+        self._name = name
+        self._array = array
+
+    @staticmethod
+    def from_dlpack(name: str, tensor: Any) -> Tensor:
+        """From a tensor of another framework; one that lies on a GPU is copied to the host."""
+        if hasattr(tensor, "detach"):
+            tensor = tensor.detach().cpu().contiguous()
+        elif not hasattr(tensor, "__dlpack__"):
+            from torch.utils.dlpack import from_dlpack
+
+            tensor = from_dlpack(tensor).cpu().contiguous()
+        return Tensor(name, np.from_dlpack(tensor))
+
+    def name(self) -> str:
+        return self._name
+
+    def as_numpy(self) -> Any:
+        return self._array
+
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self._array.shape)
+
+    def triton_dtype(self) -> int:
+        return numpy_to_triton_type(self._array.dtype.type)
+
+    def is_cpu(self) -> bool:
+        return True
+
+    def to_dlpack(self) -> Any:
+        return self.__dlpack__()
+
+    def __dlpack__(self, **options: Any) -> Any:
+        array = self._array
+        if array.dtype == object:
+            raise TritonModelException(f"tensor '{self._name}' holds strings, which DLPack cannot carry")
+        # DLPack has no word for "read only", and what a frame brought may not be written to.
+        return (array if array.flags.writeable else array.copy()).__dlpack__(**options)
+
+    def __dlpack_device__(self) -> Any:
+        return self._array.__dlpack_device__()
+
+
+class InferenceResponse:
+    """Output tensors, or an error for this request alone."""
+
+    def __init__(
+        self,
+        output_tensors: Sequence[Tensor] = (),
+        error: TritonError | None = None,
+        parameters: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._output_tensors = list(output_tensors)
+        self._error = TritonError(str(error)) if isinstance(error, TritonModelException) else error
+        self._parameters = dict(parameters or {})
+
+    def output_tensors(self) -> list[Tensor]:
+        return self._output_tensors
+
+    def has_error(self) -> bool:
+        return self._error is not None
+
+    def error(self) -> TritonError | None:
+        return self._error
+
+    def parameters(self) -> str:
+        return json.dumps(self._parameters)
+
+
+class InferenceResponseSender:
+    """Sends the answers of one request, from any thread."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def send(self, response: InferenceResponse | None = None, flags: int = 0) -> None:
+        if response is None and not flags & FINAL:
+            raise TritonModelException("send needs a response, or the flag TRITONSERVER_RESPONSE_COMPLETE_FINAL")
+        try:
+            self._channel.send(response, flags)
+        except ValueError as error:
+            raise TritonModelException(str(error)) from error
+
+    def is_cancelled(self) -> bool:
+        return self._channel.is_cancelled
+
+
+class InferenceRequest:
+    """One request as a model sees it."""
+
+    def __init__(
+        self,
+        model_name: str = "",
+        requested_output_names: Sequence[str] = (),
+        inputs: Sequence[Tensor] = (),
+        *,
+        request_id: str = "",
+        correlation_id: int | str = 0,
+        model_version: int = -1,
+        flags: int = 0,
+        timeout: int = 0,
+        parameters: Mapping[str, Any] | None = None,
+        channel: Channel | None = None,
+        **others: Any,
+    ) -> None:
+        self._model, self._version = model_name, model_version
+        self._outputs, self._inputs = list(requested_output_names), list(inputs)
+        self._id, self._correlation_id = request_id, correlation_id
+        self._flags, self._timeout = flags, timeout
+        self._parameters = dict(parameters or {})
+        self._channel = channel or Channel()
+
+    def inputs(self) -> list[Tensor]:
+        return self._inputs
+
+    def request_id(self) -> str:
+        return self._id
+
+    def correlation_id(self) -> int | str:
+        return self._correlation_id
+
+    def requested_output_names(self) -> list[str]:
+        return self._outputs
+
+    def model_name(self) -> str:
+        return self._model
+
+    def model_version(self) -> int:
+        return self._version
+
+    def flags(self) -> int:
+        return self._flags
+
+    def set_flags(self, flags: int) -> None:
+        self._flags = flags
+
+    def timeout(self) -> int:
+        return self._timeout
+
+    def parameters(self) -> str:
+        return json.dumps(self._parameters)
+
+    def is_cancelled(self) -> bool:
+        return self._channel.is_cancelled
+
+    def get_response_sender(self) -> InferenceResponseSender:
+        return InferenceResponseSender(self._channel)
+
+    def set_release_flags(self, flags: int) -> None:
+        if flags != TRITONSERVER_REQUEST_RELEASE_ALL:
+            _not_built("rescheduling a request")
+
+    def exec(self, decoupled: bool = False, execution_timeout: int = 0) -> NoReturn:
+        """Calls of other models from within a model (BLS)."""
+        _not_built("calling other models from a model (BLS): build an ensemble, or call the gateway from the client")
+
+    def async_exec(self, decoupled: bool = False, execution_timeout: int = 0) -> NoReturn:
+        self.exec(decoupled)
+
+
+class Logger:
+    """Lines of the replica's log."""
+
+    INFO, WARNING, ERROR, VERBOSE = "info", "warning", "error", "debug"
+    _log = logging.getLogger("triton_python")
+
+    @classmethod
+    def log(cls, message: str, level: str = INFO) -> None:
+        getattr(cls._log, level)("%s", message)
+
+    @classmethod
+    def log_info(cls, message: str) -> None:
+        cls._log.info("%s", message)
+
+    @classmethod
+    def log_warn(cls, message: str) -> None:
+        cls._log.warning("%s", message)
+
+    @classmethod
+    def log_error(cls, message: str) -> None:
+        cls._log.error("%s", message)
+
+    @classmethod
+    def log_verbose(cls, message: str) -> None:
+        cls._log.debug("%s", message)
+
+
+def get_input_tensor_by_name(request: InferenceRequest, name: str) -> Tensor | None:
+    """None when the request has no such input."""
+    return next((tensor for tensor in request.inputs() if tensor.name() == name), None)
+
+
+def get_output_tensor_by_name(response: InferenceResponse, name: str) -> Tensor | None:
+    """None when the response has no such output."""
+    return next((tensor for tensor in response.output_tensors() if tensor.name() == name), None)
+
+
+def get_input_config_by_name(model_config: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """`model_config`: the JSON of args["model_config"], read."""
+    return next((one for one in model_config.get("input", []) if one["name"] == name), None)
+
+
+def get_output_config_by_name(model_config: Mapping[str, Any], name: str) -> dict[str, Any] | None:
+    """`model_config`: the JSON of args["model_config"], read."""
+    return next((one for one in model_config.get("output", []) if one["name"] == name), None)
+
+
+def using_decoupled_model_transaction_policy(model_config: Mapping[str, Any]) -> bool:
+    return bool(model_config.get("model_transaction_policy", {}).get("decoupled", False))
+
+
+def triton_string_to_numpy(name: str) -> Any:
+    """numpy.float32 for TYPE_FP32."""
+    return TRITON_STRING_TO_NUMPY[name]
+
+
+def triton_to_numpy_type(number: int) -> Any:
+    return TRITON_TO_NUMPY_TYPE[number]
+
+
+def numpy_to_triton_type(kind: Any) -> int:
+    return NUMPY_TO_TRITON_TYPE[np.dtype(kind).type if not isinstance(kind, type) else kind]
+
+
+def get_model_dir() -> str:
+    """The numbered folder of the model under way."""
+    from inference.models.triton_python import loader
+
+    return str(loader.current_folder)
+
+
+def is_model_ready(model_name: str, model_version: str = "") -> NoReturn:
+    _not_built("asking for other models from a model")
+
+
+def load_model(model_name: str, *others: Any, **more: Any) -> NoReturn:
+    _not_built("loading other models from a model")
+
+
+def unload_model(model_name: str, *others: Any, **more: Any) -> NoReturn:
+    _not_built("unloading other models from a model")
+
+
+class MetricFamily:
+    """Custom metrics of a model."""
+
+    COUNTER, GAUGE, HISTOGRAM = range(3)
+
+    def __init__(self, **options: Any) -> None:
+        _not_built("custom metrics of a Python model")
+
+
+def _not_built(what: str) -> NoReturn:
+    raise TritonModelException(f"Serinus does not support {what}")

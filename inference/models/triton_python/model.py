@@ -1,0 +1,164 @@
+"""A started `TritonPythonModel` under our model contract. The law: `execute` is called by one thread at a time."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from inference import errors
+from inference.errors import ModelFailed, SerinusError
+from inference.models.triton_python import backend_utils as pb
+from inference.models.triton_python.channel import Channel
+from inference.protocol.oip import DATATYPES
+
+if TYPE_CHECKING:
+    from inference.models.contract import Arrays
+    from inference.protocol.oip import Signature
+
+log = logging.getLogger(__name__)
+ERRORS: dict[int, type[SerinusError]] = {
+    pb.TritonError.NOT_FOUND: errors.NotFound,
+    pb.TritonError.INVALID_ARG: errors.InvalidInput,
+    pb.TritonError.UNAVAILABLE: errors.NotReady,
+    pb.TritonError.UNSUPPORTED: errors.Unsupported,
+    pb.TritonError.ALREADY_EXISTS: errors.Conflict,
+    pb.TritonError.CANCELLED: errors.Cancelled,
+}
+
+
+class TritonPythonModel:
+    """Requests reach the model as Triton gives them to it: a list, one object for each, never stacked."""
+
+    runs_requests = True
+    answers_anything = True
+
+    def __init__(
+        self, made: Any, signature: Signature, *, name: str, version: int, decoupled: bool, patience_s: float
+    ) -> None:
+        self.signature = signature
+        self._made = made
+        self._name, self._version = name, version
+        self._decoupled = decoupled
+        self._patience_s = patience_s
+        self._executing = threading.Lock()
+        self._datatypes = {spec.name: spec.datatype for spec in signature.outputs}
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """One request; of a decoupled model its first answer."""
+        if self._decoupled:
+            stream = self.stream(inputs, {})
+            try:
+                return next(stream)
+            except StopIteration:
+                raise ModelFailed("the model gave no answer to this request") from None
+            finally:
+                stream.close()
+        found = self.run_requests([inputs])[0]
+        if isinstance(found, SerinusError):
+            raise found
+        return found
+
+    def run_requests(self, requests: list[Arrays]) -> list[Arrays | SerinusError]:
+        """Raises ModelFailed when `execute` itself fails: Triton then fails all of the batch, and so do we."""
+        channels = [Channel() for _ in requests]
+        given = [self._request(inputs, {}, channel) for inputs, channel in zip(requests, channels, strict=True)]
+        with self._executing:
+            answers = self._execute(given)
+        if not isinstance(answers, list | tuple) or len(answers) != len(given):
+            count = len(answers) if isinstance(answers, list | tuple) else type(answers).__name__
+            raise ModelFailed(f"execute must return a list of {len(given)} responses, not {count}")
+        return [self._answer(one, channel) for one, channel in zip(answers, channels, strict=True)]
+
+    def stream(self, inputs: Arrays, parameters: Mapping[str, Any]) -> Generator[Arrays, None, None]:
+        """Each answer as the model sends it. Closing the iterator tells the model that its caller has left."""
+        channel = Channel()
+        request = self._request(inputs, parameters, channel)
+        worker = threading.Thread(target=self._streamed, args=(request, channel), daemon=True)
+        worker.start()
+        try:
+            for response in channel.answers(self._patience_s):
+                found = self._arrays(response)
+                if isinstance(found, SerinusError):
+                    raise found
+                yield found
+        finally:
+            channel.leave()
+
+    def close(self) -> None:
+        finalize = getattr(self._made, "finalize", None)
+        if callable(finalize):
+            finalize()
+        self._made = None
+
+    def _streamed(self, request: pb.InferenceRequest, channel: Channel) -> None:
+        try:
+            with self._executing:
+                answers = self._execute([request])
+            if not self._decoupled:
+                channel.send(answers[0], pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        except BaseException as error:  # noqa: BLE001 (whoever reads the answers is told)
+            channel.fail(error if isinstance(error, SerinusError) else ModelFailed())
+
+    def _execute(self, requests: Sequence[pb.InferenceRequest]) -> Any:
+        try:
+            return self._made.execute(list(requests))
+        except pb.TritonModelException as error:
+            log.exception("execute raised")
+            raise ModelFailed(str(error) or None) from error
+
+    def _request(self, inputs: Arrays, parameters: Mapping[str, Any], channel: Channel) -> pb.InferenceRequest:
+        return pb.InferenceRequest(
+            self._name,
+            list(self._datatypes),
+            [pb.Tensor(name, array) for name, array in inputs.items()],
+            model_version=self._version,
+            parameters=parameters,
+            channel=channel,
+        )
+
+    def _answer(self, response: Any, channel: Channel) -> Arrays | SerinusError:
+        """A response that was returned, or else the one that was sent."""
+        if response is None:
+            try:
+                response = next(channel.answers(self._patience_s))
+            except StopIteration:
+                return ModelFailed("the model gave no answer to this request")
+            except SerinusError as error:
+                return error
+        return self._arrays(response)
+
+    def _arrays(self, response: Any) -> Arrays | SerinusError:
+        if not isinstance(response, pb.InferenceResponse):
+            return ModelFailed(f"a response must be an InferenceResponse, not {type(response).__name__}")
+        if (error := response.error()) is not None:
+            return ERRORS.get(error.code(), ModelFailed)(error.message())
+        found: Arrays = {}
+        for tensor in response.output_tensors():
+            datatype = self._datatypes.get(tensor.name())
+            if datatype is None:
+                return ModelFailed(f"the model gave an output '{tensor.name()}' that its config does not declare")
+            array = as_declared(tensor.as_numpy(), datatype)
+            if array is None:
+                kind = tensor.as_numpy().dtype
+                return ModelFailed(f"the model's output '{tensor.name()}' is {kind}, and {datatype} is declared")
+            found[tensor.name()] = array
+        missing = sorted(set(self._datatypes) - set(found))
+        if missing and not self._decoupled:
+            return ModelFailed(f"the model gave no output {missing}")
+        return found
+
+
+def as_declared(array: np.ndarray[Any, Any], datatype: str) -> np.ndarray[Any, Any] | None:
+    """The array as `datatype` is carried here; None where it is of another type."""
+    if datatype == "BYTES":
+        if array.dtype.kind not in "OSU":
+            return None
+        texts = np.empty(array.size, dtype=object)
+        texts[:] = [one.encode() if isinstance(one, str) else bytes(one) for one in array.ravel()]
+        return texts.reshape(array.shape)
+    wanted = DATATYPES[datatype][1] or "uint16"
+    return array if array.dtype == np.dtype(wanted) else None

@@ -1,0 +1,121 @@
+"""What a repository's folder asks for: models in an order in which each ensemble comes after its steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from inference.artifacts.triton import repository
+from inference.artifacts.triton.repository import RepositoryModel
+from inference.artifacts.triton.translate import ENSEMBLE
+from inference.errors import Rejected
+
+PIPELINE = "pipeline.json"  # of inference.protocol.pipelines
+NEWEST = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A model that cannot be imported, and why."""
+
+    name: str
+    reason: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """models in the order in which they are imported."""
+
+    models: list[RepositoryModel] = field(default_factory=list)
+    refusals: list[Refusal] = field(default_factory=list)
+
+
+def plan(root: Path, wanted: Iterable[str] = ()) -> Plan:
+    """All models of the folder, or those `wanted` with the steps of their ensembles. Raises Rejected for no folder."""
+    there = repository.names(root)
+    asked = list(dict.fromkeys(wanted)) or there
+    found: dict[str, RepositoryModel] = {}
+    refused: dict[str, Refusal] = {}
+    queue = list(asked)
+    while queue:
+        name = queue.pop(0)
+        if name in found or name in refused:
+            continue
+        try:
+            found[name] = repository.model(root, name)
+        except Rejected as error:
+            refused[name] = Refusal(name, error.reason, error.remedy)
+        else:
+            queue += [step.model for step in found[name].translated.steps]
+    return ordered(found, refused)
+
+
+def ordered(found: Mapping[str, RepositoryModel], refused: Mapping[str, Refusal]) -> Plan:
+    """Steps before ensembles; an ensemble with a refused step, or within a circle, is refused too."""
+    done: dict[str, RepositoryModel] = {}
+    refusals = dict(refused)
+    left = dict(sorted(found.items()))
+    while left:
+        ready = [name for name, model in left.items() if all(s.model in done for s in model.translated.steps)]
+        if not ready:
+            break
+        for name in ready:
+            done[name] = left.pop(name)
+        for name, model in list(left.items()):
+            bad = next((s.model for s in model.translated.steps if s.model in refusals), "")
+            if bad:
+                refusals[name] = Refusal(name, f"its step '{bad}' cannot be imported: {refusals[bad].reason}")
+                del left[name]
+    for name, model in left.items():
+        bad = next((s.model for s in model.translated.steps if s.model in refusals), "")
+        reason = f"its step '{bad}' cannot be imported" if bad else "its ensembles are each other's steps"
+        refusals[name] = Refusal(name, reason)
+    return Plan(list(done.values()), [refusals[name] for name in sorted(refusals)])
+
+
+def pipeline(model: RepositoryModel, newest: Mapping[str, int], numbers: Mapping[tuple[str, int], int]) -> bytes:
+    """pipeline.json of an ensemble, with every version named.
+
+    newest: model -> the version that its clients get; numbers: (model, Triton's number) -> ours. Raises Rejected for a
+    step's version that was not imported.
+    """
+    translated = model.translated
+    settings = translated.settings
+    steps: list[dict[str, Any]] = []
+    for step in translated.steps:
+        number = newest.get(step.model) if step.version == NEWEST else numbers.get((step.model, step.version))
+        if number is None:
+            version = "any version" if step.version == NEWEST else f"version {step.version}"
+            raise Rejected(f"its step '{step.model}' has no {version} that was imported", remedy="Import that first.")
+        made = {
+            "name": step.name,
+            "model": step.model,
+            "input_map": step.input_map,
+            "output_map": step.output_map,
+            "version": number,
+        }
+        steps.append(made | ({"max_inflight": translated.inflight} if translated.inflight else {}))
+    outputs: list[dict[str, Any]] = msgspec.to_builtins(settings.outputs)
+    if settings.labels:
+        outputs[0]["labels"] = settings.labels
+    graph = {
+        "inputs": msgspec.to_builtins(settings.inputs),
+        "outputs": outputs,
+        "steps": steps,
+        "max_batch_size": settings.max_batch_size,
+    }
+    return msgspec.json.format(msgspec.json.encode(graph, order="deterministic"), indent=1)
+
+
+def is_ensemble(model: RepositoryModel) -> bool:
+    return model.translated.backend == ENSEMBLE
+
+
+def rows(outcomes: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """For a table: what became what."""
+    return [(o.model, o.triton, o.version or "", o.state, o.message) for o in outcomes]

@@ -1,0 +1,188 @@
+"""A Triton model repository moves in, in one step, and its own client goes on as before."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.http as triton_http
+from tritonclient.utils import InferenceServerException
+
+from tests.support import triton
+from tests.support.house import House, running_house, until
+
+pytestmark = pytest.mark.timeout(500)
+
+
+def fill(root: Path) -> Path:
+    """An ONNX model with dynamic batching, a TorchScript model, a Python model, a decoupled one, and a bad one."""
+    triton.put(root, "scaled", triton.ONNX_CONFIG, {"1/model.onnx": triton.onnx_bytes(2.0)})
+    triton.torchscript(triton.put(root, "addsub_torch", triton.TORCH_CONFIG, {}) / "1" / "model.pt")
+    triton.put(root, "addsub_python", triton.ADD_SUB_CONFIG, {"1/model.py": triton.ADD_SUB})
+    triton.put(root, "count", triton.COUNT_CONFIG, {"1/model.py": triton.COUNT})
+    triton.put(root, "bare", None, {"1/model.onnx": triton.onnx_bytes(5.0)})
+    triton.put(root, "limited", triton.ONNX_CONFIG + "instance_group [ { rate_limiter { priority: 2 } } ]",
+               {"1/model.onnx": triton.onnx_bytes(2.0)})  # fmt: skip
+    return root
+
+
+@pytest.fixture(scope="module")
+def lone_house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """A house whose only admin may approve code alone."""
+    with running_house(tmp_path_factory.mktemp("triton"), SERINUS_LONE_ADMIN_APPROVES="1") as house:
+        yield house
+
+
+@pytest.fixture(scope="module")
+def imported(lone_house: House, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    root = fill(tmp_path_factory.mktemp("repository"))
+    done = lone_house.cli("import-triton", str(root), "--approve", "--json", check=False, timeout=400)
+    assert done.returncode == 1, done.stderr  # one model is refused
+    return {row["model"]: row for row in json.loads(done.stdout)["versions"]}
+
+
+def made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
+def client(house: House) -> triton_http.InferenceServerClient:
+    return triton_http.InferenceServerClient(house.gateway_url.removeprefix("http://"))
+
+
+def infer(house: House, name: str, version: str = "", **arrays: np.ndarray[Any, Any]) -> Any:
+    given = []
+    for key, array in arrays.items():
+        one = triton_http.InferInput(key, list(array.shape), "INT32" if array.dtype == np.int32 else "FP32")
+        one.set_data_from_numpy(array)
+        given.append(one)
+    headers = {"Authorization": f"Bearer {house.key}"}
+    with client(house) as caller:
+        return caller.infer(name, given, model_version=version, headers=headers)
+
+
+def test_every_model_is_told_about(imported: dict[str, Any]) -> None:
+    states = {name: row["state"] for name, row in imported.items()}
+    served = dict.fromkeys(("scaled", "addsub_torch", "addsub_python", "count", "bare"), "ready")
+    assert states == served | {"limited": "refused"}
+    assert "field 'instance_group.rate_limiter' of config.pbtxt is not supported" in imported["limited"]["message"]
+    assert all(row["version"] == 1 for name, row in imported.items() if name != "limited")
+
+
+def test_settings_came_over(lone_house: House, imported: dict[str, Any]) -> None:
+    version = lone_house.ok("GET", "/api/models/scaled/versions/1/")
+    assert version["tier"] == "checked"
+    assert version["settings"]["preferred_batch_sizes"] == [4, 8]
+    assert version["settings"]["max_queue_delay_us"] == 500
+    assert version["signature"]["max_batch_size"] == 8
+    assert lone_house.ok("GET", "/api/models/addsub_python/versions/1/")["tier"] == "code"
+    assert lone_house.ok("GET", "/api/models/addsub_torch/versions/1/")["tier"] == "code"
+    assert lone_house.ok("GET", "/api/models/count/versions/1/")["settings"]["decoupled"] is True
+
+
+def test_tritons_own_client_predicts(lone_house: House, imported: dict[str, Any]) -> None:
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    assert infer(lone_house, "scaled", x=x).as_numpy("y").tolist() == (2 * x).tolist()
+    assert infer(lone_house, "scaled", "1", x=x).as_numpy("y").tolist() == (2 * x).tolist()
+    assert infer(lone_house, "bare", x=x).as_numpy("y").tolist() == (5 * x).tolist()
+    a, b = np.array([[1, 2, 3]], np.float32), np.array([[10, 20, 30]], np.float32)
+    answer = infer(lone_house, "addsub_torch", INPUT__0=a, INPUT__1=b)
+    assert answer.as_numpy("OUTPUT__0").tolist() == (a + b).tolist()
+    assert answer.as_numpy("OUTPUT__1").tolist() == (a - b).tolist()
+    ones = np.ones(4, np.float32)
+    answer = infer(lone_house, "addsub_python", INPUT0=ones, INPUT1=2 * ones)
+    assert answer.as_numpy("OUTPUT0").tolist() == [6.0] * 4
+    with pytest.raises(InferenceServerException, match="INPUT0 must not be negative"):
+        infer(lone_house, "addsub_python", INPUT0=-ones, INPUT1=ones)
+
+
+def test_importing_again_changes_nothing(lone_house: House, imported: dict[str, Any], tmp_path: Path) -> None:
+    root = fill(tmp_path)
+    before = len(lone_house.ok("GET", "/api/models/scaled/versions/")["results"])
+    done = lone_house.cli("import-triton", str(root), "--model", "scaled", "--model", "bare", "--json", timeout=200)
+    rows = json.loads(done.stdout)["versions"]
+    assert {(row["model"], row["version"], row["state"]) for row in rows} == {
+        ("scaled", 1, "ready"),
+        ("bare", 1, "ready"),
+    }
+    assert len(lone_house.ok("GET", "/api/models/scaled/versions/")["results"]) == before
+
+
+def test_load_and_unload_by_the_repository_calls(lone_house: House, imported: dict[str, Any]) -> None:
+    def repository(path: str, body: Any = None) -> Any:
+        return lone_house.api("POST", f"/v2/repository/{path}", body or {})
+
+    def state() -> str:
+        return next(row["state"] for row in repository("index").json() if row["name"] == "bare")
+
+    assert state() == "READY"
+    assert repository("models/bare/unload", {"parameters": {"unload_dependents": False}}).status_code == 200
+    until("bare is unloaded", lambda: state() == "UNAVAILABLE", 60)
+    answer = repository("models/bare/load")
+    assert (answer.status_code, answer.text) == (200, ""), answer.text
+    assert state() == "READY"
+    x = np.ones((1, 4), np.float32)
+    end = time.monotonic() + 30
+    while True:
+        try:
+            found = infer(lone_house, "bare", x=x)
+            break
+        except Exception:
+            assert time.monotonic() < end
+            time.sleep(0.2)
+    assert found.as_numpy("y").tolist() == [[5.0] * 4]
+
+
+def test_a_polled_folder_is_followed(tmp_path: Path) -> None:
+    root = tmp_path / "repository"
+    triton.put(root, "scaled", triton.ONNX_CONFIG, {"1/model.onnx": triton.onnx_bytes(2.0)})
+    options = ("--model-repository", str(root), "--model-control-mode", "poll")
+    x = np.ones((1, 4), np.float32)
+
+    def gives(factor: float) -> bool:
+        try:
+            return bool(infer(house, "scaled", x=x).as_numpy("y").tolist() == [[factor] * 4])
+        except Exception:
+            return False
+
+    with running_house(made(tmp_path / "house"), *options, SERINUS_REPOSITORY_POLL_S="1") as house:
+        until("version 1 serves", lambda: gives(2.0), 90)
+        triton.put(root, "scaled", None, {"2/model.onnx": triton.onnx_bytes(3.0)})
+        # Loaded first and then switched to: there is no moment without an answer.
+        until("version 2 serves", lambda: infer(house, "scaled", x=x).as_numpy("y").tolist() == [[3.0] * 4], 90)
+        triton.put(root, "scaled", None, {"3/model.onnx": b"this is no graph"})
+        rejected = "/api/models/scaled/versions/?status=rejected"
+        until("version 3 is rejected", lambda: house.ok("GET", rejected)["results"], 60)
+        assert gives(3.0), "what cannot be loaded takes nothing away"
+        assert house.api("POST", "/v2/repository/models/scaled/unload", {}).status_code == 503
+        shutil.rmtree(root / "scaled")
+        until("the endpoint is gone", lambda: house.api("GET", "/api/endpoints/scaled/").status_code == 404, 60)
+
+
+def test_an_explicit_folder_serves_what_is_asked_for(tmp_path: Path) -> None:
+    root = tmp_path / "repository"
+    for name in ("first", "second"):
+        triton.put(root, name, triton.ONNX_CONFIG, {"1/model.onnx": triton.onnx_bytes(2.0)})
+    bad = "{name}".join(triton.ONNX_CONFIG.split("{name}")) + 'metric_tags { key: "a" value: "b" }'
+    triton.put(root, "bad", bad, {"1/model.onnx": triton.onnx_bytes(2.0)})
+    options = ("--model-repository", str(root), "--model-control-mode", "explicit", "--load-model", "first")
+    with running_house(made(tmp_path / "house"), *options) as house:
+
+        def index() -> dict[str, str]:
+            return {row["name"]: row["state"] for row in house.api("POST", "/v2/repository/index", {}).json()}
+
+        expected = {"first": "READY", "second": "UNAVAILABLE", "bad": "UNAVAILABLE"}
+        until("first serves", lambda: index() == expected, 90)
+        answer = house.api("POST", "/v2/repository/models/second/load", {})
+        assert answer.status_code == 200, answer.text
+        assert index()["second"] == "READY"
+        answer = house.api("POST", "/v2/repository/models/bad/load", {})
+        assert answer.status_code == 400
+        assert answer.json()["error"].startswith("failed to load 'bad', field 'metric_tags' of config.pbtxt")
+        assert house.api("POST", "/v2/repository/models/nobody/load", {}).status_code == 404

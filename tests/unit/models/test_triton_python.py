@@ -1,0 +1,382 @@
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from inference.artifacts.inspect import inspect
+from inference.artifacts.manifest import Format, Tier
+from inference.artifacts.triton.config import read
+from inference.artifacts.triton.translate import translate
+from inference.errors import InvalidInput, ModelFailed, Rejected
+from inference.models import LoadContext, load
+from inference.models.triton_python import backend_utils as pb
+from inference.protocol.oip import TensorSpec
+from inference.protocol.settings import RuntimeSettings, WarmupSample
+from inference.runtime import samples
+from inference.runtime.runner import Runner
+from inference.runtime.warmup import warm_up
+from tests.support import triton
+
+HEAD = "import numpy as np\nimport triton_python_backend_utils as pb_utils\n"
+IO = """
+backend: "python"
+input [ { name: "A" data_type: TYPE_FP32 dims: [ 2 ] } ]
+output [ { name: "B" data_type: TYPE_FP32 dims: [ 2 ] } ]
+"""
+
+
+def loaded(folder: Path, **changes: Any) -> Any:
+    config = read((folder / "config.pbtxt").read_text()) if (folder / "config.pbtxt").exists() else None
+    settings = translate(config, folder=folder.name).settings if config else RuntimeSettings()
+    settings = msgspec.structs.replace(settings, **changes)
+    return load("triton_python", LoadContext(folder, settings, model=folder.name))
+
+
+def made(root: Path, body: str, config: str | None = IO, **changes: Any) -> Any:
+    return loaded(triton.put(root, "m", config, {"1/model.py": HEAD + body}), **changes)
+
+
+def floats(*values: float) -> dict[str, Any]:
+    return {"A": np.array(values, dtype=np.float32)}
+
+
+def pair(a: float, b: float) -> dict[str, Any]:
+    return {"INPUT0": np.full(4, a, np.float32), "INPUT1": np.full(4, b, np.float32)}
+
+
+@pytest.fixture
+def add_sub(tmp_path: Path) -> Any:
+    return loaded(triton.put(tmp_path, "add_sub", triton.ADD_SUB_CONFIG, {"1/model.py": triton.ADD_SUB}))
+
+
+def test_it_is_recognised_as_code(tmp_path: Path) -> None:
+    folder = triton.put(tmp_path, "m", triton.ADD_SUB_CONFIG, {"1/model.py": triton.ADD_SUB})
+    found = inspect(folder)
+    assert (found.format, found.tier, found.entry) == (Format.TRITON_PYTHON, Tier.CODE, "1/model.py")
+
+
+def test_the_classic_add_sub_model_answers(add_sub: Any) -> None:
+    ran = Runner(add_sub).run_requests([pair(1, 2), pair(5, 3)])
+    assert [one["OUTPUT0"].tolist() for one in ran.results] == [[6.0] * 4, [16.0] * 4]
+    assert [one["OUTPUT1"].tolist() for one in ran.results] == [[-1.0] * 4, [2.0] * 4]
+
+
+def test_an_error_of_one_request_is_its_own(add_sub: Any) -> None:
+    good, bad = Runner(add_sub).run_isolated([pair(1, 1), pair(-1, 1)])
+    assert good["OUTPUT0"].tolist() == [4.0] * 4
+    assert isinstance(bad, InvalidInput)
+    assert bad.message == "INPUT0 must not be negative"
+
+
+def test_requests_come_unmerged_and_in_one_list(tmp_path: Path) -> None:
+    body = """
+class TritonPythonModel:
+    def execute(self, requests):
+        n = np.float32(len(requests))
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("B", np.array([[n, r.inputs()[0].shape()[0]]] * r.inputs()[0].shape()[0], dtype=np.float32))]) for r in requests]
+"""
+    model = made(tmp_path, body, IO + "max_batch_size: 8")
+    requests = [{"A": np.zeros((rows, 2), np.float32)} for rows in (1, 3, 2)]
+    found = Runner(model).run_isolated(requests)
+    assert [one["B"].tolist() for one in found] == [[[3.0, float(n)]] * n for n in (1, 3, 2)]
+
+
+def test_wrong_rows_of_one_answer_cost_only_that_one(tmp_path: Path) -> None:
+    body = """
+class TritonPythonModel:
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("B", np.zeros((1, 2), dtype=np.float32))]) for r in requests]
+"""
+    model = made(tmp_path, body, IO + "max_batch_size: 8")
+    one, two = Runner(model).run_isolated([{"A": np.zeros((n, 2), np.float32)} for n in (1, 2)])
+    assert one["B"].shape == (1, 2)
+    assert isinstance(two, ModelFailed)
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        ("[]", "list of 1 responses, not 0"),
+        ("None", "list of 1 responses, not NoneType"),
+        ("[7]", "must be an InferenceResponse"),
+        ('[pb_utils.InferenceResponse([pb_utils.Tensor("Z", np.zeros(2))])]', "does not declare"),
+        ("[pb_utils.InferenceResponse([])]", "gave no output"),
+        ('[pb_utils.InferenceResponse([pb_utils.Tensor("B", np.zeros(2))])]', "is float64, and FP32 is declared"),
+    ],
+    ids=["too few", "none", "no response", "undeclared", "missing", "type"],
+)
+def test_a_model_that_breaks_the_agreement_is_told_so(tmp_path: Path, returned: str, words: str) -> None:
+    model = made(tmp_path, f"class TritonPythonModel:\n    def execute(self, requests):\n        return {returned}\n")
+    (found,) = Runner(model).run_isolated([floats(1, 2)])
+    assert isinstance(found, ModelFailed)
+    assert words in found.message
+
+
+def test_an_exception_fails_the_whole_batch_in_one_sentence(tmp_path: Path) -> None:
+    model = made(
+        tmp_path, "class TritonPythonModel:\n    def execute(self, requests):\n        raise KeyError('secret')\n"
+    )
+    found = Runner(model).run_isolated([floats(1, 2), floats(3, 4)])
+    assert [type(one) for one in found] == [ModelFailed, ModelFailed]
+    assert "secret" not in found[0].message
+
+
+def test_a_triton_exception_keeps_its_words(tmp_path: Path) -> None:
+    body = (
+        "class TritonPythonModel:\n    def execute(self, r):\n        raise pb_utils.TritonModelException('no luck')\n"
+    )
+    (found,) = Runner(made(tmp_path, body)).run_isolated([floats(1, 2)])
+    assert found.message == "no luck"
+
+
+def test_calling_other_models_is_refused_with_a_way_out(tmp_path: Path) -> None:
+    body = "class TritonPythonModel:\n    def execute(self, r):\n        return [pb_utils.InferenceRequest(model_name='x').exec()]\n"
+    (found,) = Runner(made(tmp_path, body)).run_isolated([floats(1, 2)])
+    assert "BLS" in found.message
+    assert "ensemble" in found.message
+
+
+def test_strings_and_torch_tensors_pass(tmp_path: Path) -> None:
+    config = """
+backend: "python"
+input [ { name: "T" data_type: TYPE_STRING dims: [ -1 ] } ]
+output [ { name: "U" data_type: TYPE_STRING dims: [ -1 ] }, { name: "N" data_type: TYPE_INT64 dims: [ -1 ] } ]
+"""
+    body = """
+import torch
+class TritonPythonModel:
+    def execute(self, requests):
+        out = []
+        for r in requests:
+            words = [w.decode() for w in pb_utils.get_input_tensor_by_name(r, "T").as_numpy()]
+            sizes = torch.tensor([len(w) for w in words])
+            out.append(pb_utils.InferenceResponse([
+                pb_utils.Tensor("U", np.array([w.upper() for w in words], dtype=np.object_)),
+                pb_utils.Tensor.from_dlpack("N", sizes)]))
+        return out
+"""
+    model = made(tmp_path, body, config)
+    (found,) = Runner(model).run_isolated([{"T": np.array([b"ab", "grüß".encode()], dtype=object)}])
+    assert found["U"].tolist() == [b"AB", "GRÜSS".encode()]
+    assert found["N"].tolist() == [2, 4]
+
+
+def test_dlpack_of_an_input_can_be_written_to_without_touching_the_frame() -> None:
+    import torch
+
+    frame = np.frombuffer(np.arange(3, dtype=np.float32).tobytes(), dtype=np.float32)
+    tensor = torch.from_dlpack(pb.Tensor("x", frame))
+    tensor += 1
+    assert tensor.tolist() == [1, 2, 3]
+    assert frame.tolist() == [0, 1, 2]
+
+
+def test_arguments_of_initialize_are_tritons(tmp_path: Path) -> None:
+    body = """
+import json, os
+class TritonPythonModel:
+    def initialize(self, args):
+        assert all(isinstance(v, str) for v in args.values()), args
+        config = json.loads(args["model_config"])
+        assert config["input"][0]["dims"] == [2], config
+        assert config["parameters"]["k"]["string_value"] == "v"
+        assert args["model_name"] == "m" and args["model_version"] == "7", args
+        assert args["model_instance_kind"] == "CPU"
+        place = os.path.join(args["model_repository"], args["model_version"], "weights.txt")
+        self.value = float(open(place).read())
+        assert pb_utils.get_model_dir().endswith("7")
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("B", np.full(2, self.value, np.float32))]) for r in requests]
+"""
+    config = IO + 'parameters { key: "k" value: { string_value: "v" } }'
+    folder = triton.put(tmp_path, "m", config, {"7/model.py": HEAD + body, "7/weights.txt": "3.5"})
+    assert loaded(folder).run(floats(0, 0))["B"].tolist() == [3.5, 3.5]
+
+
+def test_auto_complete_config_declares_what_the_file_does_not(tmp_path: Path) -> None:
+    body = """
+class TritonPythonModel:
+    @staticmethod
+    def auto_complete_config(config):
+        config.add_input({"name": "A", "data_type": "TYPE_FP32", "dims": [2]})
+        config.add_output({"name": "B", "data_type": "TYPE_FP32", "dims": [2]})
+        config.set_max_batch_size(4)
+        config.set_dynamic_batching()
+        return config
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("B", r.inputs()[0].as_numpy() * 2)]) for r in requests]
+"""
+    model = made(tmp_path, body, None)
+    assert model.signature.max_batch_size == 4
+    assert [spec.shape for spec in model.signature.inputs] == [[-1, 2]]
+    assert model.run({"A": np.ones((3, 2), np.float32)})["B"].tolist() == [[2.0, 2.0]] * 3
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("raise OSError('no file')\n", "failed on import: OSError: no file"),
+        ("class TritonPythonModel:\n    pass\n", "with execute"),
+        (
+            "class TritonPythonModel:\n    def initialize(self, a): 1/0\n    def execute(self, r): ...\n",
+            "in initialize",
+        ),
+    ],
+    ids=["import", "no execute", "initialize"],
+)
+def test_a_model_that_does_not_start_is_rejected_with_why(tmp_path: Path, body: str, words: str) -> None:
+    if "class" not in body:
+        body += "class TritonPythonModel: ...\n"
+    with pytest.raises(Rejected, match=words):
+        made(tmp_path, body)
+
+
+def test_two_instances_share_no_module(tmp_path: Path) -> None:
+    body = """
+COUNT = [0]
+class TritonPythonModel:
+    def execute(self, requests):
+        COUNT[0] += 1
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("B", np.full(2, COUNT[0], np.float32))]) for r in requests]
+"""
+    folder = triton.put(tmp_path, "m", IO, {"1/model.py": HEAD + body})
+    one, two = loaded(folder), loaded(folder)
+    one.run(floats(0, 0))
+    assert two.run(floats(0, 0))["B"][0] == 1.0
+
+
+# Decoupled
+
+
+@pytest.fixture
+def count(tmp_path: Path) -> Any:
+    return loaded(triton.put(tmp_path, "count", triton.COUNT_CONFIG, {"1/model.py": triton.COUNT}))
+
+
+def number(n: int) -> dict[str, Any]:
+    return {"N": np.array([n], np.int32)}
+
+
+@pytest.mark.parametrize("n", [0, 1, 40])
+def test_a_decoupled_model_gives_as_many_answers_as_it_likes(count: Any, n: int) -> None:
+    assert [int(one["I"][0]) for one in count.stream(number(n), {})] == list(range(n))
+
+
+def test_a_decoupled_model_is_told_when_its_caller_left(tmp_path: Path) -> None:
+    body = """
+class TritonPythonModel:
+    seen = 0
+    def execute(self, requests):
+        sender = requests[0].get_response_sender()
+        while not requests[0].is_cancelled():
+            self.seen += 1
+            sender.send(pb_utils.InferenceResponse([pb_utils.Tensor("B", np.zeros(2, np.float32))]))
+        sender.send(flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+"""
+    model = made(tmp_path, body, IO + "model_transaction_policy { decoupled: true }")
+    stream = model.stream(floats(0, 0), {})
+    next(stream)
+    time.sleep(0.3)
+    assert model._made.seen < 25, "a reader that does not read holds the model back"
+    stream.close()
+    end = time.monotonic() + 5
+    while model._executing.locked() and time.monotonic() < end:
+        time.sleep(0.01)
+    assert not model._executing.locked()
+
+
+def test_a_failing_decoupled_model_ends_its_stream_with_an_error(tmp_path: Path) -> None:
+    body = """
+class TritonPythonModel:
+    def execute(self, requests):
+        requests[0].get_response_sender().send(pb_utils.InferenceResponse([pb_utils.Tensor("B", np.zeros(2, np.float32))]))
+        raise ValueError("broken")
+"""
+    model = made(tmp_path, body, IO + "model_transaction_policy { decoupled: true }")
+    stream = model.stream(floats(0, 0), {})
+    assert next(stream)["B"].tolist() == [0.0, 0.0]
+    with pytest.raises(ModelFailed):
+        next(stream)
+
+
+def test_a_decoupled_model_that_falls_silent_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    body = "class TritonPythonModel:\n    def execute(self, requests):\n        return None\n"
+    model = made(tmp_path, body, IO + "model_transaction_policy { decoupled: true }", hang_timeout_s=0.2)
+    with pytest.raises(ModelFailed, match="no further answer"):
+        list(model.stream(floats(0, 0), {}))
+
+
+def test_parameters_of_a_streamed_request_reach_the_model(tmp_path: Path) -> None:
+    body = """
+import json
+class TritonPythonModel:
+    def execute(self, requests):
+        value = json.loads(requests[0].parameters())["temperature"]
+        requests[0].get_response_sender().send(
+            pb_utils.InferenceResponse([pb_utils.Tensor("B", np.full(2, value, np.float32))]), flags=1)
+"""
+    model = made(tmp_path, body, IO + "model_transaction_policy { decoupled: true }")
+    assert [one["B"].tolist() for one in model.stream(floats(0, 0), {"temperature": 0.5})] == [[0.5, 0.5]]
+
+
+def test_streams_of_several_callers_do_not_enter_execute_together(tmp_path: Path) -> None:
+    body = """
+import time
+class TritonPythonModel:
+    inside = 0
+    def execute(self, requests):
+        self.inside += 1
+        assert self.inside == 1
+        time.sleep(0.02)
+        self.inside -= 1
+        requests[0].get_response_sender().send(
+            pb_utils.InferenceResponse([pb_utils.Tensor("B", np.zeros(2, np.float32))]), flags=1)
+"""
+    model = made(tmp_path, body, IO + "model_transaction_policy { decoupled: true }")
+    found: list[int] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(len(list(model.stream(floats(0, 0), {}))))) for _ in range(5)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert found == [1] * 5
+
+
+# Warm-up
+
+
+PICKY = """
+class TritonPythonModel:
+    def execute(self, requests):
+        for r in requests:
+            if r.inputs()[0].as_numpy()[0] != 7:
+                raise ValueError("seven, please")
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("B", r.inputs()[0].as_numpy())]) for r in requests]
+"""
+
+
+def test_a_model_that_refuses_made_up_inputs_is_served_all_the_same(tmp_path: Path) -> None:
+    runner = Runner(made(tmp_path, PICKY))
+    assert warm_up(runner).latency_ms == {}
+    assert runner.run(floats(7, 1))["B"].tolist() == [7.0, 1.0]
+
+
+def test_its_own_sample_must_go_through(tmp_path: Path) -> None:
+    spec = [TensorSpec("A", "FP32", [2])]
+    good = [WarmupSample("seven", inputs=spec, data={"A": "warmup/a"})]
+    folder = triton.put(tmp_path, "m", IO, {"1/model.py": HEAD + PICKY, "warmup/a": np.full(2, 7, "<f4").tobytes()})
+    runner = Runner(loaded(folder))
+    warm_up(runner, samples=samples.read(folder, good, batched=False))
+    bad = [WarmupSample("zero", inputs=spec, data={"A": "zero"})]
+    with pytest.raises(Rejected, match="own warm-up sample 'zero'"):
+        warm_up(runner, samples=samples.read(folder, bad, batched=False))
+    with pytest.raises(Rejected, match="no file"):
+        samples.read(folder, [WarmupSample("x", inputs=spec, data={"A": "warmup/b"})], batched=False)
