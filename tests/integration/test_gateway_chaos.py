@@ -121,7 +121,7 @@ def test_row_16_five_hundred_slow_heads_are_closed_and_good_clients_are_served(h
 
 async def test_row_17_a_half_open_websocket_is_found_out_by_its_pings(house, tmp_path):
     replica = house.replica()
-    gateway = await asyncio.to_thread(begun, house, tmp_path, websocket__PING_S=0.5, table={"timeout_ms": 60_000})
+    gateway = await asyncio.to_thread(begun, house, tmp_path, stream__PING_S=0.5, table={"timeout_ms": 60_000})
     proxy = await ChaosProxy(gateway.port).start()
     stream = await open_stream(proxy.port)
     await stream.send(json.dumps(request(identity="1")))
@@ -245,7 +245,7 @@ def test_row_29_without_descriptors_accepting_pauses_and_nobody_is_dropped(house
 
 
 async def test_row_36_idle_websockets_cost_little_and_a_sweep_of_pings_disturbs_nobody(house, tmp_path):
-    gateway = await asyncio.to_thread(begun, house, tmp_path, websocket__PING_S=1.0)
+    gateway = await asyncio.to_thread(begun, house, tmp_path, stream__PING_S=1.0)
     busy = await open_stream(gateway.port)
     before = rss_bytes(gateway)
     idle = []

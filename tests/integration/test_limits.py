@@ -51,8 +51,8 @@ def house(tmp_path_factory):
         found.table(endpoints=others, queue_limit=200, keys=[key("all", "s2", ["*"]), key("other", "s3", ["*"])])
     )
     env = hurried(
-        tmp_path_factory.mktemp("site"), http__HEAD_S=1.0, http__BODY_IDLE_S=1.0, websocket__IDLE_S=1.0,
-        websocket__MAX_BINARY_BYTES=BINARY_FRAME_BYTES,
+        tmp_path_factory.mktemp("site"), http__HEAD_S=1.0, http__BODY_IDLE_S=1.0, stream__IDLE_S=1.0,
+        stream__MAX_BINARY_BYTES=BINARY_FRAME_BYTES,
     )  # fmt: skip
     gateway = found.gateway(SERINUS_MAX_BODY_BYTES=str(BODY_BYTES), **env).wait_live()
     for name in ("mlp", "slow", "wide", "deep", "faulty"):

@@ -158,7 +158,7 @@ def main() -> None:
     report.say(TITLE)
     report.say(f"{datetime.now(UTC):%Y-%m-%d}: {machine()}")
     report.say(
-        f"Closed loop, {given.seconds:g} s a window, medians of {given.rounds} rounds in which all take turns. Load "
+        f"Closed loop, {given.seconds:g} s a window (W2: twice that), medians of {given.rounds} rounds in which all take turns. Load "
         f"average before: {os.getloadavg()[0]:.2f}. 'ours / theirs' over 1: Serinus answers more.\n"
     )
     report.head("work", "mode", "connections", "server", "req/s", "min-max", "p50 ms", "p99 ms", "CPU ms/req",
@@ -170,7 +170,7 @@ def main() -> None:
                 unlike += differing(field, workload)
                 for cell in CELLS:
                     if cell[0] == workload:
-                        compare(report, field, cell, given.seconds, given.rounds)
+                        compare(report, field, cell, given.seconds * (2 if workload == "w2" else 1), given.rounds)
     report.say("\nThe first answers are the same numbers everywhere." if not unlike else f"\nOTHER NUMBERS: {unlike}")
     if given.write:
         written(report.lines)
