@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import fuzzing
-from tests.support.gateway_house import House, until
+from tests.support.gateway_house import House, free_port, until
 
 SEED = int(os.environ.get("FUZZ_SEED", "20261126"))
 COUNT = 5_000
@@ -24,14 +24,15 @@ def house():
     found = House()
     found.replica()
     found.publish(found.table(queue_limit=1000))
-    found.gateway().wait_live().wait_ready()
+    found.gateway(SERINUS_GRPC_PORT=str(free_port())).wait_live().wait_ready()
     yield found
     found.close()
 
 
 @pytest.fixture(scope="module")
 def target(house):
-    return fuzzing.Target(house.gateways[0].port, "ser_all.s2")
+    gateway = house.gateways[0]
+    return fuzzing.Target(gateway.port, "ser_all.s2", grpc_port=int(gateway.grpc_address.rpartition(":")[2]))
 
 
 def rss_bytes(pid):
@@ -59,9 +60,18 @@ def test_five_thousand_broken_messages_are_answers_or_typed_errors(house, target
     found = checked(house, target, COUNT, SEED)
     assert found.messages >= COUNT * 0.95
     # the mutations reach what they are meant to: sound ones pass, others are refused for many reasons
-    assert {"200", "400", "401", "404", "outputs", "malformed", "invalid_input", "close 1000"} <= set(found.seen), (
-        found.seen
-    )
+    assert {
+        "200",
+        "400",
+        "401",
+        "404",
+        "outputs",
+        "malformed",
+        "invalid_input",
+        "close 1000",
+        "grpc OK",
+        "grpc INVALID_ARGUMENT",
+    } <= set(found.seen), found.seen
 
 
 def test_what_once_broke_something_is_answered(target):

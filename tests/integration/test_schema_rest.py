@@ -15,7 +15,7 @@ from tests.support.hygiene import LEAKS
 
 EXAMPLES = 12
 # what the description leaves out, and why
-ELSEWHERE = {"stream"}  # a WebSocket
+ELSEWHERE = {"stream", "/v2/stream"}  # WebSockets
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def house():
 def test_every_door_is_described():
     table = doors.open_all(doors.Rooms(*(Mock() for _ in range(5))))
     described = oip_openapi.description()["paths"]
-    assert set(table.paths) <= set(described)
+    assert set(table.paths) - ELSEWHERE <= set(described)
     verbs = {verb or "" for verb in table.verbs} - ELSEWHERE
     ends = {
         path.removeprefix("/v2/models/{name}").lstrip("/") for path in described if path.startswith("/v2/models/{name}")

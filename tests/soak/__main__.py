@@ -116,7 +116,7 @@ def grown(before: dict[str, int], after: dict[str, int]) -> list[str]:
 
 
 def broken(house: House, served: Served, count: int) -> list[str]:
-    target = fuzzing.Target(house.http_port, house.key, served.name, served.input)
+    target = fuzzing.Target(house.http_port, house.key, served.name, served.input, house.grpc_port)
     began = time.monotonic()
     found = asyncio.run(fuzzing.storm(target, count, seed=int(time.time())))
     print(f"{found.messages} broken messages in {time.monotonic() - began:.0f} s: {dict(found.seen.most_common(12))}")

@@ -15,9 +15,10 @@ import os
 import random
 import struct
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from inference.errors import BY_CODE
 from tests.support.hygiene import LEAKS
@@ -33,12 +34,13 @@ SPICE = [b"-", b"9" * 25, b"1e400", b"null", b"{}", b"[]", b"\0", b'"', b"\\u000
 
 @dataclass
 class Target:
-    """An endpoint `name` with one input x FP32 [-1, 16], and a key for it."""
+    """An endpoint `name` with one input FP32 [-1, 16], and a key for it. grpc_port: 0 leaves gRPC out."""
 
     port: int
     key: str
     name: str = "mlp"
     input: str = "x"
+    grpc_port: int = 0
 
 
 @dataclass
@@ -133,6 +135,8 @@ def websocket_message(rng: random.Random, target: Target) -> bytes:
     for number in range(FRAMES):
         if rng.random() < 0.5:
             payload, opcode = mutated(rng, plain(target, str(number))), 1
+            if rng.random() < 0.97:  # a text that is no UTF-8 ends the connection
+                payload = payload.decode(errors="replace").encode()
         else:
             first, rest = binary(target)
             first = mutated(rng, first.replace(b'"1"', b'"%d"' % number))
@@ -143,6 +147,50 @@ def websocket_message(rng: random.Random, target: Target) -> bytes:
             whole = mutated(rng, whole[:14]) + whole[14:]
         found += whole
     return found
+
+
+METHODS = ["ModelInfer"] * 6 + [
+    "ModelMetadata",
+    "ModelConfig",
+    "ModelStatistics",
+    "ModelReady",
+    "TraceSetting",
+    "LogSettings",
+]
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+
+
+def grpc_message(rng: random.Random, target: Target) -> bytes:
+    """A method's number, then the message: protobuf of an infer request, broken."""
+    from tritonclient.grpc import service_pb2
+
+    request = service_pb2.ModelInferRequest(model_name=target.name, id="1")
+    given = request.inputs.add(name=target.input, datatype="FP32", shape=[2, 16])
+    if rng.random() < 0.5:
+        given.contents.fp32_contents.extend(range(32))
+    else:
+        request.raw_input_contents.append(struct.pack("<32f", *range(32)))
+    return bytes([rng.randrange(len(METHODS))]) + mutated(rng, request.SerializeToString())
+
+
+def http2_message(rng: random.Random, target: Target) -> bytes:
+    """Frames under gRPC: settings, headers that open a call, data, a ping, a window; each with its length, broken."""
+
+    def frame2(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+        return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
+
+    frames = [
+        frame2(4, 0, 0, struct.pack(">HI", 4, 65535)),
+        frame2(1, 4, 1, b"\x83\x86\x44\x0f/inference.Live\x41\x01x\x5f\x10application/grpc"),
+        frame2(0, 1, 1, b"\0\0\0\0\x05hello"),
+        frame2(6, 0, 0, bytes(8)),
+        frame2(8, 0, 0, struct.pack(">I", 1000)),
+        frame2(3, 0, 1, struct.pack(">I", 8)),
+        frame2(9, 4, 1, rng.randbytes(9)),
+    ]
+    rng.shuffle(frames)
+    sound = b"".join(frames)
+    return (PREFACE if rng.random() < 0.9 else mutated(rng, PREFACE)) + mutated(rng, sound)
 
 
 # -- sending ------------------------------------------------------------------------------------------------------------
@@ -271,24 +319,69 @@ def _frame_problem(opcode: int, payload: bytes, found: Findings) -> str:
     return ""
 
 
+# What a broken message may come to; INTERNAL is c-core's own word for bytes that are no protobuf.
+GRPC_CODES = {
+    "OK",
+    "INVALID_ARGUMENT",
+    "NOT_FOUND",
+    "UNIMPLEMENTED",
+    "UNAVAILABLE",
+    "PERMISSION_DENIED",
+    "DEADLINE_EXCEEDED",
+}
+
+
+async def check_grpc(kind: str, index: object, data: bytes, target: Target, found: Findings) -> None:
+    import grpc.aio
+
+    method = METHODS[data[0] % len(METHODS)]
+    channel = _channels.get(target.grpc_port)
+    if channel is None:
+        channel = _channels[target.grpc_port] = grpc.aio.insecure_channel(f"127.0.0.1:{target.grpc_port}")
+    call = channel.unary_unary(f"/inference.GRPCInferenceService/{method}")
+    try:
+        await call(data[1:], metadata=(("authorization", f"Bearer {target.key}"),), timeout=PATIENCE_S)
+        code, said = "OK", ""
+    except grpc.aio.AioRpcError as error:
+        code, said = error.code().name, error.details() or ""
+    found.seen[f"grpc {code}"] += 1
+    if code not in GRPC_CODES or LEAKS.search(said):
+        found.problem(kind, index, f"{method} {code} {said[:200]}", data)
+
+
+async def check_http2(kind: str, index: object, data: bytes, target: Target, found: Findings) -> None:
+    raw = await exchange(target.grpc_port, data)
+    found.seen["http2 closed"] += 1
+    if raw is None:
+        found.problem(kind, index, "the connection hangs", data)
+
+
+_channels: dict[int, Any] = {}
+CHECKS: dict[str, Callable[..., Awaitable[None]]] = {
+    "binary": check_http, "head": check_http, "chunked": check_http, "websocket": check_websocket,
+    "grpc": check_grpc, "http2": check_http2,
+}  # fmt: skip
 Maker = Callable[[random.Random, Target], bytes]
 KINDS: dict[str, tuple[Maker, int]] = {
     "binary": (binary_message, 1),
     "head": (head_message, 1),
     "chunked": (chunked_message, 1),
     "websocket": (websocket_message, FRAMES),
+    "grpc": (grpc_message, 1),
+    "http2": (http2_message, 1),
 }
 
 
 async def check(kind: str, index: object, data: bytes, target: Target, found: Findings) -> None:
-    await (check_websocket if kind == "websocket" else check_http)(kind, index, data, target, found)
+    await CHECKS[kind](kind, index, data, target, found)
     found.messages += KINDS[kind][1]
 
 
 async def storm(target: Target, count: int, seed: int, *, workers: int = 32) -> Findings:
-    """About `count` messages, a quarter of each kind, several connections at a time."""
+    """About `count` messages, as many of each kind, several connections at a time."""
     found = Findings()
-    work = [(kind, index) for kind, (_, size) in KINDS.items() for index in range(max(1, count // len(KINDS) // size))]
+    kinds = {kind: size for kind, (_, size) in KINDS.items() if target.grpc_port or kind not in {"grpc", "http2"}}
+    work = [(kind, index) for kind, size in kinds.items() for index in range(max(1, count // len(kinds) // size))]
     random.Random(seed).shuffle(work)
     left = iter(work)
 
@@ -298,6 +391,8 @@ async def storm(target: Target, count: int, seed: int, *, workers: int = 32) -> 
             await check(kind, f"seed {seed} index {index}", data, target, found)
 
     await asyncio.gather(*(one() for _ in range(workers)))
+    while _channels:
+        await _channels.popitem()[1].close()
     return found
 
 
