@@ -25,6 +25,7 @@ SUSPECTED_S = 300.0
 MAX_KEPT = 1024
 CRASHES = 2
 MAX_HASHED_BYTES = 4 << 20
+POLL_S = 0.02
 WORDS = "The model's process died on exactly this input twice: it is refused for some minutes. Send another input"
 
 # endpoint, version, digest of the tensors
@@ -94,6 +95,7 @@ class Trials:
         self._lines: dict[tuple[str, int], deque[Flight]] = {}
         self.tried: dict[Flight, asyncio.TimerHandle] = {}
         self._overran: set[Flight] = set()
+        self._held: set[Flight] = set()
         self._crash = 0
         self._is_counting = False
         self.record = Record()
@@ -137,10 +139,13 @@ class Trials:
 
     def _leave(self, flight: Flight) -> None:
         timer = self.tried.pop(flight, None)
+        self._held.discard(flight)
+        has_passed_on = flight in self._overran
         self._overran.discard(flight)
         if timer is not None:
             timer.cancel()
-            asyncio.get_running_loop().call_soon(self._next, _line(flight))
+            if not has_passed_on:
+                asyncio.get_running_loop().call_soon(self._next, _line(flight))
 
     def _next(self, key: tuple[str, int]) -> None:
         line = self._lines.get(key)
@@ -155,19 +160,33 @@ class Trials:
                 self._send(flight)
             except SerinusError as error:
                 self._end(flight, error)  # which asks for the next one
+                return
+            if flight.held_until and flight in self.tried:
+                self._look(flight, len(line))
             return
         del self._lines[key]
 
     def _watch(self, flight: Flight, behind: int) -> None:
-        pause_s = max(0.0, flight.remaining_s()) / (2 * (behind + 1))
-        self.tried[flight] = asyncio.get_running_loop().call_later(pause_s, self._overrun, flight, behind)
+        """Its turn begins now: so long may it be alone."""
+        pause_s = max(POLL_S, flight.remaining_s() / (2 * (behind + 1)))
+        self._look_in(pause_s, flight, behind)
 
-    def _overrun(self, flight: Flight, behind: int) -> None:
-        if flight.held_until:  # no replica is there yet
+    def _look_in(self, pause_s: float, flight: Flight, behind: int) -> None:
+        timer = self.tried.pop(flight, None)
+        if timer is not None:
+            timer.cancel()
+        self.tried[flight] = asyncio.get_running_loop().call_later(pause_s, self._look, flight, behind)
+
+    def _look(self, flight: Flight, behind: int) -> None:
+        if flight.held_until:  # no replica is there yet, and its turn has not begun
+            self._held.add(flight)
+            self._look_in(POLL_S, flight, behind)
+        elif flight in self._held:
+            self._held.discard(flight)
             self._watch(flight, behind)
-            return
-        self._overran.add(flight)
-        self._next(_line(flight))
+        else:
+            self._overran.add(flight)
+            self._next(_line(flight))
 
 
 def _line(flight: Flight) -> tuple[str, int]:

@@ -1,5 +1,5 @@
 """Rows 15, 16, 17, 18, 22, 29, 36, 37 and 39 of the fault matrix: a real gateway process under bad clients, bad networks
-and replicas that die. Numbers are modest here; `make soak` and `tests/benchmarks/bench_websockets.py` have the full ones.
+and replicas that die. Numbers are modest here; `make soak` and `make bench` have the full ones.
 """
 
 from __future__ import annotations

@@ -153,14 +153,18 @@ async def test_who_overran_its_turn_was_not_alone_and_is_not_counted():
 
 async def test_while_no_replica_is_there_the_line_waits():
     plane = Plane()
-    first, second = flight(1, remaining_s=0.02), flight(2)
-    for one in (first, second):
+    first, second, third = flight(1, remaining_s=0.4), flight(2), flight(3)
+    first.held_until = second.held_until = 1e9
+    for one in (first, second, third):
         plane.trials.lost(one)
         plane.trials.enter(one)
-    await turn()
-    first.held_until = 1e9
-    await asyncio.sleep(0.08)
+    await asyncio.sleep(0.2)
     assert plane.sent == [first]
     plane.end(first, NotReady())
     await turn()
     assert plane.sent == [first, second]
+    await asyncio.sleep(0.1)
+    second.held_until = 0.0  # it was sent: its turn is whole from here on, and it is alone in it
+    await asyncio.sleep(0.1)
+    assert plane.sent == [first, second]
+    assert plane.trials.lost(second)
