@@ -7,7 +7,7 @@ gateway are raised as the classes of `inference.errors` that they left it as.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import quote
@@ -23,13 +23,16 @@ _SLACK_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """An answer. outputs: tensors with flat row-major `data`; took_ms: as this client saw it."""
+    """An answer. outputs: tensors with flat row-major `data`; took_ms: as this client saw it; parameters: what came with
+    it besides tensors.
+    """
 
     outputs: list[dict[str, Any]]
     model_version: str
     arm: str
     request_id: str
     took_ms: float
+    parameters: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Any:
         """The data of output `name`. Raises KeyError."""
@@ -93,6 +96,7 @@ def _prediction(response: httpx.Response) -> Prediction:
         arm=response.headers.get("x-rollout-arm", ""),
         request_id=response.headers.get("x-request-id", ""),
         took_ms=response.elapsed.total_seconds() * 1e3,
+        parameters=body.get("parameters") or {},
     )
 
 

@@ -34,6 +34,14 @@ def flag(env: Mapping[str, str], name: str) -> bool:
     return text in {"1", "true", "yes"}
 
 
+def url(env: Mapping[str, str], name: str) -> str:
+    """The variable as an HTTP address; "" when unset. Raises BadSetting."""
+    text = env.get(name, "")
+    if text and not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", text):
+        raise BadSetting(f"{name}={text!r}: must be http://HOST:PORT or https://HOST:PORT")
+    return text
+
+
 def pattern(env: Mapping[str, str], name: str) -> re.Pattern[str] | None:
     """The variable as a regular expression that ignores case; None when unset. Raises BadSetting."""
     text = env.get(name, "")
@@ -60,7 +68,8 @@ class GatewayConfig:
     die_with_parent: end when the process that started this one ends, however it ends; `serinus up` sets it.
     grpc_port: 0 for no gRPC; max_grpc_message_bytes: of one message, after decompression.
     allow_client_shm: clients of this machine may pass tensors in shared memory. header_forward_pattern: request
-    headers whose names it finds become parameters of the model.
+    headers whose names it finds become parameters of the model. otel_endpoint: OTLP/HTTP collector of traces, "" for
+    none; trace_every: every so many requests of an endpoint one is traced from the start on, 0 for none.
     """
 
     host: str
@@ -77,6 +86,8 @@ class GatewayConfig:
     max_grpc_message_bytes: int = 64 << 20
     allow_client_shm: bool = False
     header_forward_pattern: re.Pattern[str] | None = None
+    otel_endpoint: str = ""
+    trace_every: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +150,8 @@ def gateway_config(env: Mapping[str, str] = os.environ) -> GatewayConfig:
         max_grpc_message_bytes=integer(env, "SERINUS_MAX_GRPC_MESSAGE_BYTES", 64 << 20, 1 << 10, 1 << 30),
         allow_client_shm=flag(env, "SERINUS_ALLOW_CLIENT_SHM"),
         header_forward_pattern=pattern(env, "SERINUS_HTTP_HEADER_FORWARD_PATTERN"),
+        otel_endpoint=url(env, "SERINUS_OTEL_ENDPOINT"),
+        trace_every=integer(env, "SERINUS_TRACE_EVERY", 0, 0, 1_000_000_000),
     )
 
 

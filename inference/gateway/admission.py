@@ -38,7 +38,7 @@ class Limiter:
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self.requests_per_s = self.rows_per_s = 0.0
-        self._requests = self._rows = 1.0  # seconds' worth that may come at once
+        self._requests = self._rows = float("inf")  # seconds' worth that may come at once: at first, all there can be
         self._requests_at = self._rows_at = now()
 
     def set(self, requests_per_s: float, rows_per_s: float) -> Limiter:
@@ -49,9 +49,10 @@ class Limiter:
         """Takes one request. Raises RateLimited with the time until there is room again."""
         if self.requests_per_s:
             now = self._now()
-            have = min(max(1.0, 1 / self.requests_per_s), self._requests + now - self._requests_at)
-            self._requests_at = now
-            self._requests = self._taken(have, 1 / self.requests_per_s, "requests", self.requests_per_s)
+            needed = 1 / self.requests_per_s
+            have = min(max(1.0, needed), self._requests + now - self._requests_at)
+            self._requests_at, self._requests = now, have
+            self._requests = _taken(have, needed, needed, "requests", self.requests_per_s)
 
     def rows(self, count: int) -> None:
         """Takes `count` rows. A request of more than a second's worth passes once the bucket is full."""
@@ -60,15 +61,14 @@ class Limiter:
             have = min(1.0, self._rows + now - self._rows_at)
             self._rows_at, self._rows = now, have
             needed = count / self.rows_per_s
-            self._rows = have - needed if have >= 1.0 else self._taken(have, needed, "rows", self.rows_per_s)
+            self._rows = _taken(have, needed, min(needed, 1.0), "rows", self.rows_per_s)
 
-    def _taken(self, have: float, needed: float, what: str, rate: float) -> float:
-        if have + 1e-9 >= needed:
-            return have - needed
-        if what == "requests":
-            self._requests = have
-        missing_s = min(needed, 1.0) - have
-        raise RateLimited(f"This key may send {rate:g} {what} a second", retry_after_s=max(missing_s, 0.001))
+
+def _taken(have: float, needed: float, enough: float, what: str, rate: float) -> float:
+    """What is left, below 0 where less is `enough` than `needed`. Raises RateLimited with the time until it is there."""
+    if have + 1e-9 >= enough:
+        return have - needed
+    raise RateLimited(f"This key may send {rate:g} {what} a second", retry_after_s=max(enough - have, 0.001))
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,12 +218,16 @@ class Bucket:
 def has_room(total: int, limit: int, mine: int, keys: int) -> bool:
     """Whether one more request of a key that has `mine` of `total` under way may enter, where `keys` keys are active.
 
-    Half of the room is anybody's. In the other half a key gets no more than an equal share, so that a flood of one key
-    sheds its own requests and leaves room for the others'.
+    Half of the room is anybody's. In the other half a key gets no more than an equal share, and in the last sixteenth
+    no more than if one key more were active: a flood of one key sheds its own requests and leaves room for others, also
+    for one that comes when the flood is there already. Queues of fewer than 16 have no such last part.
     """
     if total >= limit:
         return False
-    return total < limit // 2 or mine < max(1, limit // max(keys, 1))
+    if total < limit // 2:
+        return True
+    sharers = max(keys, 1) + (total >= limit - limit // 16)
+    return mine < max(1, limit // sharers)
 
 
 class Queue:

@@ -228,6 +228,8 @@ class App:
     ) -> None:
         _log.debug("request %s was refused: %s", request_id.decode(), error.code)
         headers = [*problems.headers_of(error), (b"x-request-id", request_id)]
+        if head is not None and (context := head.headers.get(b"traceparent")):
+            headers.append((b"traceparent", context))
         if error.code == "method_not_allowed" and head is not None:
             headers.append((b"allow", ", ".join(sorted(self._place(head).door.methods)).encode()))
         if closes or problems.status_of(error) == 413:

@@ -163,6 +163,8 @@ class Asking(Flight):
             text = generate.answer(Done(self.call, variant, answer, body), name)
         else:
             told = {**answer.parameters, "rollout_arm": variant.route.arm}
+            if self.call.traceparent:
+                told["traceparent"] = self.call.traceparent
             text, found = calls.write(self.call, name, variant.version, answer.tensors, body, parameters=told)
             parts += found
         if self._sent or not answer.final:

@@ -60,7 +60,8 @@ class Call:
     """A request that fits the signature it was read with: headers and bytes of its tensors, in the signature's order.
 
     outputs: wanted output names, empty for all. rows: of the batch dimension, 1 without one. binary: names of the
-    outputs that go back as bytes; None means all. special: outputs that are ranked or go to shared memory.
+    outputs that go back as bytes; None means all. special: outputs that are ranked or go to shared memory. timeline:
+    its answer shall tell where the time went.
     """
 
     id: str
@@ -74,6 +75,7 @@ class Call:
     sequence: SequenceControl | None = None
     traceparent: str = ""
     rows: int = 1
+    timeline: bool = False
     special: dict[str, Ranking | Target] | None = None
 
 
@@ -335,6 +337,7 @@ def _read_parameters(call: Call, given: dict[str, Scalar]) -> None:
     call.timeout_us = parameters.whole(given, "timeout", "a whole number of microseconds")
     call.priority = parameters.whole(given, "priority", "a whole number, 1 for the highest")
     call.sequence = parameters.sequence(given)
+    call.timeline = given.get("timeline") is True
     call.parameters = parameters.of_model(given)
 
 

@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from inference.errors import (
     Cancelled,
@@ -35,6 +36,7 @@ from inference.gateway.quarantine import WORDS, Trials
 from inference.gateway.router import choose_variant, less_busy
 from inference.gateway.table import Endpoint, Table, Variant
 from inference.gateway.telemetry import Telemetry
+from inference.gateway.timeline import timeline
 from inference.protocol.messages import Answer, SequenceControl
 from inference.protocol.statistics import ModelStatistics
 
@@ -44,6 +46,16 @@ ASK_S = 2.0
 AHEAD_HIGH, AHEAD_LOW = 16, 4
 
 Reader = Callable[[Variant], Call]
+
+
+class Tracer(Protocol):
+    """Who follows single requests (gateway.spans): told once each, never in the way of one that is not followed."""
+
+    def begin(self, flight: Flight, call: Call) -> None: ...
+
+    def answered(self, flight: Flight, answer: Answer) -> None: ...
+
+    def failed(self, flight: Flight, error: SerinusError) -> None: ...
 
 
 @dataclass(slots=True)
@@ -80,6 +92,7 @@ class DataPlane:
         self.insecure = insecure
         self.flights = Flights(self._end)
         self.draining = False
+        self.tracer: Tracer | None = None
         self._held: dict[Flight, None] = {}
         self.trials = Trials(self._dispatch, self._end)
         self._random = random.Random()  # noqa: S311 (spreads load, guards nothing)
@@ -91,7 +104,14 @@ class DataPlane:
     # -- who and what -----------------------------------------------------------------------------------------------
 
     def admit(self, name: str, credential: str) -> tuple[Caller, Endpoint]:
-        """The caller and the endpoint. Raises Unauthenticated, Forbidden or NotFound, in this order."""
+        """The caller and the endpoint. Raises Unauthenticated, Forbidden or NotFound, in this order; they are counted."""
+        try:
+            return self._admitted(name, credential)
+        except SerinusError as error:
+            self.telemetry.refused(name if name in self.table.now.endpoints else "", error)
+            raise
+
+    def _admitted(self, name: str, credential: str) -> tuple[Caller, Endpoint]:
         snapshot = self.table.now
         endpoint = snapshot.endpoints.get(name)
         route = endpoint.route if endpoint is not None else None
@@ -133,6 +153,8 @@ class DataPlane:
             if caller.limiter is not None:
                 caller.limiter.rows(call.rows)
             _set_deadline(flight, asked.timeout_ms)
+            if self.tracer is not None:
+                self.tracer.begin(flight, call)
             self._dispatch(flight)
         except BaseException as error:
             if has_place:
@@ -151,8 +173,12 @@ class DataPlane:
         sequence = flight.call.sequence
         if sequence is not None and sequence.end:
             self._affinity.ended(_key_of(flight, sequence))
-        latency_ms = (time.monotonic() - flight.started) * 1e3
-        self.telemetry.answered(flight.variant.key, latency_ms, answer, flight.retries)
+        now = time.monotonic()
+        self.telemetry.answered(flight.variant.key, (now - flight.started) * 1e3, answer, flight.retries)
+        if flight.call.timeline:
+            answer.parameters.update(timeline(flight.started, flight.sent, now, answer))
+        if flight.trace is not None and self.tracer is not None:
+            self.tracer.answered(flight, answer)
 
     def abandon(self, flight: Flight) -> None:
         """The caller has left. The replica is told; nobody is called back."""
@@ -180,15 +206,20 @@ class DataPlane:
         if self.trials.suspects:
             self.trials.check(flight)
         if flight.variant.plan is not None:
+            flight.sent = time.monotonic()
             flight.link = run = Run(self, flight, flight.variant.plan)
             run.begin()
             return
         link = self._pick_for(flight)
         if link is not None:
-            link.send(flight, max(1, int(flight.remaining_s() * 1e3)))
+            self._send(flight, link)
             return
         flight.held_until = time.monotonic() + HOLD_S
         self._held[flight] = None
+
+    def _send(self, flight: Flight, link: Link) -> None:
+        flight.sent = now = time.monotonic()
+        link.send(flight, max(1, int((flight.deadline - now) * 1e3)))
 
     def _pick_for(self, flight: Flight) -> Link | None:
         """The replica for this request; None when none is ready. Raises SequenceLost."""
@@ -245,7 +276,7 @@ class DataPlane:
                 if link is not None:
                     del self._held[flight]
                     flight.held_until = 0.0
-                    link.send(flight, max(1, int(flight.remaining_s() * 1e3)))
+                    self._send(flight, link)
             except (ReplicaLost, SequenceLost) as error:
                 self._failed_there(flight, error)
 
@@ -290,6 +321,8 @@ class DataPlane:
         variant = getattr(flight, "variant", None)
         key = variant.key if variant is not None else (flight.endpoint.route.name, 0, "")
         self.telemetry.failed(key, (time.monotonic() - flight.started) * 1e3, error, flight.retries)
+        if flight.trace is not None and self.tracer is not None:
+            self.tracer.failed(flight, error)
 
     # -- for coroutines ---------------------------------------------------------------------------------------------
 

@@ -1,4 +1,5 @@
-"""Triton's metric names, from the sums that the replicas tell: asked for once a second, never by a scrape.
+"""Triton's metric names and our own of versions, from the sums that the replicas tell: asked for once a second, never by
+a scrape.
 
 The counters of this process never fall: what a replica did before it was restarted, or left the table, stays counted.
 The lines are written here because Triton's counters bear no `_total`, which the metrics library would add.
@@ -10,9 +11,11 @@ import asyncio
 import contextlib
 from dataclasses import dataclass, field
 
+from inference import metrics
 from inference.errors import SerinusError
 from inference.gateway.connections import Link
 from inference.gateway.dataplane import DataPlane
+from inference.gateway.exposition_versions import families
 from inference.gateway.table import Variant
 from inference.protocol.statistics import ModelStatistics
 
@@ -131,7 +134,7 @@ class TritonMetrics:
             lines += (f"# HELP {name} {text}", f"# TYPE {name} {kind}")
             lines += (_line(name, model, version, told[model, version][name]) for model, version in told)
         lines += _gpu_memory({name: one for sums in self._sums.values() for name, one in sums.now.items()})
-        return "\n".join([*lines, ""]).encode()
+        return "\n".join([*lines, ""]).encode() + metrics.render(families(found))[1]
 
 
 def _name(link: Link) -> str:

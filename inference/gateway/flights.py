@@ -26,12 +26,13 @@ TICK_S = 0.01
 
 class Flight(ABC):
     """One request. It ends with exactly one call of `failed`, or of `answered` with a final answer, unless it was
-    abandoned. started, deadline, held_until: seconds of the monotonic clock; held_until: while no replica is ready.
+    abandoned. started, sent, deadline, held_until: seconds of the monotonic clock; sent: last given to a replica;
+    held_until: while no replica is ready.
     """
 
     __slots__ = (
         "call", "deadline", "endpoint", "has_ended", "held_until", "is_abandoned", "key", "link", "number", "parts",
-        "retries", "started", "variant",
+        "retries", "sent", "started", "trace", "variant",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -42,6 +43,8 @@ class Flight(ABC):
         self.call: Call
         self.key = ""
         self.link: Link | Run | None = None
+        self.sent = 0.0
+        self.trace: object = None  # of gateway.spans, where this request is traced
         self.number = 0
         self.retries = 0
         self.held_until = 0.0

@@ -54,7 +54,7 @@ def of_model(given: dict[str, Scalar]) -> dict[str, Scalar]:
     """The parameters that the model gets. Raises InvalidInput for reserved names and for numbers beyond 64 bits."""
     found: dict[str, Scalar] = {}
     for name, value in given.items():
-        if name in OWN:
+        if name in OWN or (name == "timeline" and value is True):
             continue
         if name.startswith(RESERVED):
             raise InvalidInput(

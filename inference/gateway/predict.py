@@ -207,6 +207,8 @@ class _Flying(Flight):
 
     def _problem(self, error: SerinusError) -> None:
         headers = [*problems.headers_of(error), (b"x-request-id", self._request_id)]
+        if self._known.traceparent:
+            headers.append((b"traceparent", self._known.traceparent.encode("latin-1")))
         self._connection.respond(problems.status_of(error), headers, problems.body_of(error))
 
     def _write(self, answer: Answer, body: memoryview) -> None:
@@ -222,6 +224,8 @@ class _Flying(Flight):
             parameters=answer.parameters or None,
         )  # fmt: skip
         headers: Headers = [(b"x-request-id", self._request_id), *variant.headers]
+        if self.call.traceparent:
+            headers.append((b"traceparent", self.call.traceparent.encode("latin-1")))
         if self.call.binary is None or parts:
             headers += (BINARY_TYPE, (b"inference-header-content-length", str(len(text)).encode()))
             connection.respond(200, *encodings.deflated(headers, [text, *parts], accepts))

@@ -17,6 +17,7 @@ import signal
 import socket
 import sys
 import time
+from typing import TYPE_CHECKING
 
 import uvloop
 
@@ -45,6 +46,9 @@ from inference.gateway.shared_memory import Regions
 from inference.gateway.table import Table
 from inference.gateway.telemetry import Telemetry
 from inference.gateway.websocket import Streams
+
+if TYPE_CHECKING:
+    from inference.gateway.spans import Spans
 
 MAX_CONNECTIONS = 20_000
 SPARE_FILES = 128
@@ -87,6 +91,7 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     table = Table(pool, config.data_dir / "gateway" / "routes.json")
     plane = DataPlane(table, pool, telemetry, insecure=config.insecure)
     triton, settings = TritonMetrics(plane), LiveSettings()
+    plane.tracer = spans = _spans(config, settings)
     regions = Regions(config.max_body_bytes) if config.allow_client_shm else None
     rest = Rest(
         plane,
@@ -122,6 +127,23 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     for task in work:
         task.cancel()
     await asyncio.gather(*work, repository.close(), return_exceptions=True)
+    if spans is not None:
+        await asyncio.to_thread(spans.close)
+
+
+def _spans(config: GatewayConfig, settings: LiveSettings) -> Spans | None:
+    """Traces for the collector, where one is set. Raises BadSetting when their library is not installed."""
+    if not config.otel_endpoint:
+        return None
+    try:
+        from inference.gateway.spans import open_spans
+    except ImportError as error:
+        raise BadSetting(
+            f"SERINUS_OTEL_ENDPOINT needs the extra otel: pip install 'serinus[otel]' ({error})"
+        ) from error
+    if config.trace_every:
+        settings.set_traces({"trace_level": ["TIMESTAMPS"], "trace_rate": str(config.trace_every)})
+    return open_spans(config.otel_endpoint, service=config.server_name, samples=settings.samples)
 
 
 def _extensions(config: GatewayConfig) -> list[str]:

@@ -1,7 +1,8 @@
 """Numbers of requests: summed per second, endpoint, version and arm, and sent to a bounded Valkey stream.
 
 Nothing here touches the network on a request's path. While Valkey is away samples wait in a bounded buffer and the
-oldest are dropped. The same sums, never reset, feed /metrics.
+oldest are dropped. The same sums, never reset, feed /metrics. Answers of one batch come one after the other and bear
+the same times, so what is the same in a batch is counted once for all of them (`Sums.settle`).
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import asyncio
 import logging
 import os
 import time
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +24,7 @@ from redis.exceptions import RedisError
 from inference.errors import SerinusError, ServerError
 from inference.protocol.messages import Answer
 from inference.protocol.routes import SAMPLES_STREAM
-from inference.protocol.samples import LATENCY_EDGES_MS, Sample, bucket_of
+from inference.protocol.samples import BATCH_EDGES, LATENCY_EDGES_MS, STAGE_EDGES_NS, Sample, bucket_of
 
 STREAM_MAXLEN = 20_000
 BUFFER_MAXLEN = 20_000
@@ -32,28 +34,77 @@ _log = logging.getLogger(__name__)
 Key = tuple[str, int, str]
 
 
+class Histogram:
+    """Counts by upper edges, one more for what is above, and the sum of all values."""
+
+    __slots__ = ("counts", "edges", "total")
+
+    def __init__(self, edges: Sequence[float]) -> None:
+        self.edges = edges
+        self.counts = [0] * (len(edges) + 1)
+        self.total = 0
+
+    def observe(self, value: int, times: int = 1) -> None:
+        self.counts[bisect_left(self.edges, value)] += times
+        self.total += value * times
+
+    def add(self, other: Histogram) -> None:
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        self.total += other.total
+
+
+def _stage() -> Histogram:
+    return Histogram(STAGE_EDGES_NS)
+
+
 @dataclass(slots=True)
 class Sums:
-    """Running sums of one endpoint, version and arm."""
+    """Running sums of one endpoint, version and arm. queue, input, compute, output: ns that answered requests spent in
+    each stage; batches: rows of the batch that each ran in.
+    """
 
     requests: int = 0
     errors: int = 0
     retries: int = 0
     latency_ms: float = 0.0
-    queue_ns: int = 0
-    compute_ns: int = 0
-    batches: int = 0
     counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_EDGES_MS) + 1))
     error_counts: dict[str, int] = field(default_factory=dict)
+    queue: Histogram = field(default_factory=_stage)
+    input: Histogram = field(default_factory=_stage)
+    compute: Histogram = field(default_factory=_stage)
+    output: Histogram = field(default_factory=_stage)
+    batches: Histogram = field(default_factory=lambda: Histogram(BATCH_EDGES))
+    batch: Answer | None = None
+    in_batch: int = 0
 
     def add(self, other: Sums) -> None:
         """Adds `other` to these."""
-        for name in ("requests", "errors", "retries", "latency_ms", "queue_ns", "compute_ns", "batches"):
+        other.settle()
+        for name in ("requests", "errors", "retries", "latency_ms"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for index, count in enumerate(other.counts):
-            self.counts[index] += count
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
         for code, count in other.error_counts.items():
             self.error_counts[code] = self.error_counts.get(code, 0) + count
+        for name in ("queue", "input", "compute", "output", "batches"):
+            getattr(self, name).add(getattr(other, name))
+
+    def begin_batch(self, answer: Answer) -> None:
+        """The next answers are of this one's batch."""
+        self.settle()
+        self.batch = answer
+
+    def settle(self) -> None:
+        """Counts the answers of the current batch, as far as they have come."""
+        if self.batch is not None and self.in_batch:
+            self.input.observe(self.batch.input_ns, self.in_batch)
+            self.compute.observe(self.batch.compute_ns, self.in_batch)
+            self.output.observe(self.batch.output_ns, self.in_batch)
+            self.batches.observe(self.batch.batch_size, self.in_batch)
+        self.in_batch = 0
+
+
+def _held(counts: list[int]) -> dict[int, int]:
+    return {index: count for index, count in enumerate(counts) if count}
 
 
 class Telemetry:
@@ -65,6 +116,7 @@ class Telemetry:
         self._total: dict[Key, Sums] = {}
         self._sequence = 0
         self.waiting: deque[bytes] = deque(maxlen=BUFFER_MAXLEN)
+        self.refusals: dict[tuple[str, str], int] = {}
 
     def answered(self, key: Key, latency_ms: float, answer: Answer, retries: int) -> None:
         """A request that a replica answered."""
@@ -74,9 +126,14 @@ class Telemetry:
         sums.requests += 1
         sums.latency_ms += latency_ms
         sums.counts[bucket_of(latency_ms)] += 1
-        sums.queue_ns += answer.queue_ns
-        sums.compute_ns += answer.compute_ns
-        sums.batches += answer.batch_size
+        batch = sums.batch
+        if batch is None or batch.compute_ns != answer.compute_ns or batch.batch_size != answer.batch_size:
+            sums.begin_batch(answer)
+        sums.in_batch += 1
+        queue_ns = answer.queue_ns
+        queue = sums.queue
+        queue.counts[bisect_left(STAGE_EDGES_NS, queue_ns)] += 1
+        queue.total += queue_ns
         sums.retries += retries
 
     def failed(self, key: Key, latency_ms: float, error: SerinusError, retries: int) -> None:
@@ -89,6 +146,11 @@ class Telemetry:
         sums.counts[bucket_of(latency_ms)] += 1
         sums.error_counts[error.code] = sums.error_counts.get(error.code, 0) + 1
 
+    def refused(self, endpoint: str, error: SerinusError) -> None:
+        """A request that was turned away before it reached an endpoint's queue; `endpoint` "" where there is none."""
+        key = (endpoint, error.code)
+        self.refusals[key] = self.refusals.get(key, 0) + 1
+
     def close_bin(self, at_unix_s: int) -> None:
         """Ends the current second: its sums become samples that wait to be sent."""
         current, self._open = self._open, {}
@@ -99,6 +161,7 @@ class Telemetry:
 
     def _sample(self, key: Key, sums: Sums, at_unix_s: int) -> Sample:
         endpoint, version, arm = key
+        sums.settle()
         return Sample(
             source=self.source,
             sequence=self._sequence,
@@ -110,11 +173,14 @@ class Telemetry:
             errors=sums.errors,
             retries=sums.retries,
             latency_sum_ms=sums.latency_ms,
-            queue_sum_ms=sums.queue_ns / 1e6,
-            compute_sum_ms=sums.compute_ns / 1e6,
-            batch_sum=sums.batches,
-            latency_counts={index: count for index, count in enumerate(sums.counts) if count},
+            queue_sum_ms=sums.queue.total / 1e6,
+            compute_sum_ms=sums.compute.total / 1e6,
+            batch_sum=sums.batches.total,
+            latency_counts=_held(sums.counts),
             error_counts=sums.error_counts,
+            input_sum_ms=sums.input.total / 1e6,
+            output_sum_ms=sums.output.total / 1e6,
+            batch_counts=_held(sums.batches.counts),
         )
 
     def totals(self) -> Iterator[tuple[Key, Sums]]:

@@ -11,8 +11,8 @@ import stat
 from pathlib import Path
 
 from inference.config import BadSetting, SupervisorConfig
-from inference.host.newborn import short
 from inference.host.processes import end_leftovers
+from inference.protocol.child import short
 
 MAX_SOCKET_PATH_BYTES = 107
 BACKLOG = 1024

@@ -9,7 +9,6 @@ import contextlib
 import faulthandler
 import fcntl
 import gc
-import hashlib
 import importlib
 import os
 import signal
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from inference.host import processes
-from inference.protocol.child import StartReplica, StartValidation, ToForkServer
+from inference.protocol.child import StartReplica, StartValidation, ToForkServer, replica_log, short
 
 CONTROL_FD = 3
 LISTENER_FD = 4
@@ -28,16 +27,11 @@ ROTATE_BYTES = 1 << 20
 _PARKED_FD = 64
 
 
-def short(name: str) -> str:
-    """Twelve safe characters that stand for any id in file names."""
-    return hashlib.sha256(name.encode()).hexdigest()[:12]
-
-
 def log_name(message: ToForkServer) -> str:
     """The child's log file: the same for every life of one replica."""
     if isinstance(message, StartValidation):
         return f"validation-{short(message.spec.run)}.log"
-    return f"replica-{short(message.spec.id)}-{message.spec.generation}.log"
+    return replica_log(message.spec.id, message.spec.generation)
 
 
 def live(message: ToForkServer, descriptors: list[int], *, entry: str, log: Path, parent: int) -> NoReturn:

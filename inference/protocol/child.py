@@ -6,6 +6,8 @@ order control, listener. Each child reports over its control socket and is told 
 
 from __future__ import annotations
 
+import hashlib
+
 import msgspec
 
 from inference.protocol.status import ReplicaPhase
@@ -98,3 +100,13 @@ ToForkServer = StartReplica | StartValidation
 FromForkServer = Forked | Exited | Standby
 FromChild = PhaseReport | ValidationReport | CheckReport
 ToChild = Drain
+
+
+def short(name: str) -> str:
+    """Twelve safe characters that stand for any id in file names."""
+    return hashlib.sha256(name.encode()).hexdigest()[:12]
+
+
+def replica_log(replica: str, generation: int) -> str:
+    """The name of a replica's log file in its host's log folder: the same for every life of that replica."""
+    return f"replica-{short(replica)}-{generation}.log"

@@ -12,10 +12,18 @@ import msgspec
 
 # Upper edges of the latency histogram in ms, a factor of about 1.25 apart; one more bucket holds what is above.
 LATENCY_EDGES_MS: tuple[float, ...] = tuple(round(0.25 * 1.25**i, 4) for i in range(56))
+# Upper edges of a stage's histogram in ns: 10 us, doubled up to 10 s.
+STAGE_EDGES_NS: tuple[int, ...] = tuple(10_000 * 2**i for i in range(21))
+# Upper edges of the batch sizes' histogram, in rows: 1, 2, 3, 4, 6, 8, 12, ... 1024.
+BATCH_EDGES: tuple[int, ...] = (1, *(size for i in range(1, 10) for size in (2**i, 3 * 2 ** (i - 1))), 1024)
 
 
 class Sample(msgspec.Struct):
-    """Sums over one second. `source` + `sequence` identify it: storing it twice changes nothing."""
+    """Sums over one second. `source` + `sequence` identify it: storing it twice changes nothing.
+
+    input, compute, output: assembling, running and taking apart the batches that requests ran in, each request charged
+    with its whole batch. batch_counts: requests by the size of the batch they ran in, the buckets of BATCH_EDGES.
+    """
 
     source: str
     sequence: int
@@ -32,6 +40,9 @@ class Sample(msgspec.Struct):
     batch_sum: int = 0
     latency_counts: dict[int, int] = msgspec.field(default_factory=dict)
     error_counts: dict[str, int] = msgspec.field(default_factory=dict)
+    input_sum_ms: float = 0.0
+    output_sum_ms: float = 0.0
+    batch_counts: dict[int, int] = msgspec.field(default_factory=dict)
 
 
 def bucket_of(latency_ms: float) -> int:

@@ -5,6 +5,7 @@ Every action takes the actor, checks the right first, and raises only inference.
 
 from __future__ import annotations
 
+import math
 from datetime import datetime
 from typing import Any
 
@@ -24,6 +25,7 @@ from inference.errors import ClientError, Conflict, Forbidden
 
 PUBLISH = "endpoints.tasks.publish"
 MAX_KEY_ENDPOINTS = 200
+MIN_RATE, MAX_RATE = 0.001, 1e7
 
 
 def require_superuser(actor: Actor, what: str) -> None:
@@ -151,6 +153,19 @@ def _require_within(actor: Actor, endpoints: list[str], expires_at: datetime | N
         raise Forbidden(f"{actor.name} has no right to create a key that lives longer than itself")
 
 
+def _checked_rates(actor: Actor, requests_per_s: float, rows_per_s: float) -> tuple[float, float]:
+    """Rates as they are stored. A key gives no other key, and not itself, more than it has."""
+    for name, rate, own in (
+        ("requests_per_s", requests_per_s, actor.key.requests_per_s if actor.key else 0.0),
+        ("rows_per_s", rows_per_s, actor.key.rows_per_s if actor.key else 0.0),
+    ):
+        if not math.isfinite(rate) or not (rate == 0 or MIN_RATE <= rate <= MAX_RATE):
+            raise ClientError(f"{name} must be 0 for no bound, or a number from {MIN_RATE:g} to {MAX_RATE:g}")
+        if own and not 0 < rate <= own:
+            raise Forbidden(f"{actor.name} has no right to give a key more {name} than its own {own:g}")
+    return float(requests_per_s), float(rows_per_s)
+
+
 def _checked_endpoints(endpoints: list[str]) -> list[str]:
     if len(endpoints) > MAX_KEY_ENDPOINTS:
         raise ClientError(f"a key can name at most {MAX_KEY_ENDPOINTS} endpoints: use '*' for all of its team")
@@ -169,11 +184,13 @@ def create_key(
     endpoints: list[str] | None = None,
     expires_at: datetime | None = None,
     platform_admin: bool = False,
+    requests_per_s: float = 0.0,
+    rows_per_s: float = 0.0,
 ) -> tuple[ApiKey, str]:
     """(row, token). The token is shown this once; only its digest is kept.
 
-    endpoints: names it may call for predictions; None or ["*"] is all of its team. A key made by a key reaches no
-    further and lives no longer than its maker.
+    endpoints: names it may call for predictions; None or ["*"] is all of its team. requests_per_s, rows_per_s: 0 for
+    no bound. A key made by a key reaches no further, lives no longer and sends no more than its maker.
     """
     if role not in Role.values:
         raise ClientError(f"'{role}' is no role: choose one of {', '.join(Role.values)}")
@@ -185,6 +202,7 @@ def create_key(
         raise ClientError("expires_at must be a time in the future, with its time zone")
     reach = _checked_endpoints(["*"] if endpoints is None else endpoints)
     _require_within(actor, reach, expires_at)
+    rates = _checked_rates(actor, requests_per_s, rows_per_s)
     key_id, secret = keys.new_key()
     maker = actor.user or (actor.key.created_by if actor.key else None)
     key = ApiKey.objects.create(
@@ -197,6 +215,8 @@ def create_key(
         endpoints=reach,
         created_by=maker,
         expires_at=expires_at,
+        requests_per_s=rates[0],
+        rows_per_s=rates[1],
     )
     record(actor, "create_key", "key", f"ser_{key_id}", team=team, after=_describe(key))
     send_on_commit(PUBLISH)
@@ -210,7 +230,37 @@ def _describe(key: ApiKey) -> dict[str, Any]:
         "platform_admin": key.platform_admin,
         "endpoints": key.endpoints,
         "expires_at": key.expires_at.isoformat() if key.expires_at else None,
+        **_rates_of(key),
     }
+
+
+def _rates_of(key: ApiKey) -> dict[str, float]:
+    return {"requests_per_s": key.requests_per_s, "rows_per_s": key.rows_per_s}
+
+
+@transaction.atomic
+def set_rates(
+    *, actor: Actor, key: ApiKey, requests_per_s: float | None = None, rows_per_s: float | None = None
+) -> ApiKey:
+    """Changes what the key may send a second; None leaves a rate as it is, 0 takes its bound away.
+
+    Gateways follow within a second. Raises Conflict for a revoked key.
+    """
+    _require_rank(actor, key.team, key.role, platform_admin=key.platform_admin, what="change")
+    held = ApiKey.objects.select_for_update().select_related("team").get(pk=key.pk)
+    if held.revoked_at is not None:
+        raise Conflict(f"the key ser_{key.pk} is revoked: it sends nothing any more")
+    before = _rates_of(held)
+    wanted = (
+        before["requests_per_s"] if requests_per_s is None else requests_per_s,
+        before["rows_per_s"] if rows_per_s is None else rows_per_s,
+    )
+    key.requests_per_s, key.rows_per_s = _checked_rates(actor, *wanted)
+    if _rates_of(key) != before:
+        key.save(update_fields=["requests_per_s", "rows_per_s"])
+        record(actor, "set_key_rates", "key", f"ser_{key.pk}", team=held.team, before=before, after=_rates_of(key))
+        send_on_commit(PUBLISH)
+    return key
 
 
 @transaction.atomic

@@ -84,6 +84,13 @@ class Key(APIView):
     def get(self, request: Request, key_id: str) -> Response:
         return Response(shapes.KeyShown(find_key(actor(request), key_id)).data)
 
+    @extend_schema(request=shapes.NewRates, responses=shapes.KeyShown)
+    def patch(self, request: Request, key_id: str) -> Response:
+        """Change what it may send a second; gateways follow within a second."""
+        who = actor(request)
+        key = actions.set_rates(actor=who, key=find_key(who, key_id), **shapes.read(shapes.NewRates, request))
+        return Response(shapes.KeyShown(key).data)
+
     @extend_schema(responses={204: None})
     def delete(self, request: Request, key_id: str) -> Response:
         """Revoke it; the row stays."""

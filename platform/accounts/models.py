@@ -51,7 +51,7 @@ class ApiKey(models.Model):
 
     role: what it may do at the control API, within its team; `platform_admin` keys act as a superuser.
     endpoints: names that it may call for predictions; ["*"] is all endpoints of its team (of every team for
-    `platform_admin`).
+    `platform_admin`). requests_per_s, rows_per_s: what each gateway lets through for it, 0 for no bound.
     """
 
     id = models.CharField(max_length=12, primary_key=True)
@@ -66,6 +66,8 @@ class ApiKey(models.Model):
     expires_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True)
     last_used_at = models.DateTimeField(null=True, blank=True)
+    requests_per_s = models.FloatField(default=0)
+    rows_per_s = models.FloatField(default=0)
 
     def __str__(self) -> str:
         return f"{self.name} (ser_{self.id})"

@@ -44,7 +44,7 @@ def slug_field(**options: Any) -> serializers.CharField:
 
 
 class NewKey(StrictSerializer):
-    """endpoints: names, or ["*"] for all of the team; team: the caller's only one when left out."""
+    """endpoints: names, or ["*"] for all of the team; team: the caller's only one when left out. Rates: 0 for no bound."""
 
     name = serializers.CharField(max_length=100)
     team = slug_field(required=False, default="")
@@ -52,6 +52,8 @@ class NewKey(StrictSerializer):
     endpoints = serializers.ListField(child=serializers.CharField(max_length=64), default=lambda: ["*"], max_length=200)
     expires_at = serializers.DateTimeField(required=False, allow_null=True, default=None)
     platform_admin = serializers.BooleanField(default=False)
+    requests_per_s = serializers.FloatField(default=0.0)
+    rows_per_s = serializers.FloatField(default=0.0)
 
 
 class NewTeam(StrictSerializer):
@@ -98,6 +100,13 @@ class ExplainQuery(StrictSerializer):
     object = serializers.CharField(max_length=200, required=False, default="")
 
 
+class NewRates(StrictSerializer):
+    """What is left out stays as it is; 0 takes the bound away."""
+
+    requests_per_s = serializers.FloatField(required=False)
+    rows_per_s = serializers.FloatField(required=False)
+
+
 class KeyShown(serializers.ModelSerializer[ApiKey]):
     team = serializers.CharField(source="team.name")
     created_by = serializers.CharField(source="created_by.username", default=None)
@@ -106,7 +115,7 @@ class KeyShown(serializers.ModelSerializer[ApiKey]):
         model = ApiKey
         fields = (
             "id", "name", "team", "role", "platform_admin", "endpoints", "created_by", "created_at", "expires_at",
-            "revoked_at", "last_used_at",
+            "revoked_at", "last_used_at", "requests_per_s", "rows_per_s",
         )  # fmt: skip
 
 

@@ -24,12 +24,21 @@ class DeployForm(forms.Form):
 
 
 class KeyForm(forms.Form):
-    """endpoints: names, none for all of the team. days: until it expires; empty for never."""
+    """endpoints: names, none for all of the team. days: until it expires; empty for never. Rates: empty for no bound."""
 
     name = forms.CharField(max_length=100)
     team = forms.SlugField(max_length=64)
     role = forms.ChoiceField(choices=Role.choices)
     days = forms.IntegerField(min_value=1, max_value=3650, required=False)
+    requests_per_s = forms.FloatField(min_value=0, required=False)
+    rows_per_s = forms.FloatField(min_value=0, required=False)
+
+
+class RatesForm(forms.Form):
+    """What a key may send a second; empty for no bound."""
+
+    requests_per_s = forms.FloatField(min_value=0, required=False)
+    rows_per_s = forms.FloatField(min_value=0, required=False)
 
 
 class PersonForm(forms.Form):

@@ -12,26 +12,30 @@ from typing import Any
 
 from django.db.models import Max
 
-from accounts.permissions import Actor, Verb, can
+from accounts.permissions import Actor, Verb, can, require, teams_where
 from console.health import judge
+from console.logs import Tail
 from console.reading import (
     endpoint_named,
     endpoint_states,
     facts_of,
     host_states,
     pending,
+    replica_numbered,
     replicas_of,
     stamp,
     version_numbered,
 )
 from console.traffic import total, traffic_of
 from endpoints.models import Endpoint
+from fleet.models import Replica
 from fleet.standing import ready_counts, step_ids
 from inference.errors import Forbidden, NotFound
 from registry.models import ValidationRun, Version
-from telemetry.queries import series
+from telemetry.queries import Point, batch_sizes, series
 
 CHART_S = 300
+BATCHES_S = 60
 Data = dict[str, Any]
 
 
@@ -51,6 +55,8 @@ def feed_of(actor: Actor, topic: str) -> Feed:
     if kind == "endpoint" and rest:
         endpoint = endpoint_named(actor, rest)
         return Feed(topic, lambda: endpoint_data(endpoint.pk))
+    if kind == "logs":
+        return logs_feed(actor, rest)
     model, _, number = rest.rpartition(":")
     if kind == "version" and model and number.isascii() and number.isdigit() and len(number) < 10:
         version = version_numbered(actor, model, int(number))
@@ -62,8 +68,29 @@ def feed_of(actor: Actor, topic: str) -> Feed:
     raise NotFound(f"There is no topic “{topic[:80]}”.")
 
 
+def logs_feed(actor: Actor, rest: str) -> Feed:
+    """Of "replica:<id>" or "endpoint:<name>": for those who may deploy what runs there. Raises NotFound or Forbidden."""
+    kind, _, name = rest.partition(":")
+    if kind == "replica":
+        replica = replica_numbered(actor, name)
+        require(actor, Verb.DEPLOY, replica.deployment)
+        return Feed(f"logs:replica:{replica.pk}", Tail(lambda: list(Replica.objects.filter(pk=replica.pk))).read)
+    if kind != "endpoint" or not name:
+        raise NotFound(f"There is no topic “logs:{rest[:80]}”.")
+    endpoint = endpoint_named(actor, name)
+    require(actor, Verb.DEPLOY, endpoint)
+    # A pipeline's steps may be another team's, so those of one right alone share a poll.
+    scope = "all" if actor.superuser else ",".join(str(team) for team in sorted(teams_where(actor, Verb.DEPLOY)))
+
+    def replicas() -> list[Replica]:
+        versions = list(endpoint.variants.values_list("version_id", flat=True))
+        return [one for one in replicas_of([*versions, *step_ids(versions)]) if can(actor, Verb.DEPLOY, one.deployment)]
+
+    return Feed(f"logs:endpoint:{endpoint.pk}/{scope}", Tail(replicas).read)
+
+
 def endpoint_data(pk: int) -> Data:
-    """Rates and quantiles for the charts, KPIs, and stamps for variants and replicas."""
+    """Rates, quantiles, stages and batch sizes for the charts, KPIs, and stamps for variants and replicas."""
     endpoint = Endpoint.objects.filter(pk=pk).first()
     if endpoint is None:
         raise NotFound("This endpoint has been deleted.")
@@ -74,6 +101,8 @@ def endpoint_data(pk: int) -> Data:
     return {
         **_figures(traffic),
         "ready": sum(replica.phase == "ready" and replica.wanted == "run" for replica in replicas),
+        "queue_depth": sum(replica.queue_depth for replica in replicas if replica.phase == "ready"),
+        "batches": [list(one) for one in batch_sizes(endpoint.name, BATCHES_S)],
         "window_s": CHART_S,
         "points": _points(endpoint.name),
         "stamps": {"replicas": stamp(marks, endpoint.revision)},
@@ -90,17 +119,39 @@ def _figures(traffic: Any) -> Data:
 
 
 def _points(endpoint: str) -> list[Data]:
-    """One per second: rows of [version, requests per second, p50 ms, p99 ms]; arms of a version are added up."""
+    """One per second: rows of [version, requests per second, p50 ms, p99 ms]; arms of a version are added up. stages:
+    [queue, input, compute, output], mean ms of the answered requests of all versions.
+    """
     by_time: dict[int, dict[int, list[float | None]]] = {}
+    stages: dict[int, list[Point]] = {}
     for point in series(endpoint, CHART_S):
-        row = by_time.setdefault(int(point["at"].timestamp()), {})
+        at = int(point["at"].timestamp())
+        stages.setdefault(at, []).append(point)
+        row = by_time.setdefault(at, {})
         held = row.setdefault(point["version"], [0, None, None])
         held[0] = (held[0] or 0) + point["requests"]
         held[1], held[2] = _larger(held[1], point["p50_ms"]), _larger(held[2], point["p99_ms"])
     return [
-        {"at": at, "rows": [[version, *values] for version, values in sorted(row.items())]}
+        {
+            "at": at,
+            "rows": [[version, *values] for version, values in sorted(row.items())],
+            "stages": _stages(stages[at]),
+        }
         for at, row in sorted(by_time.items())
     ]
+
+
+def _stages(points: list[Point]) -> list[float] | None:
+    """Means over the points, by their requests; None without an answered request."""
+    held = [point for point in points if point["compute_ms"] is not None]
+    requests = sum(point["requests"] for point in held)
+    if not requests:
+        return None
+    sums = [0.0] * 4
+    for point in held:
+        for place, mean in enumerate((point["queue_ms"], point["input_ms"], point["compute_ms"], point["output_ms"])):
+            sums[place] += (mean or 0.0) * point["requests"]
+    return [round(one / requests, 4) for one in sums]
 
 
 def _larger(a: float | None, b: float | None) -> float | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import uuid
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -124,6 +125,19 @@ def replicas_of(versions: list[int]) -> list[Replica]:
     return list(
         rows.exclude(wanted="stop", phase="stopped").order_by("deployment__version__number", "created_at")[:MAX_SHOWN]
     )
+
+
+def replica_numbered(actor: Actor, pk: str) -> Replica:
+    """Raises NotFound, also for what the actor may not see and for what is no id."""
+    try:
+        wanted = uuid.UUID(pk)
+    except ValueError:
+        raise NotFound(f"There is no replica “{pk[:40]}” in your teams.") from None
+    rows = visible(actor, Replica.objects.select_related(OF_VERSION, "host"), OF_VERSION)
+    found = rows.filter(pk=wanted).first()
+    if found is None:
+        raise NotFound("There is no such replica in your teams.")
+    return found
 
 
 @dataclass(slots=True)

@@ -238,6 +238,8 @@ def _keys(endpoints: Iterable[Endpoint]) -> list[KeyRoute]:
             digest=key.digest,
             endpoints=allowed_endpoints(key, of_team.get(key.team_id, set())),
             expires_at_unix_s=key.expires_at.timestamp() if key.expires_at else None,
+            requests_per_s=key.requests_per_s,
+            rows_per_s=key.rows_per_s,
         )
         for key in valid.order_by(F("id"))
     ]

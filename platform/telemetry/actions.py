@@ -87,4 +87,7 @@ def _row(sample: Sample) -> StoredSample:
         batch_sum=sample.batch_sum,
         latency_counts={str(bucket): count for bucket, count in sample.latency_counts.items()},
         error_counts=dict(sample.error_counts),
+        input_sum_ms=sample.input_sum_ms,
+        output_sum_ms=sample.output_sum_ms,
+        batch_counts={str(bucket): count for bucket, count in sample.batch_counts.items()},
     )

@@ -25,6 +25,9 @@ class StoredSample(models.Model):
     batch_sum = models.PositiveIntegerField(default=0)
     latency_counts = models.JSONField(default=dict)
     error_counts = models.JSONField(default=dict)
+    input_sum_ms = models.FloatField(default=0)
+    output_sum_ms = models.FloatField(default=0)
+    batch_counts = models.JSONField(default=dict)
 
     class Meta:
         constraints: ClassVar = [models.UniqueConstraint(fields=["source", "sequence"], name="sample_once")]

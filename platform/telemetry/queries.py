@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from django.db import connection
 
-from inference.protocol.samples import quantile_ms
+from inference.protocol.samples import BATCH_EDGES, quantile_ms
 
 MAX_POINTS = 300
 MAX_SECONDS = 24 * 3600
@@ -16,7 +16,7 @@ MAX_ROWS = 10_000
 _SUMS = """
     SELECT date_bin(make_interval(secs => %(step)s), at, 'epoch') AS bin, version, arm,
            sum(requests), sum(errors), sum(retries), sum(latency_sum_ms), sum(queue_sum_ms), sum(compute_sum_ms),
-           sum(batch_sum)
+           sum(batch_sum), sum(input_sum_ms), sum(output_sum_ms)
     FROM telemetry_storedsample
     WHERE endpoint = %(endpoint)s AND at > now() - make_interval(secs => %(seconds)s)
     GROUP BY bin, version, arm
@@ -32,6 +32,13 @@ _COUNTS = """
         GROUP BY bin, version, arm, bucket
     ) AS buckets
     GROUP BY bin, version, arm
+    LIMIT %(limit)s
+"""
+_BATCHES = """
+    SELECT bucket::int, sum(n::bigint)
+    FROM telemetry_storedsample, jsonb_each_text(batch_counts) AS counts(bucket, n)
+    WHERE endpoint = %(endpoint)s AND at > now() - make_interval(secs => %(seconds)s)
+    GROUP BY bucket
     LIMIT %(limit)s
 """
 _ERRORS = """
@@ -54,7 +61,9 @@ class Point(TypedDict):
     retries: int
     mean_ms: float | None
     queue_ms: float | None
+    input_ms: float | None
     compute_ms: float | None
+    output_ms: float | None
     mean_batch: float | None
     p50_ms: float | None
     p99_ms: float | None
@@ -103,7 +112,19 @@ def summary(endpoint: str, seconds: int = 60) -> list[Summary]:
     ]
 
 
-_ADDED = ("requests", "errors", "retries", "latency_sum_ms", "queue_sum_ms", "compute_sum_ms", "batch_sum")
+def batch_sizes(endpoint: str, seconds: int = 60) -> list[tuple[int, int]]:
+    """[(upper edge in rows, requests that ran in a batch of up to so many)], ascending, of all versions together; an
+    edge of 0 stands last for what is above all edges. Only edges that have requests.
+    """
+    seconds = min(max(1, seconds), MAX_SECONDS)
+    held = sorted((int(bucket), int(n)) for bucket, n in _rows(_BATCHES, endpoint, seconds, 1))
+    return [(BATCH_EDGES[bucket] if bucket < len(BATCH_EDGES) else 0, n) for bucket, n in held]
+
+
+_ADDED = (
+    "requests", "errors", "retries", "latency_sum_ms", "queue_sum_ms", "compute_sum_ms", "batch_sum", "input_sum_ms",
+    "output_sum_ms",
+)  # fmt: skip
 
 
 def _points(endpoint: str, seconds: int, step: int) -> list[Point]:
@@ -142,7 +163,9 @@ def _point(sums: dict[str, Any], counts: dict[int, int]) -> Point:
         retries=int(sums["retries"]),
         mean_ms=_mean(sums["latency_sum_ms"], answered),
         queue_ms=_mean(sums["queue_sum_ms"], answered),
+        input_ms=_mean(sums["input_sum_ms"], answered),
         compute_ms=_mean(sums["compute_sum_ms"], answered),
+        output_ms=_mean(sums["output_sum_ms"], answered),
         mean_batch=_mean(sums["batch_sum"], answered),
         p50_ms=quantile_ms(counts, 0.50),
         p99_ms=quantile_ms(counts, 0.99),

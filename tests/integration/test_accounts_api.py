@@ -13,6 +13,7 @@ from django.test.utils import CaptureQueriesContext
 from accounts import actions
 from accounts.models import ApiKey, AuditEntry, User
 from accounts.permissions import SYSTEM
+from endpoints.publish import build_table
 from tests.support.cast import PASSWORD, Cast
 from tests.support.contents import ready_version
 
@@ -62,6 +63,40 @@ def test_a_key_is_made_used_and_revoked(cast: Cast) -> None:
     assert revoked["revoked_at"]
     user("GET", "/api/me/", status=401)
     assert AuditEntry.objects.get(verb="revoke_key").reason == "leaked"
+
+
+def test_a_keys_rates_are_set_changed_and_published(cast: Cast) -> None:
+    owner = of(cast, "owner")
+    made = owner("POST", "/api/keys/", {"name": "ci", "requests_per_s": 5, "rows_per_s": 100.5}, 201)
+    assert (made["requests_per_s"], made["rows_per_s"]) == (5.0, 100.5)
+    changed = owner("PATCH", f"/api/keys/{made['id']}/", {"requests_per_s": 0})
+    assert (changed["requests_per_s"], changed["rows_per_s"]) == (0.0, 100.5)
+    entry = AuditEntry.objects.get(verb="set_key_rates")
+    assert entry.before == {"requests_per_s": 5.0, "rows_per_s": 100.5}
+    assert entry.after == {"requests_per_s": 0.0, "rows_per_s": 100.5}
+    owner("PATCH", f"/api/keys/{made['id']}/", {"rows_per_s": 100.5})
+    assert AuditEntry.objects.filter(verb="set_key_rates").count() == 1
+    published = {key.id: key for key in build_table().keys}[made["id"]]
+    assert (published.requests_per_s, published.rows_per_s) == (0.0, 100.5)
+    of(cast, "teammate")("PATCH", f"/api/keys/{made['id']}/", {"rows_per_s": 1}, 403)
+    owner("POST", f"/api/keys/{made['id']}/revoke/", {})
+    owner("PATCH", f"/api/keys/{made['id']}/", {"rows_per_s": 1}, 409)
+
+
+@pytest.mark.parametrize("rate", [-1, 1e-9, 1e9, "inf", "nan", "many"])
+def test_what_is_no_rate_is_refused(cast: Cast, rate: object) -> None:
+    of(cast, "owner")("POST", "/api/keys/", {"name": "ci", "rows_per_s": rate}, 400)
+    assert not ApiKey.objects.filter(name="ci").exists()
+
+
+def test_a_limited_key_gives_no_key_more_than_it_has(cast: Cast) -> None:
+    made = of(cast, "owner")("POST", "/api/keys/", {"name": "ci", "role": "developer", "requests_per_s": 5}, 201)
+    limited = Api({"Authorization": f"Bearer {made['token']}"})
+    for wish in ({}, {"requests_per_s": 6}):
+        limited("POST", "/api/keys/", {"name": "more", **wish}, 403)
+    child = limited("POST", "/api/keys/", {"name": "less", "requests_per_s": 4}, 201)
+    limited("PATCH", f"/api/keys/{child['id']}/", {"requests_per_s": 0}, 403)
+    limited("PATCH", f"/api/keys/{made['id']}/", {"requests_per_s": 50}, 403)
 
 
 def test_people_see_their_teams_and_no_others(cast: Cast) -> None:

@@ -186,6 +186,26 @@ def test_a_key_is_shown_once_and_never_cached(console: Any) -> None:
     assert key.revoked_at is not None
 
 
+def test_a_keys_limits_are_set_on_its_page(console: Any) -> None:
+    client = client_of(console.developer)
+    wish = {"name": "robot", "team": "red", "role": "viewer", "requests_per_s": "2.5", "rows_per_s": ""}
+    client.post("/keys/new/", wish)
+    key = ApiKey.objects.get(name="robot")
+    assert (key.requests_per_s, key.rows_per_s) == (2.5, 0.0)
+    assert "2.5 requests/s" in said(client.get("/keys/"))
+    told = client.post(f"/keys/{key.pk}/rates/", {"requests_per_s": "", "rows_per_s": "300"}, follow=True)
+    assert "The limits of “robot” are set" in said(told)
+    assert "300 rows/s" in said(told)
+    key.refresh_from_db()
+    assert (key.requests_per_s, key.rows_per_s) == (0.0, 300.0)
+    assert "rows_per_s" in said(client.post(f"/keys/{key.pk}/rates/", {"rows_per_s": "-1"}, follow=True))
+    assert "must be 0 for no bound" in said(client.post(f"/keys/{key.pk}/rates/", {"rows_per_s": "1e12"}, follow=True))
+    assert client_of(console.teammate).post(f"/keys/{key.pk}/rates/", {"rows_per_s": "1"}).status_code == 403
+    assert client_of(console.stranger).post(f"/keys/{key.pk}/rates/", {"rows_per_s": "1"}).status_code == 404
+    key.refresh_from_db()
+    assert key.rows_per_s == 300.0
+
+
 def test_a_key_with_more_rights_than_its_maker_is_refused(console: Any) -> None:
     response = client_of(console.developer).post("/keys/new/", {"name": "k", "team": "red", "role": "admin"})
     assert response.status_code == 403
@@ -285,7 +305,9 @@ def gateway(monkeypatch: pytest.MonkeyPatch) -> FakeGateway:
 def test_try_it_goes_through_the_gateway_with_a_short_lived_token(console: Any, gateway: FakeGateway) -> None:
     tensors = [{"name": "pixels", "datatype": "FP32", "shape": [1, 1], "data": [1]}]
     outputs = [{"name": "scores", "datatype": "FP32", "shape": [1, 1], "data": [0.5]}]
-    told = {"model_name": "digits", "model_version": "2", "outputs": outputs}
+    times = {"timeline_gateway_us": 50, "timeline_network_us": 200, "timeline_queue_us": 1500, "timeline_input_us": 0,
+             "timeline_compute_us": 2000, "timeline_output_us": 10}  # fmt: skip
+    told = {"model_name": "digits", "model_version": "2", "outputs": outputs, "parameters": {"own": 1, **times}}
     content = iter([json.dumps(told).encode()])  # a stream, as from a socket
     gateway.answer = httpx.Response(200, content=content, headers={"X-Rollout-Arm": "canary"})
     client = client_of(console.teammate)
@@ -295,7 +317,13 @@ def test_try_it_goes_through_the_gateway_with_a_short_lived_token(console: Any, 
     told = response.json()
     assert told["response"]["outputs"] == outputs
     assert (told["version"], told["arm"]) == ("2", "canary")
+    assert told["response"]["parameters"] == {"own": 1}
+    parts = [(one["part"], one["ms"]) for one in told["timeline"]]
+    assert parts[0][0] == "console"
+    assert parts[1:4] == [("gateway", 0.05), ("network", 0.2), ("queue", 1.5)]
+    assert parts[4:] == [("input", 0.0), ("compute", 2.0), ("output", 0.01)]
     call = gateway.calls[0]
+    assert json.loads(call.content)["parameters"] == {"timeline": True}
     assert call.url.path == "/v2/models/digits/versions/2/infer"
     assert call.headers["authorization"].startswith("Bearer ser_tok.")
 
@@ -313,6 +341,7 @@ def test_try_it_tells_what_went_wrong(console: Any, monkeypatch: pytest.MonkeyPa
         '{"request": []}',
         '{"request": {"inputs": [1]}}',
         '{"request": {"inputs": []}, "version": "x"}',
+        '{"request": {"inputs": [], "parameters": [1]}}',
     ):
         response = client.post("/endpoints/digits/try/", wrong, content_type="application/json")
         assert response.status_code == 400, wrong

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from inference.protocol.child import replica_log
 from tests.support.browser import Visitor, chromium, console_server, executable, screenshots
 from tests.support.cast import make_cast
 from tests.support.showroom import furnish
@@ -34,6 +35,7 @@ PAGES = {
     "endpoints": "/endpoints/",
     "endpoint": "/endpoints/digits/",
     "fleet": "/fleet/",
+    "replica": "/fleet/replicas/REPLICA/",
     "keys": "/keys/",
     "people": "/people/",
     "person": "/people/u/teammate/",
@@ -55,9 +57,56 @@ def cast_and_url(settings: Any, monkeypatch: Any) -> Iterator[Any]:
         yield cast, url
 
 
+def test_logs_are_filtered_paused_and_never_markup(cast_and_url: Any, settings: Any, tmp_path: Path) -> None:
+    from fleet.models import Replica
+
+    _, url = cast_and_url
+    replica = Replica.objects.filter(deployment__version__model__name="digits", phase="ready").first()
+    assert replica is not None
+    path = settings.DATA_DIR / "logs" / replica_log(str(replica.pk), replica.generation)
+    path.parent.mkdir(parents=True)
+    stamp = "2026-01-02 03:04:05,678"
+    path.write_text(f"{stamp} INFO a started\n{stamp} ERROR a <img src=x onerror=alert(1)>\nTraceback\n")
+    with chromium() as browser:
+        visitor = Visitor(browser, url, viewport={"width": 360, "height": 740}).log_in(*ROOT)
+        page = visitor.page
+        page.goto(f"/fleet/replicas/{replica.pk}/")
+        lines = page.locator("[data-lines] .line")
+        lines.nth(2).wait_for()
+        assert "<img src=x onerror=alert(1)>" in lines.nth(1).inner_text()
+        with path.open("a") as file:
+            file.write(f"{stamp} WARNING a more\n")
+        lines.nth(3).wait_for()
+        page.get_by_label("Least level").select_option("3")
+        assert [text.split(" ", 1)[1] for text in lines.all_inner_texts()] == [
+            f"{stamp} ERROR a <img src=x onerror=alert(1)>", "Traceback",
+        ]  # fmt: skip
+        page.get_by_label("Least level").select_option("0")
+        page.get_by_label("Lines that contain").fill("STARTED")
+        assert lines.count() == 1
+        page.get_by_label("Lines that contain").fill("")
+        page.screenshot(path=screenshots(tmp_path) / "logs-narrow.png", full_page=True)
+        page.get_by_role("button", name="Pause").click()
+        with path.open("a") as file:
+            file.write("while paused\n")
+        page.wait_for_timeout(1500)
+        assert lines.count() == 4
+        page.get_by_role("button", name="Go on").click()
+        lines.nth(4).wait_for()
+        assert visitor.too_wide_px <= 0
+        assert visitor.troubles == []
+
+
+def place(path: str) -> str:
+    """The path with the id of a replica that there is."""
+    from fleet.models import Replica
+
+    return path.replace("REPLICA", str(Replica.objects.filter(phase="ready").values_list("pk", flat=True)[0]))
+
+
 def walk(visitor: Visitor, shots: Path, suffix: str) -> None:
     for name, path in PAGES.items():
-        visitor.page.goto(path)
+        visitor.page.goto(place(path))
         visitor.page.wait_for_load_state("load")
         visitor.page.wait_for_timeout(1300 if name == "endpoint" else 250)
         visitor.page.screenshot(path=shots / f"{name}-{suffix}.png", full_page=True)
@@ -95,7 +144,7 @@ def test_axe_finds_nothing(cast_and_url: Any) -> None:
             found += violations(Axe().run(visitor.page, options=rules), f"login {scheme}")
             visitor.log_in(*ROOT)
             for name, path in PAGES.items():
-                visitor.page.goto(path)
+                visitor.page.goto(place(path))
                 visitor.page.wait_for_timeout(200)
                 found += violations(Axe().run(visitor.page, options=rules), f"{name} {scheme}")
     assert found == []
@@ -107,6 +156,24 @@ def violations(results: Any, where: str) -> list[str]:
         for one in results.response["violations"]
         for node in one["nodes"][:3]
     ]
+
+
+def test_the_inside_of_an_endpoint_is_drawn_and_stands_in_tables_too(cast_and_url: Any) -> None:
+    _, url = cast_and_url
+    with chromium() as browser:
+        visitor = Visitor(browser, url).log_in(*ROOT)
+        page = visitor.page
+        page.goto("/endpoints/digits/")
+        page.locator("[data-bind=queue_depth]", has_text=re.compile(r"^14$")).wait_for()
+        inside = page.locator("[data-island=inside-charts]")
+        for name, head in (("stages", "Encode"), ("depth", "Requests waiting"), ("batches", "Batch size, rows")):
+            chart = inside.locator(f"[data-chart={name}]")
+            chart.get_by_text("Figures as a table").click()
+            chart.locator("th", has_text=head).wait_for()
+            chart.locator("tbody tr").first.wait_for()
+        sizes = inside.locator("[data-chart=batches] tbody tr td:first-child").all_inner_texts()
+        assert sizes == ["1", "4", "16", "64"]
+        assert visitor.troubles == []
 
 
 def test_a_split_is_moved_and_the_question_says_the_effect(cast_and_url: Any) -> None:
@@ -254,8 +321,10 @@ def test_an_answer_is_shown_with_its_version_and_latency(cast_and_url: Any, tmp_
     _, url = cast_and_url
     scores = [0.01, 0.02, 0.9, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01, 0.01]
     outputs = [{"name": "scores", "datatype": "FP32", "shape": [1, 10], "data": scores}]
+    times = {"console": 0.9, "gateway": 0.1, "network": 0.2, "queue": 1.0, "input": 0.2, "compute": 1.7, "output": 0.1}
+    timeline = [{"part": part, "ms": took} for part, took in times.items()]
     answers = [
-        {"response": {"outputs": outputs}, "latency_ms": 4.2, "version": "2", "arm": "canary"},
+        {"response": {"outputs": outputs}, "latency_ms": 4.2, "version": "2", "arm": "canary", "timeline": timeline},
         {"error": {"code": "not_ready", "message": "No replica of this model version is ready.", "remedy": "Wait."}},
     ]
     sent: list[Any] = []
@@ -276,6 +345,12 @@ def test_an_answer_is_shown_with_its_version_and_latency(cast_and_url: Any, tmp_
         result.get_by_text("version 2").wait_for()
         assert result.locator(".answer b").inner_text() == "2"
         assert "4.20 ms" in result.inner_text()
+        bars = result.locator(".timeline rect")
+        assert bars.count() == len(times)
+        assert bars.nth(5).get_attribute("width") == f"{100 * 1.7 / 4.2}%"
+        said = result.locator(".timeline .cells > div").all_inner_texts()
+        assert "Queue at the replica" in said[3]
+        assert "1.00 ms" in said[3]
         page.screenshot(path=screenshots(tmp_path) / "answer-light.png")
         page.get_by_role("tab", name="JSON").click()
         page.locator("[data-send]").click()

@@ -15,7 +15,9 @@ from accounts.models import Membership, User
 from console import consumers, hub
 from console.consumers import SESSION_ENDED, TOO_SLOW, ConsoleConsumer
 from console.live import feed_of
+from fleet.models import Replica
 from inference.errors import Forbidden, NotFound
+from inference.protocol.child import replica_log
 from registry.models import ValidationRun
 from tests.support.cast import make_cast
 from tests.support.showroom import checks, furnish
@@ -72,6 +74,55 @@ async def joined(person: User) -> Socket:
     socket = await sync_to_async(socket_of)(person)
     assert await socket.connect()
     return socket
+
+
+def test_an_endpoint_tells_its_stages_batches_and_queue(console: Any) -> None:
+    data = feed_of(console.actor("teammate"), "endpoint:minilm").read()
+    assert data["queue_depth"] == 7
+    assert [edge for edge, _ in data["batches"]] == [1, 4, 16, 64]
+    assert all(requests > 0 for _, requests in data["batches"])
+    stages = data["points"][-1]["stages"]
+    assert len(stages) == 4
+    assert stages[1] == pytest.approx(22 * 0.06, rel=0.01)
+    assert feed_of(console.actor("teammate"), "endpoint:digits").read()["queue_depth"] == 14
+
+
+def log_of(replica: Replica, data_dir: Any) -> Any:
+    folder = data_dir / "logs"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / replica_log(str(replica.pk), replica.generation)
+
+
+async def test_logs_are_followed_live(console: Any, monkeypatch: pytest.MonkeyPatch, settings: Any) -> None:
+    monkeypatch.setattr(hub, "POLL_S", 0.1)
+    replica = await Replica.objects.filter(deployment__version__model__name="digits", phase="ready").afirst()
+    path = log_of(replica, settings.DATA_DIR)
+    path.write_text("2026-01-02 03:04:05,678 WARNING inference.replica <b>first</b>\n")
+    for topic in (f"logs:replica:{replica.pk}", "logs:endpoint:digits"):
+        socket = await joined(console.developer)
+        first = (await socket.ask(topic))["data"]
+        line = next(one for one in first["points"] if "<b>first</b>" in one["text"])
+        assert (line["level"], line["from"]) == ("WARNING", str(replica.pk)[:8])
+        with path.open("a") as file:
+            file.write(f"then {topic}\n")
+        after = await socket.hear()
+        assert after["type"] == "delta"
+        assert [one["text"] for one in after["data"]["points"]] == [f"then {topic}"]
+        await socket.disconnect()
+    assert {host for _, host, _ in first["missing"]} == {"atlas"}
+
+
+async def test_logs_are_for_those_who_may_deploy(console: Any) -> None:
+    replica = await Replica.objects.filter(deployment__version__model__name="digits").afirst()
+    for topic in (f"logs:replica:{replica.pk}", "logs:endpoint:digits"):
+        for person, code in ((console.teammate, "forbidden"), (console.stranger, "not_found")):
+            socket = await joined(person)
+            assert (await socket.ask(topic))["code"] == code
+            await socket.disconnect()
+    socket = await joined(console.root)
+    for topic in ("logs:replica:../../x", "logs:replica:", "logs:", "logs:endpoint:", "logs:host:atlas"):
+        assert (await socket.ask(topic))["code"] == "not_found", topic
+    await socket.disconnect()
 
 
 async def test_a_snapshot_comes_first_and_then_what_changed(console: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -215,6 +215,18 @@ def test_parameters_and_sequences_reach_the_replica(house, client):
     assert 3000 < seen.timeout_ms <= 4000
 
 
+def test_times_and_trace_context_come_back_when_asked_for(channel, client):
+    context = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"
+    found = client.infer("mlp", [tensor()], parameters={"timeline": True}, headers=KEY).get_response()
+    told = {name: value.int64_param for name, value in found.parameters.items()}
+    assert set(told) == {
+        f"timeline_{part}_us" for part in ("gateway", "network", "queue", "input", "compute", "output")
+    }
+    assert told["timeline_queue_us"] == 1
+    _, state = infer(channel, traceparent=context)
+    assert dict(state.trailing_metadata())["traceparent"] == context
+
+
 def test_large_tensors_pass_and_larger_ones_are_refused(channel):
     answer, _ = infer(channel, raw_request(64))
     assert len(answer.raw_output_contents[0]) == 64 * 4 * 4

@@ -21,7 +21,7 @@ from websockets.sync.client import connect
 from inference.client import AsyncClient, Client
 from inference.errors import InvalidInput, NotFound, Unauthenticated
 from inference.protocol.messages import Fault
-from inference.protocol.routes import SAMPLES_STREAM, EndpointRoute, VariantRoute
+from inference.protocol.routes import SAMPLES_STREAM, EndpointRoute, KeyRoute, VariantRoute
 from inference.protocol.samples import Sample
 from tests.support.gateway_house import BIG, HALF, MLP, TEXT, House, request, until
 
@@ -427,6 +427,56 @@ async def test_our_own_client_for_asyncio(gateway):
             await client.infer("mlp", request()["inputs"])
 
 
+def test_a_key_with_a_rate_is_refused_with_the_time_to_come_back(gateway, house):
+    """By requests and by rows; another key is not touched."""
+    limited = [
+        KeyRoute("req", hashlib.sha256(b"s8").hexdigest(), ["mlp"], None, requests_per_s=0.5),
+        KeyRoute("row", hashlib.sha256(b"s9").hexdigest(), ["mlp"], None, rows_per_s=4),
+    ]
+    before = house.now
+    house.publish(msgspec.structs.replace(before, generation=house.generation + 1, keys=[*before.keys, *limited]))
+    house.generation += 1
+    until(lambda: gateway.get("/v2/models/mlp", key="ser_req.s8").status_code == 200)
+    assert gateway.post(key="ser_req.s8").status_code == 200
+    refused = gateway.post(key="ser_req.s8")
+    assert (refused.status_code, refused.headers["x-error-code"]) == (429, "rate_limited")
+    assert refused.headers["retry-after"] == "2"
+    assert "0.5 requests a second" in refused.json()["error"]
+    three = request([0.0] * 48)
+    assert gateway.post(key="ser_row.s9", json=three).status_code == 200
+    refused = gateway.post(key="ser_row.s9", json=three)
+    assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert gateway.post().status_code == 200
+    assert 'reason="rate_limited"' in gateway.get("/metrics").text
+
+
+def test_a_request_may_ask_where_its_time_went(gateway, house):
+    parts = ("gateway", "network", "queue", "input", "compute", "output")
+    answer = gateway.post("/v2/models/slow/infer", json=request() | {"parameters": {"timeline": True, "own": 3}})
+    told = answer.json()["parameters"]
+    assert set(told) == {f"timeline_{part}_us" for part in parts}
+    assert [told[f"timeline_{part}_us"] for part in parts[2:]] == [1, 0, 2, 0]  # the fake replica's nanoseconds
+    assert told["timeline_network_us"] > 200_000
+    assert 0 < told["timeline_gateway_us"] < 10_000_000
+    assert house.replicas["slow"].seen[-1].parameters == {"own": 3}
+    plain = gateway.post("/v2/models/mlp/infer", json=request() | {"parameters": {"timeline": "mine"}})
+    assert "parameters" not in plain.json()
+
+
+def test_the_trace_context_goes_through_and_comes_back(gateway, house):
+    context = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"
+    answer = gateway.post("/v2/models/slow/infer", headers={"traceparent": context})
+    assert answer.headers["traceparent"] == context
+    assert house.replicas["slow"].seen[-1].traceparent == context
+    assert (
+        gateway.post("/v2/models/slow/infer", headers={"traceparent": context}, json={"inputs": []}).headers[
+            "traceparent"
+        ]
+        == context
+    )
+    assert "traceparent" not in gateway.post("/v2/models/slow/infer").headers
+
+
 def test_numbers_reach_the_stream_and_metrics(gateway, house):
     gateway.post("/v2/models/mlp/versions/2/infer")
 
@@ -443,6 +493,19 @@ def test_numbers_reach_the_stream_and_metrics(gateway, house):
     text = gateway.get("/metrics").text
     assert 'serinus_requests_total{arm="canary",endpoint="mlp",version="2"}' in text
     assert "serinus_replicas_ready 5.0" in text
+    assert sum(one.batch_counts.values()) == one.requests
+    assert one.input_sum_ms == pytest.approx(one.requests * 0.0005)
+    assert one.output_sum_ms == pytest.approx(one.requests * 0.0003)
+    stage = 'serinus_stage_seconds_bucket{arm="canary",endpoint="mlp",le="%s",stage="compute",version="2"}'
+    assert stage % "1e-05" in text  # 2 us in every answer of the fake replica
+    gateway.post(key="ser_gone.s1")
+    until(
+        lambda: (
+            'serinus_rejections_total{arm="",endpoint="mlp",reason="unauthenticated",version=""}'
+            in gateway.get("/metrics").text
+        )
+    )
+    until(lambda: 'serinus_batch_size_count{endpoint="mlp",version="2"}' in gateway.get("/metrics").text)
 
 
 def test_broken_requests_are_typed_errors_and_harm_nobody(gateway, house):

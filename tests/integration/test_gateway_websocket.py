@@ -76,6 +76,18 @@ async def test_a_text_frame_is_answered_by_a_text_frame(connect):
         assert (answer["model_version"], answer["parameters"]) == ("1", {"rollout_arm": "primary"})
 
 
+async def test_times_and_trace_context_come_back_when_asked_for(connect):
+    context = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"
+    async with connect() as stream:
+        answer = await ask(stream, request(identity="a") | {"traceparent": context, "parameters": {"timeline": True}})
+    told = answer["parameters"]
+    assert told["traceparent"] == context
+    assert {name for name in told if name.startswith("timeline_")} == {
+        f"timeline_{part}_us" for part in ("gateway", "network", "queue", "input", "compute", "output")
+    }
+    assert told["timeline_queue_us"] == 1
+
+
 async def test_a_binary_frame_is_answered_by_a_binary_frame(connect):
     tensor = {"name": "x", "shape": [1, 16], "datatype": "FP32", "parameters": {"binary_data_size": 64}}
     async with connect() as stream:

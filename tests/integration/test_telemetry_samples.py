@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from inference.protocol.routes import SAMPLES_STREAM
-from inference.protocol.samples import Sample, bucket_of
+from inference.protocol.samples import BATCH_EDGES, Sample, bucket_of
 from telemetry import actions, queries, tasks
 from telemetry.models import StoredSample
 
@@ -114,6 +114,22 @@ def test_summary_adds_up_over_gateways() -> None:
     assert first["p99_ms"] == pytest.approx(50.0, rel=0.25)
     assert first["mean_batch"] == 2.0
     assert (second["version"], second["requests"], second["p50_ms"]) == (2, 1, pytest.approx(10.0, rel=0.25))
+
+
+def test_stages_and_batch_sizes_add_up() -> None:
+    stages = {"queue_sum_ms": 6.0, "input_sum_ms": 3.0, "compute_sum_ms": 9.0, "output_sum_ms": 1.5}
+    actions.store(
+        [
+            sample(1, batch_counts={0: 1, 3: 2}, **stages),
+            sample(1, source="gateway-2", version=2, batch_counts={3: 2, len(BATCH_EDGES): 1}, **stages),
+            sample(2, endpoint="letters", batch_counts={0: 9}),
+            sample(3, ago_s=7200, batch_counts={0: 9}),
+        ]
+    )
+    assert queries.batch_sizes("digits", 60) == [(1, 1), (4, 4), (0, 1)]
+    line = queries.summary("digits", 60)[0]
+    assert [line["queue_ms"], line["input_ms"], line["compute_ms"], line["output_ms"]] == [2.0, 1.0, 3.0, 0.5]
+    assert queries.batch_sizes("nothing", 60) == []
 
 
 def test_series_is_in_order_and_bounded() -> None:

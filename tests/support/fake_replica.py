@@ -215,10 +215,12 @@ class FakePeer(asyncio.Protocol):
             self.transport.write(frames.encode(Fault(number, replica.fault.code, replica.fault.message)))
             return
         if index == replica.answers:
-            self.transport.write(frames.encode(Answer(number, [], 1, QUEUE_NS, INFER_NS)))
+            self.transport.write(frames.encode(Answer(number, [], 1, QUEUE_NS, INFER_NS, True, INPUT_NS, OUTPUT_NS)))
             return
         final = index == replica.answers - 1 and not replica.ends_empty
-        self.transport.write(frames.encode(Answer(number, [header], 1, QUEUE_NS, INFER_NS, final), data))
+        self.transport.write(
+            frames.encode(Answer(number, [header], 1, QUEUE_NS, INFER_NS, final, INPUT_NS, OUTPUT_NS), data)
+        )
         if not final:
             if replica.pace_s:
                 again(replica.pace_s, self.part, number, header, data, index + 1)

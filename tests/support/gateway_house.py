@@ -189,6 +189,7 @@ class House:
         )
 
     def publish(self, table: RoutingTable) -> None:
+        self.now = table
         self.valkey.client.set(routes.TABLE_KEY, routes.encode(table))
         self.valkey.client.publish(routes.TABLE_CHANNEL, str(table.generation))
 

@@ -61,7 +61,9 @@ ROUTES: dict[str, Route] = {
     "/api/me/": Route(GET),
     "/api/explain/": Route(GET),
     "/api/keys/": Route({**GET, "POST": Call(Verb.MANAGE_KEYS, {"name": "k", "team": "red"})}),
-    "/api/keys/<key_id>/": Route({**GET, "DELETE": Call(Verb.MANAGE_KEYS)}, scoped=True),
+    "/api/keys/<key_id>/": Route(
+        {**GET, "DELETE": Call(Verb.MANAGE_KEYS), "PATCH": Call(Verb.MANAGE_KEYS, {"rows_per_s": 9})}, scoped=True
+    ),
     "/api/keys/<key_id>/revoke/": Route({"POST": Call(Verb.MANAGE_KEYS, REASON)}, scoped=True),
     "/api/teams/": Route({**GET, "POST": Call(body={"name": "green"}, superuser=True)}),
     "/api/teams/<team>/": Route(GET, scoped=True),
@@ -151,9 +153,11 @@ ROUTES: dict[str, Route] = {
     "/endpoints/<name>/versions/<number>/scale/": _post(Verb.DEPLOY, {"replicas": "2"}),
     "/fleet/": Route(GET, page=True),
     "/fleet/hosts/<name>/drain/": Route({"POST": Call(body={"draining": "1"}, superuser=True)}, page=True),
+    "/fleet/replicas/<replica>/": Route(GET, scoped=True, page=True),
     "/fleet/replicas/<replica>/restart/": _post(Verb.OPERATE),
     "/keys/": Route({"GET": Call(Verb.MANAGE_KEYS)}, page=True),
     "/keys/new/": Route({"POST": Call(Verb.MANAGE_KEYS, {"name": "k", "team": "red", "role": "viewer"})}, page=True),
+    "/keys/<key>/rates/": _post(Verb.MANAGE_KEYS, {"requests_per_s": "5"}),
     "/keys/<key>/revoke/": _post(Verb.MANAGE_KEYS),
     "/people/": Route(GET, page=True),
     "/people/new/": Route(

@@ -208,7 +208,7 @@ def _house(served: list[Version]) -> None:
         for number in range(2):
             Replica.objects.create(
                 deployment=wish, host=atlas, device="cuda:0" if place == 1 else "cpu", phase="ready" if number == 0 else "backoff",
-                ready_at=timezone.now(), memory_bytes=300 << 20, pid=4000 + place, restarts=number * 3,
+                ready_at=timezone.now(), memory_bytes=300 << 20, pid=4000 + place, queue_depth=7 if number == 0 else 0, restarts=number * 3,
                 message="" if number == 0 else f"the process ended with signal 11 {HOSTILE}",
             )  # fmt: skip
 
@@ -239,6 +239,11 @@ def _traffic() -> None:
                     requests=requests,
                     errors=int(back % 97 == 0),
                     latency_counts={str(bucket): count for bucket, count in counts.items()},
+                    queue_sum_ms=sum(counts.values()) * base * 0.3 * (1 + 0.3 * chance.random()),
+                    input_sum_ms=sum(counts.values()) * base * 0.06,
+                    compute_sum_ms=sum(counts.values()) * base * 0.5 * (1 + 0.1 * chance.random()),
+                    output_sum_ms=sum(counts.values()) * base * 0.04,
+                    batch_counts={"0": requests // 9 + 1, "3": requests // 2, "7": requests // 3, "11": 2},
                 )
             )
     StoredSample.objects.bulk_create(rows)

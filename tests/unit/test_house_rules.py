@@ -87,3 +87,13 @@ def test_every_batching_setting_is_documented():
     page = (REPO / "docs" / "batching.md").read_text()
     names = {*RuntimeSettings.__struct_fields__, *QueuePolicy.__struct_fields__} - elsewhere
     assert not {name for name in names if f"`{name}`" not in page}
+
+
+def test_every_metric_is_documented():
+    from inference import metrics
+    from inference.gateway.exposition_triton import _FAMILIES
+
+    page = (REPO / "docs" / "metrics.md").read_text()
+    ours = {value for value in vars(metrics).values() if isinstance(value, str) and value.startswith("serinus_")}
+    assert len(ours) > 10
+    assert not {name for name in ours | set(_FAMILIES) if f"`{name}`" not in page}

@@ -6,6 +6,8 @@ import { watchConnection } from "./lib/socket.js";
 const ISLANDS = {
   live: () => import("./islands/live.js"),
   "endpoint-charts": () => import("./islands/endpoint-charts.js"),
+  "inside-charts": () => import("./islands/inside-charts.js"),
+  "log-tail": () => import("./islands/log-tail.js"),
   split: () => import("./islands/split.js"),
   "try-it": () => import("./islands/try-it.js"),
   uploader: () => import("./islands/uploader.js"),

@@ -105,5 +105,6 @@ def _special(call: Call, headers: list[TensorHeader], pieces: list[memoryview]) 
 
 
 def arm_metadata(done: Done) -> tuple[tuple[str, str], ...]:
-    """Who answered: the same headers as REST's."""
-    return tuple((name.decode(), value.decode()) for name, value in done.variant.headers)
+    """Who answered: the same headers as REST's; and the trace context, when one was given."""
+    found = tuple((name.decode(), value.decode()) for name, value in done.variant.headers)
+    return (*found, ("traceparent", done.call.traceparent)) if done.call.traceparent else found

@@ -58,6 +58,8 @@ def endpoint(request: HttpRequest, name: str) -> HttpResponse:
         "now": now,
         "live": {"topic": f"endpoint:{name}", "stamps": now["stamps"]},
         "charts": {"topic": f"endpoint:{name}", "versions": numbers},
+        "inside": {"topic": f"endpoint:{name}"},
+        "logs": {"topic": f"logs:endpoint:{name}", "open": False},
         "split": {"topic": f"endpoint:{name}", "versions": numbers, "weights": [v.weight_bp for v in variants]},
         "signature": signature,
         "numbers": numbers,

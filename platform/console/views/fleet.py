@@ -9,13 +9,11 @@ from django.shortcuts import render
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_POST
 
-from accounts.permissions import MAY, Verb, actor_of, visible
+from accounts.permissions import MAY, Verb, actor_of
 from console.live import fleet_data
-from console.pages import attempt, page
-from console.reading import OF_VERSION, host_states, pending
+from console.pages import attempt, page, rights
+from console.reading import host_states, pending, replica_numbered
 from fleet import actions
-from fleet.models import Replica
-from inference.errors import NotFound
 
 
 @require_GET
@@ -32,6 +30,16 @@ def fleet(request: HttpRequest) -> HttpResponse:
     if request.GET.get("part") == "fleet":
         return render(request, "part/fleet.html", context)
     return render(request, "fleet.html", {**context, "live": {"topic": "fleet", "stamps": fleet_data(actor)["stamps"]}})
+
+
+@require_GET
+@page
+def replica(request: HttpRequest, replica: uuid.UUID) -> HttpResponse:
+    actor = actor_of(request)
+    found = replica_numbered(actor, str(replica))
+    may = rights(actor, found.deployment)
+    context = {"replica": found, "may": may, "logs": {"topic": f"logs:replica:{found.pk}", "open": True}}
+    return render(request, "replica.html", context)
 
 
 @require_POST
@@ -53,10 +61,7 @@ def drain(request: HttpRequest, name: str) -> HttpResponse:
 @page
 def restart(request: HttpRequest, replica: uuid.UUID) -> HttpResponse:
     actor = actor_of(request)
-    rows = visible(actor, Replica.objects.select_related(OF_VERSION), OF_VERSION)
-    found = rows.filter(pk=replica).first()
-    if found is None:
-        raise NotFound("There is no such replica in your teams.")
+    found = replica_numbered(actor, str(replica))
     back = request.POST.get("back", "")
     return attempt(
         request,

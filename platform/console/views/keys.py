@@ -18,7 +18,7 @@ from accounts import actions
 from accounts.models import ApiKey, Role, Team
 from accounts.permissions import MAY, Actor, Verb, actor_of, can, require, visible
 from accounts.teams import find_team
-from console.forms import KeyForm, complain
+from console.forms import KeyForm, RatesForm, complain
 from console.pages import attempt, page
 from endpoints.models import Endpoint
 from inference.errors import Forbidden, NotFound, SerinusError
@@ -73,6 +73,8 @@ def create(request: HttpRequest) -> HttpResponse:
             role=wish["role"],
             endpoints=[name for name in request.POST.getlist("endpoints") if name] or None,
             expires_at=timezone.now() + timedelta(days=days) if days else None,
+            requests_per_s=wish["requests_per_s"] or 0.0,
+            rows_per_s=wish["rows_per_s"] or 0.0,
         )
     except (Forbidden, NotFound):
         raise
@@ -81,13 +83,31 @@ def create(request: HttpRequest) -> HttpResponse:
     return render(request, "keys.html", {**_context(request, actor), "made": key, "token": token})
 
 
+def _key(actor: Actor, key: str) -> ApiKey:
+    found = visible(actor, ApiKey.objects.select_related("team")).filter(pk=key).first()
+    if found is None:
+        raise NotFound("There is no such key in your teams.")
+    return found
+
+
+@require_POST
+@page
+def rates(request: HttpRequest, key: str) -> HttpResponse:
+    actor = actor_of(request)
+    found = _key(actor, key)
+    form = RatesForm(request.POST)
+    if not form.is_valid():
+        return complain(request, form, reverse("console:keys"))
+    wish = {name: value or 0.0 for name, value in form.cleaned_data.items()}
+    said = f"The limits of “{found.name}” are set. Gateways follow within a second."
+    return attempt(request, reverse("console:keys"), said, lambda: actions.set_rates(actor=actor, key=found, **wish))
+
+
 @require_POST
 @page
 def revoke(request: HttpRequest, key: str) -> HttpResponse:
     actor = actor_of(request)
-    found = visible(actor, ApiKey.objects.select_related("team")).filter(pk=key).first()
-    if found is None:
-        raise NotFound("There is no such key in your teams.")
+    found = _key(actor, key)
     return attempt(
         request,
         reverse("console:keys"),

@@ -20,13 +20,14 @@ from inference.errors import Malformed, SerinusError
 
 TIMEOUT_S = 30.0
 MAX_REQUEST_TENSORS = 64
+PARTS = ("gateway", "network", "queue", "input", "compute", "output")
 
 
 @require_POST
 @page
 def try_it(request: HttpRequest, name: str) -> HttpResponse:
-    """{"request": infer request, "version": number | null} -> {"response", "latency_ms", "version", "arm"}, or
-    {"error": {"code", "message", "remedy"?}} as everywhere.
+    """{"request": infer request, "version": number | null} -> {"response", "latency_ms", "timeline", "version", "arm"},
+    or {"error": {"code", "message", "remedy"?}} as everywhere.
     """
     actor = actor_of(request)
     found = endpoint_named(actor, name)
@@ -35,7 +36,7 @@ def try_it(request: HttpRequest, name: str) -> HttpResponse:
         wish, version = _read(request.body)
         token = make_token(token_secret(), user=actor.name, endpoint=found.name)
         with Client(settings.GATEWAY_URL, token, timeout_s=TIMEOUT_S) as client:
-            answer = client.infer(found.name, wish["inputs"], version=version, parameters=wish.get("parameters"))
+            answer = client.infer(found.name, wish["inputs"], version=version, parameters=_parameters(wish))
     except SerinusError as error:
         return _refused(request, error)
     return JsonResponse(_shown(found.name, answer))
@@ -55,6 +56,23 @@ def _read(data: bytes) -> tuple[dict[str, Any], int | None]:
         raise Malformed("The request must be JSON with “inputs”.") from error
 
 
+def _parameters(wish: dict[str, Any]) -> dict[str, Any]:
+    """Those of the request, and the wish to know where its time goes. Raises Malformed."""
+    given = wish.get("parameters") or {}
+    if not isinstance(given, dict):
+        raise Malformed("“parameters” must be an object of names and values")
+    return {**given, "timeline": True}
+
+
+def _timeline(answer: Prediction) -> list[dict[str, Any]]:
+    """[{part, ms}] in the order of time; `console` is what this console and its way to the gateway took."""
+    told = {part: float(answer.parameters.get(f"timeline_{part}_us", 0)) / 1e3 for part in PARTS}
+    if not any(f"timeline_{part}_us" in answer.parameters for part in PARTS):
+        return []
+    rest = max(0.0, answer.took_ms - sum(told.values()))
+    return [{"part": part, "ms": round(ms, 3)} for part, ms in {"console": rest, **told}.items()]
+
+
 def _refused(request: HttpRequest, error: SerinusError) -> JsonResponse:
     remedy = "No replica is ready yet: see the replicas below the split." if error.code == "not_ready" else ""
     told = body(error.code, error.message, getattr(request, "request_id", ""), remedy=remedy)
@@ -63,10 +81,13 @@ def _refused(request: HttpRequest, error: SerinusError) -> JsonResponse:
 
 
 def _shown(name: str, answer: Prediction) -> dict[str, Any]:
-    response = {"model_name": name, "model_version": answer.model_version, "outputs": answer.outputs}
+    response: dict[str, Any] = {"model_name": name, "model_version": answer.model_version, "outputs": answer.outputs}
+    if own := {key: value for key, value in answer.parameters.items() if not key.startswith("timeline_")}:
+        response["parameters"] = own
     return {
         "response": response,
         "latency_ms": round(answer.took_ms, 2),
+        "timeline": _timeline(answer),
         "version": answer.model_version,
         "arm": answer.arm,
         "request_id": answer.request_id,

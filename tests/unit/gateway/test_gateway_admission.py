@@ -4,9 +4,11 @@ import json
 from hashlib import sha256
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from inference.errors import Forbidden, Overloaded, Unauthenticated
-from inference.gateway.admission import ALL, ANONYMOUS, Bucket, Keys, Queue, admit_caller
+from inference.errors import Forbidden, Overloaded, RateLimited, Unauthenticated
+from inference.gateway.admission import ALL, ANONYMOUS, Bucket, Caller, Keys, Limiter, Queue, admit_caller, has_room
 from inference.protocol.routes import EndpointRoute, KeyRoute, RoutingTable
 
 NOW = 1_000_000.0
@@ -109,3 +111,138 @@ def test_retries_are_a_tenth_of_requests_after_a_burst():
         bucket.earn()
         taken += bucket.take()
     assert 95 <= taken <= 100
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 50.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def passes(act) -> bool:
+    try:
+        act()
+    except RateLimited:
+        return False
+    return True
+
+
+rates = st.floats(0.1, 1000)
+gaps = st.lists(st.floats(0, 3), min_size=1, max_size=80)
+
+
+@given(rates, gaps)
+def test_no_more_requests_pass_than_the_rate_and_one_burst_allow(rate, waits):
+    clock = Clock()
+    limiter = Limiter(clock).set(rate, 0)
+    passed = 0
+    for wait in waits:
+        clock.now += wait
+        passed += passes(limiter.request)
+    assert passed <= rate * sum(waits) + max(1, rate) + 1e-6
+
+
+@given(rates, st.lists(st.tuples(st.floats(0, 3), st.integers(1, 300)), min_size=1, max_size=60))
+def test_no_more_rows_pass_than_the_rate_one_burst_and_the_last_request_allow(rate, asked):
+    clock = Clock()
+    limiter = Limiter(clock).set(0, rate)
+    passed, largest = 0, 0
+    for wait, rows in asked:
+        clock.now += wait
+        if passes(lambda rows=rows: limiter.rows(rows)):
+            passed += rows
+            largest = max(largest, rows)
+    assert passed <= rate * sum(wait for wait, _ in asked) + max(rate, largest) + 1e-6
+
+
+@given(rates, st.integers(1, 300), st.integers(1, 50))
+def test_the_first_comes_through_and_who_waits_as_long_as_told_does_too(rate, rows, more):
+    """Requests as well as rows, one that is larger than a second's worth too."""
+    clock = Clock()
+    limiter = Limiter(clock).set(rate, rate)
+    for take in (limiter.request, lambda: limiter.rows(rows)):
+        take()
+        for _ in range(more):
+            wait = refusal(take)
+            if wait is not None:
+                clock.now += wait
+                take()
+
+
+def refusal(act) -> float | None:
+    try:
+        act()
+    except RateLimited as refused:
+        return refused.retry_after_s
+    return None
+
+
+def test_a_key_without_bounds_is_never_limited():
+    limiter = Limiter(Clock())
+    for _ in range(1000):
+        limiter.request()
+        limiter.rows(10_000)
+
+
+def test_a_limiter_outlives_the_table_and_follows_its_rates():
+    limiters: dict[str, Limiter] = {}
+
+    def caller(rate: float) -> Caller:
+        route = KeyRoute("one", sha256(b"s1").hexdigest(), ["e"], None, requests_per_s=rate)
+        return Keys(RoutingTable(generation=1, keys=[route]), now=lambda: NOW, limiters=limiters).caller("ser_one.s1")
+
+    first = caller(2).limiter
+    assert [passes(first.request) for _ in range(4)] == [True, True, False, False]
+    assert caller(2).limiter is first
+    assert not passes(caller(2).limiter.request)
+    assert caller(0).limiter is None
+
+
+@given(st.integers(1, 500), st.integers(0, 600), st.integers(0, 600), st.integers(1, 50))
+def test_room_is_never_given_beyond_the_limit(limit, total, mine, keys):
+    assert not (has_room(total, limit, mine, keys) and total >= limit)
+    if total < limit // 2:
+        assert has_room(total, limit, mine, keys)
+
+
+@given(st.integers(16, 400), st.integers(1, 1000))
+def test_a_flood_of_one_key_leaves_room_for_another(limit, tries):
+    """Also when the other comes last of all, and the flood goes on in between."""
+    queue = Queue()
+    flood, other = Caller("flood", frozenset()), Caller("other", frozenset())
+
+    def enters(caller: Caller) -> bool:
+        try:
+            queue.enter(limit, caller)
+        except Overloaded:
+            return False
+        return True
+
+    took = sum(enters(flood) for _ in range(limit + tries))
+    assert took >= limit - limit // 16 - 1
+    assert enters(other)
+    shed = [enters(flood) for _ in range(tries)]
+    assert not any(shed)
+    # what the flood gives back is the other's to take, up to its half
+    for _ in range(took):
+        queue.leave("flood")
+        assert enters(other) or queue.in_flight >= limit // 2
+
+
+@given(st.integers(1, 300), st.lists(st.tuples(st.sampled_from("abcd"), st.booleans()), max_size=300))
+def test_the_queue_counts_right_whatever_comes_and_goes(limit, steps):
+    queue = Queue()
+    inside: list[str] = []
+    for name, comes in steps:
+        if comes:
+            try:
+                queue.enter(limit, Caller(name, frozenset()))
+            except Overloaded:
+                continue
+            inside.append(name)
+        elif name in inside:
+            inside.remove(name)
+            queue.leave(name)
+        assert queue.in_flight == len(inside) <= limit

@@ -86,7 +86,27 @@ function show(answer, labels, batched) {
   const head = el("div", { class: "cluster" }, el("span", { class: "badge good" }, "Answered"), el("span", {}, ms(answer.latency_ms)), el("span", { class: "muted" }, `version ${answer.version ?? "?"}`), answer.arm ? el("span", { class: "chip" }, answer.arm) : null);
   const outputs = answer.response.outputs.map((output) => el("div", { class: "stack tight" }, el("h3", {}, output.name, " ", el("span", { class: "sub mono" }, `${output.datatype} [${output.shape.join(", ")}]`)), ...picture(output, labels, batched)));
   const json = el("details", {}, el("summary", {}, "Whole answer as JSON"), el("pre", { class: "code", tabindex: "0" }, JSON.stringify(answer.response, null, 1).slice(0, 20_000)));
-  return [head, ...outputs, json];
+  return [head, timeline(answer.timeline ?? []), ...outputs, json].filter(Boolean);
+}
+
+const PARTS = { console: "Console and the way to the gateway", gateway: "Gateway: reading, admission, routing", network: "Way to the replica and back", queue: "Queue at the replica", input: "Batch assembly", compute: "Compute", output: "Encode" };
+
+// One bar of the whole time; the numbers stand below it, in the order of time.
+function timeline(parts) {
+  const whole = parts.reduce((sum, one) => sum + one.ms, 0);
+  if (!whole) return null;
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  svg.setAttribute("class", "bar thick");
+  svg.setAttribute("aria-hidden", "true");
+  let at = 0;
+  const rows = parts.map(({ part, ms: took }) => {
+    const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+    for (const [key, value] of Object.entries({ x: `${(100 * at) / whole}%`, width: `${(100 * took) / whole}%`, height: "100%", class: `t-${part}` })) rect.setAttribute(key, value);
+    svg.append(rect);
+    at += took;
+    return el("div", {}, el("span", {}, el("i", { class: `swatch t-${part}`, "aria-hidden": "true" }), ` ${PARTS[part] ?? part}`), el("span", {}), el("span", {}, ms(took)));
+  });
+  return el("details", { class: "timeline", open: true }, el("summary", {}, "Where the time went"), el("div", { class: "stack tight" }, svg, el("div", { class: "cells" }, ...rows)));
 }
 
 // Numbers of the first item as bars; the best class first when the model has labels or the vector looks like scores.

@@ -13,9 +13,10 @@ function niceStep(top, lines) {
 }
 
 export class LineChart {
-  // series: [{ key, label, tone (1..4), dash }], format: number -> text, window_s: seconds shown
-  constructor(host, { series, format, window_s = 300, label }) {
-    Object.assign(this, { host, series, format, window_s, points: [], hover: null });
+  // series: [{ key, label, tone (1..4), dash }], format: number -> text, window_s: seconds shown, stacked: areas on top
+  // of each other instead of lines, empty: what stands where there is no point
+  constructor(host, { series, format, window_s = 300, label, stacked = false, empty = "No requests in this time" }) {
+    Object.assign(this, { host, series, format, window_s, stacked, empty, points: [], hover: null });
     this.canvas = el("canvas", { role: "img", "aria-label": label });
     this.legend = el("div", { class: "legend", "aria-hidden": "true" });
     this.table = el("table", {});
@@ -68,7 +69,8 @@ export class LineChart {
     const span = Math.min(this.window_s, Math.max(SHORTEST_S, Math.ceil(age / SHORTEST_S) * SHORTEST_S));
     const start = end - span;
     const shown = this.points.filter((point) => point.at >= start);
-    const top = Math.max(1e-9, ...shown.flatMap((point) => this.series.map((one) => point[one.key] ?? 0)));
+    const height_of = (point) => { const values = this.series.map((one) => point[one.key] ?? 0); return this.stacked ? values.reduce((sum, value) => sum + value, 0) : Math.max(...values); };
+    const top = Math.max(1e-9, ...shown.map(height_of));
     const step = niceStep(top * 1.08, 4);
     const high = step * Math.max(1, Math.ceil((top * 1.08) / step));
     return {
@@ -88,7 +90,8 @@ export class LineChart {
     pen.scale(ratio, ratio);
     const scale = this.scale(width, height);
     this.drawGrid(pen, scale, width, height);
-    for (const one of this.series) this.drawLine(pen, scale, one);
+    if (this.stacked) this.drawAreas(pen, scale);
+    else for (const one of this.series) this.drawLine(pen, scale, one);
     this.drawHover(pen, scale, height);
     if (!scale.shown.length) this.drawEmpty(pen, width, height);
     if (this.details.open) this.fillTable();
@@ -142,6 +145,22 @@ export class LineChart {
     if (this.hover === null) this.values.get(one.key).textContent = this.format(scale.shown.at(-1)?.[one.key] ?? null);
   }
 
+  // Each second is a column of its own width, so that seconds without requests stay empty.
+  drawAreas(pen, scale) {
+    const wide = Math.max(1, scale.x(1) - scale.x(0));
+    const bottoms = scale.shown.map(() => 0);
+    for (const one of this.series) {
+      pen.fillStyle = getComputedStyle(this.swatches.get(one.key)).color;
+      scale.shown.forEach((point, place) => {
+        const value = point[one.key] ?? 0;
+        const [low, high] = [scale.y(bottoms[place]), scale.y(bottoms[place] + value)];
+        pen.fillRect(scale.x(point.at) - wide, high, wide + 0.3, low - high);
+        bottoms[place] += value;
+      });
+      if (this.hover === null) this.values.get(one.key).textContent = this.format(scale.shown.at(-1)?.[one.key] ?? null);
+    }
+  }
+
   drawHover(pen, scale, height) {
     if (this.hover === null || !scale.shown.length) return;
     const nearest = scale.shown.reduce((best, point) => (Math.abs(scale.x(point.at) - this.hover) < Math.abs(scale.x(best.at) - this.hover) ? point : best));
@@ -153,7 +172,7 @@ export class LineChart {
     for (const one of this.series) {
       const value = nearest[one.key];
       this.values.get(one.key).textContent = this.format(value ?? null);
-      if (value === null || value === undefined) continue;
+      if (value === null || value === undefined || this.stacked) continue;
       pen.fillStyle = getComputedStyle(this.swatches.get(one.key)).color;
       pen.beginPath(); pen.arc(x, scale.y(value), 3, 0, 7); pen.fill();
     }
@@ -163,7 +182,7 @@ export class LineChart {
     pen.fillStyle = getComputedStyle(this.legend).color;
     pen.textAlign = "center";
     pen.font = `13px ${getComputedStyle(this.legend).fontFamily}`;
-    pen.fillText("No requests in this time", width / 2, height / 2 - 4);
+    pen.fillText(this.empty, width / 2, height / 2 - 4);
   }
 
   fillTable() {

@@ -1,0 +1,126 @@
+"""What a gateway counts of its requests, and how it comes out at /metrics and in samples."""
+
+from __future__ import annotations
+
+import msgspec
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from inference import metrics
+from inference.errors import Overloaded, Unauthenticated
+from inference.gateway import exposition
+from inference.gateway.exposition_versions import families
+from inference.gateway.telemetry import Telemetry
+from inference.protocol.messages import Answer
+from inference.protocol.samples import BATCH_EDGES, STAGE_EDGES_NS, Sample
+from inference.protocol.statistics import BatchStatistics, Duration, ModelStatistics
+
+KEY = ("mlp", 1, "primary")
+times = st.integers(0, 30_000_000_000)
+
+
+def answer(queue: int, entered: int, compute: int, output: int, size: int) -> Answer:
+    return Answer(1, [], size, queue, compute, input_ns=entered, output_ns=output)
+
+
+answers = st.lists(
+    st.builds(answer, times, times, times, times, st.integers(0, 3000)),
+    max_size=30,
+    unique_by=lambda one: one.compute_ns,
+)
+
+
+def bucket(edges: tuple[int, ...], value: int) -> int:
+    return next((index for index, edge in enumerate(edges) if value <= edge), len(edges))
+
+
+@given(answers, st.lists(st.integers(1, 5), max_size=30), st.lists(st.booleans(), max_size=60))
+def test_counting_by_batches_is_counting_by_requests(passes, sizes, ends):
+    """Whatever the order of answers and whenever a second ends, nothing is lost and nothing counted twice."""
+    telemetry = Telemetry("t")
+    told = [one for one, times in zip(passes, [*sizes, *[1] * len(passes)], strict=False) for _ in range(times)]
+    for index, one in enumerate(told):
+        telemetry.answered(KEY, 1.0, one, 0)
+        if index < len(ends) and ends[index]:
+            telemetry.close_bin(index)
+    found = dict(telemetry.totals()).get(KEY)
+    again = dict(telemetry.totals()).get(KEY)
+    if not told:
+        assert found is None
+        return
+    for name, take in (
+        ("queue", lambda one: one.queue_ns),
+        ("input", lambda one: one.input_ns),
+        ("compute", lambda one: one.compute_ns),
+        ("output", lambda one: one.output_ns),
+        ("batches", lambda one: one.batch_size),
+    ):
+        edges = BATCH_EDGES if name == "batches" else STAGE_EDGES_NS
+        wanted = [0] * (len(edges) + 1)
+        for one in told:
+            wanted[bucket(edges, take(one))] += 1
+        assert getattr(found, name).counts == getattr(again, name).counts == wanted
+        assert getattr(found, name).total == sum(take(one) for one in told)
+
+
+def test_a_sample_bears_stages_and_batch_sizes():
+    telemetry = Telemetry("t")
+    for queue in (1_000_000, 3_000_000):
+        telemetry.answered(KEY, 5.0, answer(queue, 200_000, 2_000_000, 100_000, 2), 0)
+    telemetry.answered(KEY, 5.0, answer(0, 300_000, 2_500_000, 0, 40), 0)
+    telemetry.close_bin(7)
+    sample = msgspec.msgpack.decode(telemetry.waiting[0], type=Sample)
+    assert (sample.queue_sum_ms, sample.input_sum_ms, sample.compute_sum_ms) == (4.0, 0.7, 6.5)
+    assert (sample.output_sum_ms, sample.batch_sum) == (0.2, 44)
+    assert {BATCH_EDGES[index]: count for index, count in sample.batch_counts.items()} == {2: 2, 48: 1}
+
+
+def test_a_reader_of_before_and_a_sender_of_before_are_understood():
+    old = {"source": "g", "sequence": 1, "at_unix_s": 1, "endpoint": "e", "version": 1, "arm": "primary"}
+    assert msgspec.msgpack.decode(msgspec.msgpack.encode(old), type=Sample).batch_counts == {}
+
+    class Before(msgspec.Struct):
+        source: str
+        requests: int
+
+    sent = msgspec.msgpack.encode(Sample("g", 1, 1, "e", 1, "primary", 3, batch_counts={1: 2}))
+    assert msgspec.msgpack.decode(sent, type=Before).requests == 3
+
+
+def scraped(found) -> dict[tuple[str, str], float]:
+    text = metrics.render(found)[1].decode()
+    return {
+        (one.name, ",".join(value for _, value in sorted(one.labels.items()))): one.value
+        for family in text_string_to_metric_families(text)
+        for one in family.samples
+    }
+
+
+def test_stages_and_rejections_come_out_at_metrics():
+    telemetry = Telemetry("t")
+    telemetry.answered(KEY, 5.0, answer(15_000, 1, 90_000, 30_000_000_000, 2), 0)
+    telemetry.failed(KEY, 1.0, Overloaded(), 0)
+    telemetry.refused("mlp", Unauthenticated())
+    found = scraped([exposition._stages(telemetry), exposition._rejections(telemetry)])
+    stage = "serinus_stage_seconds"
+    assert found[f"{stage}_bucket", "primary,mlp,1e-05,queue,1"] == 0
+    assert found[f"{stage}_bucket", "primary,mlp,2e-05,queue,1"] == 1
+    assert found[f"{stage}_sum", "primary,mlp,compute,1"] == 9e-05
+    assert found[f"{stage}_bucket", "primary,mlp,10.4858,output,1"] == 0
+    assert found[f"{stage}_bucket", "primary,mlp,+Inf,output,1"] == 1
+    assert found["serinus_rejections_total", "primary,mlp,overloaded,1"] == 1
+    assert found["serinus_rejections_total", ",mlp,unauthenticated,"] == 1
+
+
+def test_padding_and_batch_sizes_of_a_version_come_out_at_metrics():
+    told = ModelStatistics(padded_rows=3, elements=100, padding_elements=25, cancelled=2, queue_depth=4)
+    told.batches = {size: BatchStatistics(compute_infer=Duration(count, 1)) for size, count in ((1, 5), (7, 2))}
+    found = scraped(families({("mlp", "1"): told}))
+    assert found["serinus_batch_size_count", "mlp,1"] == 7
+    assert found["serinus_batch_size_sum", "mlp,1"] == 19
+    assert found["serinus_batch_size_bucket", "mlp,6,1"] == 5
+    assert found["serinus_batch_size_bucket", "mlp,8,1"] == 7
+    assert found["serinus_padding_elements_total", "mlp,1"] == 25
+    assert (found["serinus_elements_total", "mlp,1"], found["serinus_padded_rows_total", "mlp,1"]) == (100, 3)
+    assert (found["serinus_requests_dropped_total", "mlp,1"], found["serinus_queue_depth", "mlp,1"]) == (2, 4)
