@@ -7,7 +7,7 @@ SILERO := silero-vad==6.2.3
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install run check format unit test e2e bench proto clean
+.PHONY: help install run check format unit test e2e bench bench-peers soak proto clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -67,5 +67,14 @@ proto: $(VENV)/.installed-dev ## Compile the .proto files again
 	cd inference/protocol/proto && for name in *.proto; do \
 		$(abspath $(BIN))/python -m grpc_tools.protoc -I. --descriptor_set_out=$${name%.proto}.binpb $$name || exit 1; done
 
+# Each peer gets an environment of its own in .bench/; `PEERS=mosec,litserve` chooses, ARGS="--with-ray" adds Ray Serve.
+PEERS ?= mosec,litserve,bentoml,mlserver
+bench-peers: $(VENV)/.installed-dev ## Serinus beside other servers on this machine (installs them; not in CI)
+	$(BIN)/python -m tests.benchmarks.peers --peers $(PEERS) --write $(ARGS)
+
+MINUTES ?= 10
+soak: $(VENV)/.installed-dev ## Ten minutes at 70 % load with crashing clients, then 100,000 broken messages
+	$(BIN)/python -m tests.soak --minutes $(MINUTES)
+
 clean: ## Remove the environment and caches (keeps .serinus, where your data is)
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .bench .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -171,6 +171,12 @@ class ModelFailed(ServerError):
     code = "model_failed"
 
 
+class InvalidOutput(ServerError):
+    """The model's answer holds NaN or infinity, which this version does not give out."""
+
+    code = "invalid_output"
+
+
 class OutOfMemory(ServerError):
     """The model ran out of memory."""
 

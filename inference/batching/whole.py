@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from inference.errors import ModelFailed, SerinusError
 from inference.runtime import tensors
-from inference.runtime.runner import Ran, Runner
+from inference.runtime.runner import Ran, Runner, refused_nonfinite
 from inference.runtime.tensors import Arrays
 
 log = logging.getLogger(__name__)
@@ -22,9 +22,11 @@ def run_whole(runner: Runner, requests: Sequence[Arrays]) -> Ran:
         stacked_at = time.perf_counter_ns()
         outputs = runner.run(stacked)
         ran_at = time.perf_counter_ns()
-        if len(requests) == 1:
-            return Ran([outputs], stacked_at - began, ran_at - stacked_at)
-        results = tensors.split(outputs, [1] * len(requests))
+        results: Sequence[Arrays | SerinusError] = [outputs]
+        if len(requests) > 1:
+            results = tensors.split(outputs, [1] * len(requests))
+        if runner.rejects_nonfinite:
+            results = [refused_nonfinite(one) for one in results]
     except SerinusError as error:
         return Ran([error for _ in requests])
     except Exception:

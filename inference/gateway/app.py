@@ -140,6 +140,8 @@ class App:
             if door.handler is None:
                 if place.name:
                     self._plane.admit(place.name, credential_of(head.headers))
+                else:
+                    self._rest.known(head.headers)
                 raise Malformed("This address speaks WebSocket")
             request = Request(head, body, request_id.decode(), place.what, place.name, place.number, place.rest)
             _Task(connection, self._serve(connection, request, door.handler))

@@ -75,7 +75,7 @@ class Chunked:
         if match is None:
             raise Malformed("a chunk of the request's body does not say its size")
         size = int(match[1], 16)
-        self._count += 1
+        self._count += size > 0  # the one that ends the body holds nothing
         if self._count > MAX_CHUNKS:
             raise TooLarge(f"The request body comes in more than {MAX_CHUNKS} chunks")
         self._bodies.check(self.size + size)

@@ -50,6 +50,10 @@ _PATH = re.compile(r"(?<![\w:/])/(?:[\w.@+-]+/)+[\w.@+-]*")
 _SPOKEN = (Overloaded, NotReady)
 
 
+class ConnectionLost(ReplicaLost):
+    """The replica was lost before it answered."""
+
+
 def fault_error(fault: Fault) -> SerinusError:
     """The error that a replica's Fault stands for. What a server's fault says may quote its insides: it is logged,
     and the caller gets the class's own words.
@@ -149,7 +153,7 @@ class _Wire(asyncio.BufferedProtocol):
         self._link.unready(self)
         pending, self.pending = self.pending, {}
         for flight in pending.values():
-            self._link.failed(flight, ReplicaLost(retry_after_s=1.0))
+            self._link.failed(flight, ConnectionLost(retry_after_s=1.0))
         for future in self.asked.values():
             if not future.done():
                 future.set_exception(ReplicaLost(retry_after_s=1.0))

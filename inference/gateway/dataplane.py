@@ -20,6 +20,7 @@ from inference.errors import (
     InvalidInput,
     NotFound,
     NotReady,
+    PoisonInput,
     ReplicaLost,
     SequenceLost,
     SerinusError,
@@ -28,9 +29,10 @@ from inference.errors import (
 from inference.gateway.admission import Caller, admit_caller
 from inference.gateway.affinity import Affinity, SequenceKey
 from inference.gateway.calls import Call
-from inference.gateway.connections import Link, Pool
+from inference.gateway.connections import ConnectionLost, Link, Pool
 from inference.gateway.flights import Flight, Flights
 from inference.gateway.pipelines import Run
+from inference.gateway.quarantine import WORDS, Trials
 from inference.gateway.router import choose_variant, less_busy
 from inference.gateway.table import Endpoint, Table, Variant
 from inference.gateway.telemetry import Telemetry
@@ -92,6 +94,7 @@ class DataPlane:
         self.draining = False
         self.tracer: Tracer | None = None
         self._held: dict[Flight, None] = {}
+        self.trials = Trials(self._dispatch, self._end)
         self._random = random.Random()  # noqa: S311 (spreads load, guards nothing)
         self._affinity = Affinity()
         pool.on_failed = self._failed_there
@@ -165,6 +168,8 @@ class DataPlane:
         """To be called by a door for a flight's final answer, before it writes it: frees its place and counts it."""
         self.flights.discard(flight)
         flight.endpoint.queue.leave(flight.key)
+        if self.trials.suspects or self.trials.tried:
+            self.trials.ended(flight, answered=True)
         sequence = flight.call.sequence
         if sequence is not None and sequence.end:
             self._affinity.ended(_key_of(flight, sequence))
@@ -198,6 +203,8 @@ class DataPlane:
         self._end(flight, error)
 
     def _dispatch(self, flight: Flight) -> None:
+        if self.trials.suspects:
+            self.trials.check(flight)
         if flight.variant.plan is not None:
             flight.sent = time.monotonic()
             flight.link = run = Run(self, flight, flight.variant.plan)
@@ -274,17 +281,23 @@ class DataPlane:
                 self._failed_there(flight, error)
 
     def _failed_there(self, flight: Flight, error: SerinusError) -> None:
-        """A replica refused or lost this request: once elsewhere, or on the same one when it is back."""
+        """A replica refused or lost this request: once elsewhere, or on the same one when it is back. After a crash
+        those who were there are tried again one by one (see quarantine.py).
+        """
         if flight.has_ended:  # a step whose pipeline ended by the same loss
             return
         flight.link = None
+        crashed = isinstance(error, ConnectionLost) and flight.call.sequence is None
+        if crashed and self.trials.lost(flight):
+            self._end(flight, PoisonInput(WORDS))
+            return
         lost = isinstance(error, ReplicaLost | Draining)
         may = lost and not flight.parts and not flight.retries and flight.call.sequence is None
         if may and flight.endpoint.queue.retries.take():
             flight.retries = 1
             try:
-                self._dispatch(flight)
-            except ReplicaLost as again:
+                (self.trials.enter if crashed else self._dispatch)(flight)
+            except SerinusError as again:
                 self._end(flight, again)
             return
         self._end(flight, error)
@@ -293,6 +306,8 @@ class DataPlane:
         if flight.has_ended:
             return
         flight.has_ended = True
+        if self.trials.tried:
+            self.trials.ended(flight, answered=False)
         self._held.pop(flight, None)
         self.flights.discard(flight)
         if flight.link is not None:

@@ -27,6 +27,7 @@ STATUSES: dict[str, int] = {
     "unsupported": 501,
     "internal": 500,
     "model_failed": 500,
+    "invalid_output": 502,
     "overloaded": 503,
     "storage_full": 507,
     "not_ready": 503,

@@ -55,7 +55,8 @@ class Model(Protocol):
     A model may also have: `prepare(requests) -> list[Prepared | SerinusError]`, called once a request on another thread
     before it waits, whose inputs `run` then gets; `restore(outputs, length)`, which cuts one request's outputs back;
     `pads`, true where `run` pads rows to the longest, so that similar lengths should run together;
-    `work(inputs) -> (elements, padding_elements)` of one pass; `compiles`, how many programs it compiled so far.
+    `work(inputs) -> (elements, padding_elements)` of one pass; `compiles`, how many programs it compiled so far;
+    `is_straight`, true where a pass has no loops and runs no author's code: short ones need no thread of their own.
     """
 
     signature: Signature

@@ -103,7 +103,8 @@ class RuntimeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
     the artifact does not say them (TorchScript), in the form that clients see; `max_batch_size` is then exact, and 0
     means that nothing is batched. reshapes: tensor -> the shape (without the batch dimension) that the model itself
     takes or gives where clients see another one. parameters: handed to the model as they are. constants: inputs that
-    have one value for ever (Silero VAD's sampling rate); clients do not see them.
+    have one value for ever (Silero VAD's sampling rate); clients do not see them. nan_policy: an answer with NaN or
+    infinity is given out (JSON has null for it), or refused as the error `invalid_output`.
     """
 
     max_batch_size: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
@@ -134,3 +135,4 @@ class RuntimeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
     parameters: dict[str, str] = msgspec.field(default_factory=dict)
     reshapes: dict[str, list[int]] = msgspec.field(default_factory=dict)
     constants: dict[str, bool | int | float] = msgspec.field(default_factory=dict)
+    nan_policy: Literal["pass", "reject"] = "pass"

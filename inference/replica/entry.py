@@ -105,7 +105,7 @@ def _prepare(message: StartReplica, life: Lifecycle, control: Control, *, keep: 
     # Instances run side by side: each gets its part of the threads.
     threads = max(1, spec.threads // settings.instances)
     context = LoadContext(ground.artifact, settings, device, threads, *bounds, spec.model)
-    runner = Runner(load(spec.format, context))
+    runner = Runner(load(spec.format, context), rejects_nonfinite=settings.nan_policy == "reject")
     life.move(ReplicaPhase.WARMING)
     own = samples.read(ground.artifact, settings.warmup, batched=bool(runner.signature.max_batch_size))
     if settings.decoupled:

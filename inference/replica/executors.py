@@ -34,13 +34,15 @@ def make(
 def _batcher(runner: Runner, settings: RuntimeSettings, warm: WarmUp, *, on_hang: Callable[[], None]) -> Batcher:
     alarm = Alarm(settings.hang_timeout_s + ALARM_GRACE_S)
     runs = [watched(one, alarm, lane) for lane, one in enumerate([runner, *runner.twins])]
-    batcher = Batcher(runs, bounds_of(settings, runner.signature), on_hang=on_hang, lengths=_lengths(runner))
+    is_inline = len(runs) == 1 and getattr(runner.model, "is_straight", False)
+    bounds = bounds_of(settings, runner.signature, INLINE_BELOW_S if is_inline else 0.0)
+    batcher = Batcher(runs, bounds, on_hang=on_hang, lengths=_lengths(runner))
     for rows, ms in warm.latency_ms.items():
         batcher.step.observe(rows, ms / 1e3)
     return batcher
 
 
-def bounds_of(settings: RuntimeSettings, signature: Signature) -> Bounds:
+def bounds_of(settings: RuntimeSettings, signature: Signature, inline_below_s: float = 0.0) -> Bounds:
     """What the settings say about the batcher, within what the model can do."""
     largest = signature.max_batch_size or 1
     delay_us = settings.max_queue_delay_us
@@ -59,7 +61,7 @@ def bounds_of(settings: RuntimeSettings, signature: Signature) -> Bounds:
         settings.preserve_ordering,
         settings.latency_objective_ms / 1e3,
         keeps_window=settings.window_ms != DEFAULT_WINDOW_MS,
-        inline_below_s=INLINE_BELOW_S if settings.instances == 1 else 0.0,
+        inline_below_s=inline_below_s,
     )
 
 

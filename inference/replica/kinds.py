@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from typing import cast
@@ -12,14 +12,16 @@ from inference.batching.cache import Cached
 from inference.batching.sequences import Instance, SequenceBatcher, SequenceBounds
 from inference.batching.slots import SlotRules
 from inference.batching.states import Feeder
-from inference.batching.streams import StreamBounds, Streamer
+from inference.batching.streams import StartStream, StreamBounds, Streamer
 from inference.batching.whole import run_whole
-from inference.batching.work import Arrays, Executor
+from inference.batching.work import Arrays, Executor, Scalar
+from inference.errors import InvalidOutput
 from inference.models.contract import StreamingModel
 from inference.protocol.oip import Signature
 from inference.protocol.settings import SequenceSettings
 from inference.replica.alarm import Alarm
 from inference.runtime.runner import Ran, Runner
+from inference.runtime.tensors import nonfinite_rows
 
 ALARM_GRACE_S = 5.0
 
@@ -59,13 +61,26 @@ def decoupled(runner: Runner, settings: RuntimeSettings, on_hang: Callable[[], N
             alarm.ended(place)
 
     outputs = frozenset(spec.name for spec in runner.signature.outputs)
+    start = cast("StreamingModel", runner.model).stream
     return Streamer(
-        cast("StreamingModel", runner.model).stream,
+        _finite(start) if runner.rejects_nonfinite else start,
         StreamBounds(outputs, settings.instances, settings.queue_limit, settings.hang_timeout_s),
         on_hang=on_hang,
         on_busy=busy,
         step_guard=step,
     )
+
+
+def _finite(start: StartStream) -> StartStream:
+    """The same generator, which ends with InvalidOutput at an answer that holds NaN or infinity."""
+
+    def checked(inputs: Arrays, parameters: Mapping[str, Scalar]) -> Iterator[Arrays]:
+        for answer in start(inputs, parameters):
+            if nonfinite_rows(answer):
+                raise InvalidOutput
+            yield answer
+
+    return checked
 
 
 def cached(executor: Executor, settings: RuntimeSettings) -> Executor:

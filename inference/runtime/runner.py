@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
-from inference.errors import ModelFailed, OutOfMemory, PoisonInput, SerinusError
+from inference.errors import InvalidOutput, ModelFailed, OutOfMemory, PoisonInput, SerinusError
 from inference.models.contract import Model, RequestModel
 from inference.protocol.oip import Signature
 from inference.runtime import tensors
@@ -62,10 +62,12 @@ class Runner:
     """One model, one forward pass at a time. `busy_since` (monotonic s) is for a watchdog; None when idle.
 
     `twins` run beside it, each in a thread of its own: the same model where it may be shared, else another copy.
+    rejects_nonfinite: a request whose answer holds NaN or infinity gets InvalidOutput, and its neighbours their answers.
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, *, rejects_nonfinite: bool = False) -> None:
         self.model = model
+        self.rejects_nonfinite = rejects_nonfinite
         self.twins: list[Runner] = []
         self.measures = Measures()
         self.busy_since: float | None = None
@@ -106,10 +108,10 @@ class Runner:
         """
         for _ in range(count - 1):
             if getattr(self.model, "is_shareable", False):
-                twin = Runner(self.model)
+                twin = Runner(self.model, rejects_nonfinite=self.rejects_nonfinite)
                 twin.mark_ready(self._known_good)
             else:
-                twin = Runner(load_again())
+                twin = Runner(load_again(), rejects_nonfinite=self.rejects_nonfinite)
                 warm(twin)
             self.twins.append(twin)
 
@@ -144,11 +146,16 @@ class Runner:
 
         1. All together. 2. Failed: both halves, down to single requests. 3. A single failure is PoisonInput when any
         other request, or failing that the known-good input, goes through; else the model's failure. A model that takes
-        its requests one by one answers for each itself.
+        its requests one by one answers for each itself. 4. Answers that are not finite are
+        refused where the version says so.
         """
+        nonfinite = self.measures.nonfinite
         if getattr(self.model, "runs_requests", False):
-            return self._unmerged(requests)
+            found = self._unmerged(requests)
+            return [refused_nonfinite(one) for one in found] if self.rejects_nonfinite else found
         found = self._bisected(requests)
+        if self.rejects_nonfinite and self.measures.nonfinite > nonfinite:
+            found = [refused_nonfinite(one) for one in found]
         return self._blamed(found) if any(isinstance(one, ModelFailed) for one in found) else found
 
     def close(self) -> None:
@@ -246,6 +253,11 @@ class Runner:
 
     def _compiles(self) -> int:
         return int(getattr(self.model, "compiles", 0))
+
+
+def refused_nonfinite(found: Arrays | SerinusError) -> Arrays | SerinusError:
+    """InvalidOutput in the place of an answer with NaN or infinity; anything else as it is."""
+    return InvalidOutput() if isinstance(found, dict) and tensors.nonfinite_rows(found) else found
 
 
 def is_out_of_memory(error: BaseException) -> bool:

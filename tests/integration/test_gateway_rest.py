@@ -359,6 +359,7 @@ def test_an_endpoint_without_a_replica_answers_503_at_its_deadline(gateway):
     [
         ("invalid_input", 400, "too long at ..."),
         ("model_failed", 500, "The model raised an error."),
+        ("invalid_output", 502, "NaN or infinity"),
         ("out_of_memory", 507, "out of memory"),
         ("poison_input", 422, "too long"),
         ("overloaded", 503, ""),

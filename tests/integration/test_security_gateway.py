@@ -42,6 +42,7 @@ SERVER = {
     "/v2/models/stats": ANY,
     "/v2/logging": Door(BOTH, scope="any", changes=True),
     "/v2/trace/setting": Door(BOTH, scope="any", changes=True),
+    "/v2/stream": ANY,
     "/metrics": Door(scope="all"),
 }
 MODEL = {
@@ -174,10 +175,13 @@ def test_a_stream_opens_for_the_same_keys(gateway: Gateway) -> None:
         return exchange(gateway.port, ["\r\n".join([*lines, "", ""]).encode()], timeout_s=1).status_code
 
     assert status("ser_mlp.s") == 101
+    assert status("ser_mlp.s", "/v2/stream") == 101  # each of its frames is judged by itself
     for credential in (*BAD, "ser_other.s", "ser_none.s"):
         assert status(credential) == 403, credential
+    for credential in BAD:
+        assert status(credential, "/v2/stream") == 403, credential
     for path in (*ROUTES, "/", "/v2/models/zzz/stream", "/v2/models/mlp/versions/9/stream", "/v2/models/mlp%2fstream"):
-        if ROUTES.get(path) is not READ or not path.endswith("/stream"):
+        if not path.endswith("/stream") or ROUTES.get(path) not in {READ, ANY}:
             assert status("ser_all.s", path) == 403, path
 
 

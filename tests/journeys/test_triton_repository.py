@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 from tritonclient.utils import InferenceServerException
 
+from inference.streaming import SyncStream
 from tests.support import triton
 from tests.support.house import House, running_house, until
 
@@ -26,6 +28,9 @@ def fill(root: Path) -> Path:
     triton.torchscript(triton.put(root, "addsub_torch", triton.TORCH_CONFIG, {}) / "1" / "model.pt")
     triton.put(root, "addsub_python", triton.ADD_SUB_CONFIG, {"1/model.py": triton.ADD_SUB})
     triton.put(root, "count", triton.COUNT_CONFIG, {"1/model.py": triton.COUNT})
+    triton.put(root, "tripled", triton.ONNX_CONFIG, {"1/model.onnx": triton.onnx_bytes(3.0)})
+    triton.put(root, "chain", triton.ENSEMBLE_CONFIG, {})
+    (root / "chain" / "1").mkdir()
     triton.put(root, "bare", None, {"1/model.onnx": triton.onnx_bytes(5.0)})
     triton.put(root, "limited", triton.ONNX_CONFIG + "instance_group [ { rate_limiter { priority: 2 } } ]",
                {"1/model.onnx": triton.onnx_bytes(2.0)})  # fmt: skip
@@ -69,7 +74,7 @@ def infer(house: House, name: str, version: str = "", **arrays: np.ndarray[Any, 
 
 def test_every_model_is_told_about(imported: dict[str, Any]) -> None:
     states = {name: row["state"] for name, row in imported.items()}
-    served = dict.fromkeys(("scaled", "addsub_torch", "addsub_python", "count", "bare"), "ready")
+    served = dict.fromkeys(("scaled", "tripled", "chain", "addsub_torch", "addsub_python", "count", "bare"), "ready")
     assert states == served | {"limited": "refused"}
     assert "field 'instance_group.rate_limiter' of config.pbtxt is not supported" in imported["limited"]["message"]
     assert all(row["version"] == 1 for name, row in imported.items() if name != "limited")
@@ -100,6 +105,47 @@ def test_tritons_own_client_predicts(lone_house: House, imported: dict[str, Any]
     assert answer.as_numpy("OUTPUT0").tolist() == [6.0] * 4
     with pytest.raises(InferenceServerException, match="INPUT0 must not be negative"):
         infer(lone_house, "addsub_python", INPUT0=-ones, INPUT1=ones)
+
+
+def test_an_ensemble_answers_as_its_steps_one_after_the_other(lone_house: House, imported: dict[str, Any]) -> None:
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    assert infer(lone_house, "chain", first=x).as_numpy("last").tolist() == (6 * x).tolist()
+    with client(lone_house) as caller:
+        config = caller.get_model_config("chain", headers={"Authorization": f"Bearer {lone_house.key}"})
+    assert [step["model_name"] for step in config["ensemble_scheduling"]["step"]] == ["scaled", "tripled"]
+
+
+def test_a_decoupled_model_streams_over_grpc_and_counts_over_websocket_too(
+    lone_house: House, imported: dict[str, Any]
+) -> None:
+    found: list[Any] = []
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{lone_house.grpc_port}") as caller:
+        caller.start_stream(
+            lambda result, error: found.append(error or result), headers={"authorization": f"Bearer {lone_house.key}"}
+        )
+        count = triton_grpc.InferInput("N", [1], "INT32")
+        count.set_data_from_numpy(np.array([5], np.int32))
+        caller.async_stream_infer("count", [count], enable_empty_final_response=True)
+        until("five answers and the end have come", lambda: len(found) >= 6, 30)
+        caller.stop_stream()
+    assert [int(one.as_numpy("I")[0]) for one in found[:5]] == [0, 1, 2, 3, 4]
+    assert found[5].get_response().parameters["triton_final_response"].bool_param
+    with SyncStream(f"ws://127.0.0.1:{lone_house.http_port}", lone_house.key) as stream:
+        answers = [answer for answer in stream.stream("count", {"N": np.array([3], np.int32)}) if answer.outputs]
+    assert [list(answer["I"].values) for answer in answers] == [[0], [1], [2]]
+
+
+def test_the_gateway_passes_repository_calls_on(lone_house: House, imported: dict[str, Any]) -> None:
+    headers = {"Authorization": f"Bearer {lone_house.key}"}
+    with client(lone_house) as caller:
+        index = {row["name"]: row["state"] for row in caller.get_model_repository_index(headers=headers)}
+        assert index["scaled"] == "READY"
+        caller.unload_model("addsub_python", headers=headers)
+        until("it is unloaded", lambda: not caller.is_model_ready("addsub_python", headers=headers), 60)
+        caller.load_model("addsub_python", headers=headers)
+        until("it is ready", lambda: caller.is_model_ready("addsub_python", headers=headers), 60)
+        with pytest.raises(InferenceServerException, match="nope"):
+            caller.load_model("nope", headers=headers)
 
 
 def test_importing_again_changes_nothing(lone_house: House, imported: dict[str, Any], tmp_path: Path) -> None:

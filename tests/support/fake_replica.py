@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import sys
 from array import array
 from pathlib import Path
@@ -42,7 +43,9 @@ class FakeReplica:
 
     answers: how many there are to a request, as a decoupled model gives them, `pace_s` apart; with `ends_empty` the
     final one comes after them and has no tensors. breaks_after: so many answers, then the fault.
-    statistics: exact sums of what was answered, told when asked.
+    statistics: exact sums of what was answered, told when asked. faulty_share: part of the requests that get the
+    fault. kills_at: an input whose first number is this ends the replica, as a crash does, when it would be answered;
+    it is back `restart_s` later.
     """
 
     def __init__(
@@ -62,6 +65,11 @@ class FakeReplica:
         self.latency_s = latency_s
         self.outputs = outputs
         self.fault: Fault | None = None
+        self.faulty_share = 1.0
+        self.random = random.Random(1)
+        self.kills_at: float | None = None
+        self.restart_s = 0.1
+        self.deaths = 0
         self.echoes = False  # FP32 too comes back as it came
         self.answers = 1
         self.ends_empty = False
@@ -92,6 +100,15 @@ class FakeReplica:
         for peer in list(self.peers):
             peer.transport.abort()
         await asyncio.sleep(0)
+
+    def die(self) -> None:
+        self.deaths += 1
+        self._dying = asyncio.ensure_future(self._die())
+
+    async def _die(self) -> None:
+        await self.stop()
+        await asyncio.sleep(self.restart_s)
+        await self.start()
 
     def goodbye(self) -> None:
         for peer in self.peers:
@@ -164,7 +181,10 @@ class FakePeer(asyncio.Protocol):
         replica = self.replica
         if self.transport.is_closing() or replica.silent:
             return
-        if replica.fault is not None and replica.breaks_after < 0:
+        if replica.kills_at is not None and body[:4].cast("f")[0] == replica.kills_at:
+            replica.die()
+            return
+        if replica.fault is not None and replica.breaks_after < 0 and replica.random.random() < replica.faulty_share:
             fault = Fault(message.id, replica.fault.code, replica.fault.message, replica.fault.retry_after_s)
             self.transport.write(frames.encode(fault))
             return

@@ -14,6 +14,21 @@ output [ {{ name: "y" data_type: TYPE_FP32 dims: [ 4 ] }} ]
 dynamic_batching {{ preferred_batch_size: [ 4, 8 ] max_queue_delay_microseconds: 500 }}
 instance_group [ {{ count: 1 kind: KIND_CPU }} ]
 """
+ENSEMBLE_CONFIG = """
+name: "{name}"
+platform: "ensemble"
+max_batch_size: 8
+input [ {{ name: "first" data_type: TYPE_FP32 dims: [ 4 ] }} ]
+output [ {{ name: "last" data_type: TYPE_FP32 dims: [ 4 ] }} ]
+ensemble_scheduling {{
+  step [
+    {{ model_name: "scaled" model_version: -1
+      input_map {{ key: "x" value: "first" }} output_map {{ key: "y" value: "between" }} }},
+    {{ model_name: "tripled" model_version: 1
+      input_map {{ key: "x" value: "between" }} output_map {{ key: "y" value: "last" }} }}
+  ]
+}}
+"""
 TORCH_CONFIG = """
 name: "{name}"
 backend: "pytorch"

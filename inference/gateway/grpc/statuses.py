@@ -38,6 +38,7 @@ STATUSES: dict[str, grpc.StatusCode] = {
     "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,
     "internal": grpc.StatusCode.INTERNAL,
     "model_failed": grpc.StatusCode.INTERNAL,
+    "invalid_output": grpc.StatusCode.INTERNAL,
 }
 
 

@@ -56,6 +56,7 @@ class ExportedModel:
         self._device = device
         self._call = compiling.ready(_flat_forward(program), settings, device)
         self._outputs: list[tuple[str, int]] = []
+        self.is_straight = True
         # Buffers that a pass changes belong to one pass at a time.
         self.is_shareable = not program.graph_signature.buffers_to_mutate
         self._least_rows = 1

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.artifacts.manifest import RuntimeSettings
-from inference.errors import ModelFailed, OutOfMemory, PoisonInput, Rejected
+from inference.batching.whole import run_whole
+from inference.errors import InvalidOutput, ModelFailed, OutOfMemory, PoisonInput, Rejected
 from inference.models import LoadContext, load
 from inference.protocol.oip import Signature, TensorSpec
 from inference.runtime import warmup
@@ -264,3 +265,29 @@ def test_time_inside_the_model_never_passes_faster_than_the_clock():
     for one in (runner, *runner.twins):
         one.measures.busy_s = 2.0
     assert runner.busy_s == 2.0
+
+
+class NaN:
+    """Gives NaN in the rows that hold MAGIC."""
+
+    signature = Raising.signature
+
+    def run(self, inputs):
+        return {"output": np.where(inputs["input"] == MAGIC, np.float32("nan"), inputs["input"] * 2)}
+
+    def close(self):
+        pass
+
+
+def test_an_answer_that_is_not_finite_is_given_out_or_refused_alone():
+    requests = [rows(1), rows(2, MAGIC), rows(3)]
+    passed = Runner(NaN()).run_isolated(requests)
+    assert np.isnan(passed[1]["output"][1]).all()
+    strict = Runner(NaN(), rejects_nonfinite=True)
+    found = strict.run_isolated(requests)
+    assert isinstance(found[1], InvalidOutput)
+    assert [found[0]["output"][0, 0], found[2]["output"][0, 0]] == [2, 6]
+    assert isinstance(strict.run_isolated([rows(MAGIC)])[0], InvalidOutput)
+    assert isinstance(run_whole(strict, [rows(1), rows(MAGIC)]).results[1], InvalidOutput)
+    strict.grow(2, NaN, lambda runner: None)
+    assert strict.twins[0].rejects_nonfinite

@@ -1,0 +1,328 @@
+"""Every limit of the data plane, at it and one past it: what fits is answered, what does not is refused in words.
+
+Sizes and times that are too large for a test are set smaller; each is the same code as the real one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+import websockets
+from websockets.exceptions import ConnectionClosed
+
+from inference.protocol.messages import Fault
+from inference.protocol.oip import Signature, TensorSpec
+from inference.protocol.routes import EndpointRoute, VariantRoute
+from tests.support import rawhttp
+from tests.support.gateway_house import MLP, House, key, request, until
+from tests.support.hurry import hurried
+
+BODY_BYTES = 1 << 20
+BINARY_FRAME_BYTES = 2 << 20
+WIDE = Signature(
+    inputs=[TensorSpec(f"x{number}", "FP32", [-1]) for number in range(64)],
+    outputs=[TensorSpec("y", "FP32", [-1, -1])],
+)
+DEEP = Signature(inputs=[TensorSpec("x", "FP32", [-1] * 16)], outputs=[TensorSpec("y", "FP32", [-1, -1])])
+HEAD = b"POST /v2/models/mlp/infer HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ser_all.s2\r\n"
+KEY = ["serinus.v1", "serinus.key.ser_all.s2"]
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    found = House()
+    for name in ("r1", "slow", "wide", "deep", "faulty"):
+        found.replica(name)
+    found.replicas["wide"].outputs = found.replicas["deep"].outputs = 1
+
+    def endpoint(name, signature=MLP, timeout_ms=10_000, queue_limit=64):
+        route = VariantRoute(1, "primary", 10_000, signature, [found.route(name)])
+        return EndpointRoute(name, name, "s", False, timeout_ms, queue_limit, [route])
+
+    others = [endpoint("slow", queue_limit=8), endpoint("wide", WIDE), endpoint("deep", DEEP), endpoint("faulty")]
+    others.append(EndpointRoute("brief", "m", "s", False, 400, 64, [VariantRoute(1, "primary", 10_000, MLP, [found.route("slow")])]))  # fmt: skip
+    found.publish(
+        found.table(endpoints=others, queue_limit=200, keys=[key("all", "s2", ["*"]), key("other", "s3", ["*"])])
+    )
+    env = hurried(
+        tmp_path_factory.mktemp("site"), http__HEAD_S=1.0, http__BODY_IDLE_S=1.0, stream__IDLE_S=1.0,
+        stream__MAX_BINARY_BYTES=BINARY_FRAME_BYTES,
+    )  # fmt: skip
+    gateway = found.gateway(SERINUS_MAX_BODY_BYTES=str(BODY_BYTES), **env).wait_live()
+    for name in ("mlp", "slow", "wide", "deep", "faulty"):
+        gateway.wait_ready(name)
+    yield found
+    assert "Traceback" not in gateway.log.read_text()
+    found.close()
+
+
+@pytest.fixture
+def gateway(house):
+    yield house.gateways[0]
+    for replica in house.replicas.values():
+        replica.latency_s, replica.fault = 0.0, None
+
+
+def padded(size):
+    data = json.dumps(request()).encode()
+    return data + b" " * (size - len(data))
+
+
+def many_inputs(count):
+    names = [f"x{number}" for number in range(count)]
+    return {"inputs": [{"name": name, "shape": [1], "datatype": "FP32", "data": [1.0]} for name in names]}
+
+
+def nested(depth):
+    values = "[" * depth + ",".join("1" * 16) + "]" * depth
+    return ('{"inputs":[{"name":"x","shape":[1,16],"datatype":"FP32","data":' + values + "}]}").encode()
+
+
+def shaped(shape, data=(1.0,)):
+    return {"inputs": [{"name": "x", "shape": shape, "datatype": "FP32", "data": list(data)}]}
+
+
+def rows(count):
+    return shaped([count, 16], [0.5] * (16 * count))
+
+
+def outputs(count):
+    return request() | {"outputs": [{"name": "y"}] * count}
+
+
+def parameters(count):
+    return request() | {"parameters": {f"p{number}": 1 for number in range(count)}}
+
+
+# what, endpoint, what fits, what does not, its status, its words
+LIMITS = [
+    ("body", "mlp", padded(BODY_BYTES), padded(BODY_BYTES + 1), 413, "larger than"),
+    ("nested_data", "mlp", nested(16), nested(17), 400, "nested at most 16 deep"),
+    ("inputs", "wide", many_inputs(64), many_inputs(65), 400, "length <= 64"),
+    ("parameters", "mlp", parameters(64), parameters(65), 400, "length <= 64"),
+    ("rank", "deep", shaped([1] * 16), shaped([1] * 17), 400, "at most 16"),
+    ("rows", "mlp", rows(64), rows(65), 400, "batch"),
+    ("id", "mlp", request(identity="i" * 256), request(identity="i" * 257), 400, "longer than 256"),
+]
+
+
+@pytest.mark.parametrize(
+    ("what", "endpoint", "fits", "past", "status", "words"), LIMITS, ids=[row[0] for row in LIMITS]
+)
+def test_at_the_limit_it_is_answered_and_past_it_refused(gateway, what, endpoint, fits, past, status, words):
+    def post(body):
+        form = {"content": body} if isinstance(body, bytes) else {"json": body}
+        return gateway.post(f"/v2/models/{endpoint}/infer", **form)
+
+    assert post(fits).status_code == 200, post(fits).text[:200]
+    refused = post(past)
+    assert refused.status_code == status, refused.text[:200]
+    assert words in refused.json()["error"]
+    assert refused.headers["x-error-code"]
+
+
+def test_json_that_is_deeper_than_a_hundred_is_not_read_at_all(gateway):
+    """Data are nested at most 16 deep, so what has a hundred levels is refused for that."""
+    assert "at most 16 deep" in gateway.post(content=nested(100)).json()["error"]
+    assert "deeper than 100" in gateway.post(content=nested(101)).json()["error"]
+    beside = b'{"unknown":' + b"[" * 10_000 + b"]" * 10_000 + b"}"
+    refused = gateway.post(content=beside)
+    assert (refused.status_code, refused.headers["x-error-code"]) == (400, "malformed")
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [([2**63 - 1], "deep"), ([2**63], "invalid dimension"), ([2**31, 2**32 - 1], "deep"), ([2**31, 2**32], "63 bits")],
+    ids=["dimension_fits", "dimension_past", "product_fits", "product_past"],
+)
+def test_elements_are_counted_in_63_bits_before_anything_is_made_for_them(gateway, shape, words):
+    """No request can hold so many; what fits is refused for another reason: its data are too few."""
+    refused = gateway.post("/v2/models/deep/infer", json=shaped(shape))
+    assert refused.status_code == 400
+    said = refused.json()["error"]
+    if words == "deep":
+        assert "63 bits" not in said
+        assert "invalid dimension" not in said
+    else:
+        assert words in said
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+def test_a_compressed_body_is_measured_when_it_is_inflated(gateway, encoding):
+    import zlib
+
+    pack = gzip.compress if encoding == "gzip" else zlib.compress
+    headers = {"Content-Encoding": encoding}
+    assert gateway.post(content=pack(padded(BODY_BYTES)), headers=headers).status_code == 200
+    assert gateway.post(content=pack(padded(BODY_BYTES + 1)), headers=headers).status_code == 413
+
+
+@pytest.mark.parametrize(("over", "status"), [(0, 200), (1, 413)], ids=["at", "past"])
+def test_a_head_has_32_kib_at_most(gateway, over, status):
+    body = json.dumps(request()).encode()
+    start = HEAD + b"Content-Length: %d\r\nX-Pad: " % len(body)
+    pad = b"a" * ((32 << 10) - len(start) - 4 + over)
+    assert rawhttp.exchange(gateway.port, [start + pad + b"\r\n\r\n" + body]).status_code == status
+
+
+@pytest.mark.parametrize(("count", "status"), [(65_536, 200), (65_537, 413)], ids=["at", "past"])
+def test_a_body_has_65536_chunks_at_most(gateway, count, status):
+    body = json.dumps(request()).encode()
+    pieces = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"1\r\n \r\n" * (count - len(body)) + b"0\r\n\r\n"
+    answer = rawhttp.exchange(gateway.port, [HEAD + b"Transfer-Encoding: chunked\r\n\r\n", pieces], timeout_s=20)
+    assert answer.status_code == status, answer.text[:200]
+
+
+def slowly(first, pause_s, rest):
+    yield first
+    time.sleep(pause_s)
+    yield rest
+
+
+@pytest.mark.parametrize(("pause_s", "status"), [(0.3, 200), (3.0, 400)], ids=["within", "past"])
+def test_a_head_must_come_in_time(gateway, pause_s, status):
+    body = json.dumps(request()).encode()
+    parts = slowly(HEAD[:40], pause_s, HEAD[40:] + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+    assert rawhttp.exchange(gateway.port, parts, timeout_s=10).status_code == status
+
+
+@pytest.mark.parametrize(("pause_s", "status"), [(0.3, 200), (3.0, 503)], ids=["within", "past"])
+def test_a_body_may_pause_only_so_long(gateway, pause_s, status):
+    body = json.dumps(request()).encode()
+    parts = slowly(HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body[:40], pause_s, body[40:])
+    answer = rawhttp.exchange(gateway.port, parts, timeout_s=10)
+    assert answer.status_code == status
+    if status == 503:
+        assert answer.headers["x-error-code"] == "deadline_exceeded"
+
+
+def started(gateway, house, pool, credential, count):
+    """So many requests of one key under way at the replica that takes its time."""
+    slow = house.replicas["slow"]
+    before = len(slow.seen)
+    found = [pool.submit(gateway.post, "/v2/models/slow/infer", credential) for _ in range(count)]
+    until(lambda: len(slow.seen) == before + count)
+    return found
+
+
+def test_the_queue_of_an_endpoint_is_exact(gateway, house):
+    house.replicas["slow"].latency_s = 2.0
+    with ThreadPoolExecutor(8) as pool:
+        # two keys, so that the share of one is not what binds
+        waiting = started(gateway, house, pool, "ser_all.s2", 4) + started(gateway, house, pool, "ser_other.s3", 4)
+        refused = gateway.post("/v2/models/slow/infer")
+        assert refused.status_code == 503
+        assert (refused.headers["x-error-code"], refused.headers["retry-after"]) == ("overloaded", "1")
+        assert [one.result().status_code for one in waiting] == [200] * 8
+    house.replicas["slow"].latency_s = 0.0
+    assert gateway.post("/v2/models/slow/infer").status_code == 200
+
+
+def test_a_key_has_its_share_of_the_queue_and_no_more(gateway, house):
+    house.replicas["slow"].latency_s = 2.0
+    with ThreadPoolExecutor(8) as pool:
+        waiting = started(gateway, house, pool, "ser_other.s3", 1) + started(gateway, house, pool, "ser_all.s2", 4)
+        assert gateway.post("/v2/models/slow/infer").status_code == 503  # an equal share of eight is four
+        waiting += started(gateway, house, pool, "ser_other.s3", 1)
+        assert [one.result().status_code for one in waiting] == [200] * 6
+
+
+@pytest.mark.parametrize(("latency_s", "status"), [(0.1, 200), (1.5, 503)], ids=["within", "past"])
+def test_an_endpoint_has_a_deadline_of_its_own(gateway, house, latency_s, status):
+    house.replicas["slow"].latency_s = latency_s
+    answer = gateway.post("/v2/models/brief/infer")
+    assert answer.status_code == status
+    if status == 503:
+        assert answer.headers["x-error-code"] == "deadline_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("given", "status"), [("1", 503), ("0", 400), ("86400000", 200), ("86400001", 400)], ids=["1", "0", "most", "past"]
+)
+def test_a_deadline_that_a_client_names_is_bounded(gateway, house, given, status):
+    if status == 503:
+        house.replicas["r1"].latency_s = 0.3
+    assert gateway.post(headers={"X-Request-Timeout-Ms": given}).status_code == status
+
+
+def test_retries_are_32_at_once_and_then_one_in_ten(gateway, house):
+    faulty = house.replicas["faulty"]
+    faulty.fault = Fault(0, "draining", "")
+    with httpx.Client(headers={"Authorization": "Bearer ser_all.s2"}) as client:
+        url = f"{gateway.url}/v2/models/faulty/infer"
+        for count in range(1, 36):
+            assert client.post(url, json=request()).status_code == 503
+            assert len(faulty.seen) == 2 * count
+        client.post(url, json=request())
+        assert len(faulty.seen) == 71
+        for _ in range(20):
+            client.post(url, json=request())
+    assert len(faulty.seen) in {92, 93, 94}
+
+
+# -- WebSocket --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def connect(gateway):
+    def make(subprotocols=KEY):
+        url = f"ws://127.0.0.1:{gateway.port}/v2/models/mlp/stream"
+        return websockets.connect(url, subprotocols=subprotocols, max_size=None, compression=None, ping_interval=None)
+
+    return make
+
+
+def text_of(size):
+    text = json.dumps(request(identity="t"))
+    return text + " " * (size - len(text))
+
+
+def binary_of(size):
+    head = json.dumps(request(identity="t") | {"pad": ""}).encode()
+    head = head[:-2] + b"a" * (size - 4 - len(head)) + head[-2:]
+    return len(head).to_bytes(4, "little") + head
+
+
+@pytest.mark.parametrize(
+    ("form", "most"), [(text_of, 1 << 20), (binary_of, BINARY_FRAME_BYTES)], ids=["text", "binary"]
+)
+async def test_a_frame_has_a_size_at_most(connect, form, most):
+    async with connect() as stream:
+        await stream.send(form(most))
+        answer = await asyncio.wait_for(stream.recv(), 10)
+        assert b"outputs" in (answer.encode() if isinstance(answer, str) else answer)
+        await stream.send(form(most + 1))
+        with pytest.raises(ConnectionClosed) as caught:
+            await asyncio.wait_for(stream.recv(), 10)
+        assert caught.value.rcvd.code == 1009
+
+
+async def test_64_requests_may_be_in_flight_on_a_connection_and_the_next_one_waits(connect, house):
+    replica = house.replicas["r1"]
+    replica.latency_s, before = 2.0, len(replica.seen)
+    async with connect() as stream:
+        for number in range(65):
+            await stream.send(json.dumps(request(identity=str(number))))
+        await asyncio.to_thread(until, lambda: len(replica.seen) == before + 64)
+        await asyncio.sleep(0.5)
+        assert len(replica.seen) == before + 64
+        replica.latency_s = 0.0
+        found = {json.loads(await asyncio.wait_for(stream.recv(), 10))["id"] for _ in range(65)}
+    assert found == {str(number) for number in range(65)}
+
+
+async def test_an_idle_connection_is_closed_and_one_at_work_is_not(connect, house):
+    replica = house.replicas["r1"]
+    replica.latency_s = 3.5
+    async with connect() as stream:
+        await stream.send(json.dumps(request(identity="1")))
+        assert "outputs" in json.loads(await asyncio.wait_for(stream.recv(), 10))
+        with pytest.raises(ConnectionClosed) as caught:
+            await asyncio.wait_for(stream.recv(), 10)
+        assert caught.value.rcvd.code == 1000
