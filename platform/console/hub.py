@@ -67,6 +67,8 @@ class Poll:
                 return
             except DatabaseError:
                 log.warning("the database does not answer: live updates of %s wait", self.feed.key)
+            except Exception:  # whatever it is, the next second may be better
+                log.exception("live updates of %s failed, the next try is in a second", self.feed.key)
             await asyncio.sleep(POLL_S)
 
     def _take(self, data: Data) -> None:

@@ -272,11 +272,11 @@ def test_a_body_in_too_many_pieces_is_refused(house: House, echo: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, identity"])
-def test_compressed_bodies_are_refused_before_they_are_read(house: House, echo: str, encoding: str) -> None:
+def test_compressed_bodies_are_bounded_and_unknown_encodings_refused(house: House, echo: str, encoding: str) -> None:
     bomb = gzip.compress(bytes(10 << 20))
     answer, growth = grown(house, lambda: post(house, echo, bomb, Content_Encoding=encoding))
-    check_refusal(answer, 415)
-    assert growth < 16 << 20
+    check_refusal(answer, 400 if encoding in {"gzip", "deflate"} else 415)  # 10 MiB of zeros are no JSON
+    assert growth < 32 << 20
 
 
 def test_a_body_shorter_than_it_says_ends_with_its_connection(house: House, echo: str) -> None:
@@ -333,14 +333,15 @@ NOWHERE = [
 @pytest.mark.parametrize("path", NOWHERE, ids=lambda path: ascii(path)[:40])
 def test_an_address_that_is_none_is_a_typed_refusal(house: House, echo: str, path: str) -> None:
     found = exchange(house.http_port, [head(house, echo, f"Content-Length: {len(GOOD)}", path=path), GOOD])
-    if "\xff" in path and found.status_code == 400 and not found.body:
-        return  # no request line at all, says the HTTP parser
-    check_refusal(found, 404)
+    check_refusal(found, 400 if "\xff" in path else 404)  # with raw bytes it is no request line at all
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND", "infer"])
 def test_only_post_predicts(house: House, echo: str, method: str) -> None:
     found = exchange(house.http_port, [head(house, echo, "Content-Length: 0", method=method)])
+    if method == "infer":
+        check_refusal(found, 400)  # no method of HTTP
+        return
     assert found.status_code == 405, found.text
     assert found.headers["allow"] == "POST"
 

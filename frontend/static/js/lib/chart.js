@@ -71,12 +71,14 @@ export class LineChart {
     const shown = this.points.filter((point) => point.at >= start);
     const height_of = (point) => { const values = this.series.map((one) => point[one.key] ?? 0); return this.stacked ? values.reduce((sum, value) => sum + value, 0) : Math.max(...values); };
     const top = Math.max(1e-9, ...shown.map(height_of));
-    const step = niceStep(top * 1.08, 4);
+    // Nothing but zeros: one line at 1. A step made for them would take for ever to get there.
+    const flat = top <= 1e-9;
+    const step = flat ? 1 : niceStep(top * 1.08, 4);
     const high = step * Math.max(1, Math.ceil((top * 1.08) / step));
     return {
-      shown, span, end, step, high: top <= 1e-9 ? 1 : high,
+      shown, span, end, step, high,
       x: (at) => PAD.left + ((at - start) / span) * (width - PAD.left - PAD.right),
-      y: (value) => height - PAD.bottom - (value / (top <= 1e-9 ? 1 : high)) * (height - PAD.top - PAD.bottom),
+      y: (value) => height - PAD.bottom - (value / high) * (height - PAD.top - PAD.bottom),
     };
   }
 
