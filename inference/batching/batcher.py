@@ -125,6 +125,7 @@ class Batcher:
         self._tally = Tally()
         self.step = StepEstimate()
         self._step_of_elements = StepEstimate()
+        self.compute = StepEstimate()  # of the pass alone, without the way to its lane and back
 
     @property
     def statistics(self) -> ModelStatistics:
@@ -367,7 +368,7 @@ class Batcher:
         self._running_count += len(batch)
         self._arrivals.released()
         inputs, run = [ticket.inputs for ticket in batch], self._runs[lane]
-        if self.step.value.of(one.rows) < self._bounds.inline_below_s:
+        if self.compute.value.of(one.rows) < self._bounds.inline_below_s:
             self._loop.call_soon(self._run_inline, one, run, inputs)
         else:
             self._lanes[lane].run(lambda: run(inputs), lambda results: self._finished(one, results))
@@ -402,6 +403,8 @@ class Batcher:
     def _learn(self, one: Pass, now: float, ran: Ran) -> None:
         if not any(isinstance(result, SerinusError) for result in ran.results):
             self.step.observe(one.rows, now - one.began)
+            if self._bounds.inline_below_s:
+                self.compute.observe(one.rows, (ran.input_ns + ran.infer_ns + ran.output_ns) / 1e9)
             if ran.elements:
                 self._step_of_elements.observe(ran.elements, now - one.began)
         if self._objective:

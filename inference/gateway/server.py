@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import resource
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
 MAX_CONNECTIONS = 20_000
 SPARE_FILES = 128
 LINGER_S = 1.0
+GC_THRESHOLDS = (20_000, 20, 50)
 FLUSH_S = 0.1
 _PR_SET_PDEATHSIG = 1
 _log = logging.getLogger("inference.gateway")
@@ -120,6 +122,10 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     work = [asyncio.ensure_future(run) for run in runs]
     for task in work:
         task.add_done_callback(lambda done: _failed(done, stop))
+    # What stands now stands for good: the collector need not look at it again at every few hundred requests.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
     server.start()
     _log.info("listening on http://%s:%s", config.host, config.port)
     await stop.wait()

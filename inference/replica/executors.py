@@ -16,7 +16,7 @@ from inference.runtime.runner import Ran, Runner
 from inference.runtime.warmup import WarmUp
 
 ALARM_GRACE_S = 5.0
-INLINE_BELOW_S = 300e-6  # handing a shorter pass to another thread costs as much as running it
+INLINE_BELOW_S = 1e-3  # handing a shorter pass to another thread costs as much as running it
 DEFAULT_WINDOW_MS = RuntimeSettings().window_ms
 
 
@@ -39,6 +39,7 @@ def _batcher(runner: Runner, settings: RuntimeSettings, warm: WarmUp, *, on_hang
     batcher = Batcher(runs, bounds, on_hang=on_hang, lengths=_lengths(runner))
     for rows, ms in warm.latency_ms.items():
         batcher.step.observe(rows, ms / 1e3)
+        batcher.compute.observe(rows, ms / 1e3)
     return batcher
 
 
