@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 MAX_BATCH = 32
 FALLBACK_TOKENS = 512
+# Attention is computed row by row where rows are packed; with short rows that costs more than a little padding does.
+PACKED_FROM_TOKENS = 48
 LEGACY_NAMES = {".gamma": ".weight", ".beta": ".bias"}
 # What could make transformers fetch or run something that is not its own.
 DROPPED_KEYS = {"auto_map", "custom_code", "attn_implementation", "quantization_config", "use_kernels"}
@@ -108,18 +110,22 @@ class EncoderModel:
             return 0, 0
         sizes = [one.size for one in inputs["ids"]]
         real = sum(sizes)
-        whole = real if self.packed else len(sizes) * self._padded_length(sizes)
+        whole = real if self._packs(sizes) else len(sizes) * self._padded_length(sizes)
         return whole, whole - real
 
     def run(self, inputs: Arrays) -> Arrays:
         given = inputs.get("ids")
         ids = self._tokenizer.ids(inputs["text"].reshape(-1).tolist()) if given is None else list(given)
         with torch.inference_mode(), tensors.lane(self._device):
-            output = self._packed_pass(self.packed, ids) if self.packed else self._padded_pass(ids)
+            packed = self.packed if self._packs([one.size for one in ids]) else None
+            output = self._packed_pass(packed, ids) if packed else self._padded_pass(ids)
             return {self.signature.outputs[0].name: _fp32(output)}
 
     def close(self) -> None:
         self._network = None
+
+    def _packs(self, sizes: list[int]) -> bool:
+        return self.packed is not None and max(sizes) >= PACKED_FROM_TOKENS
 
     def _padded_pass(self, ids: list[Any]) -> torch.Tensor:
         together, mask = self._tokenizer.padded(ids, self._padded_length([one.size for one in ids]))
