@@ -122,10 +122,7 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     work = [asyncio.ensure_future(run) for run in runs]
     for task in work:
         task.add_done_callback(lambda done: _failed(done, stop))
-    # What stands now stands for good: the collector need not look at it again at every few hundred requests.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GC_THRESHOLDS)
+    _freeze()
     server.start()
     _log.info("listening on http://%s:%s", config.host, config.port)
     await stop.wait()
@@ -135,6 +132,13 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     await asyncio.gather(*work, repository.close(), return_exceptions=True)
     if spans is not None:
         await asyncio.to_thread(spans.close)
+
+
+def _freeze() -> None:
+    """What stands now stands for good: the collector need not look at it again at every few hundred requests."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 def _spans(config: GatewayConfig, settings: LiveSettings) -> Spans | None:
