@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from drf_spectacular.types import OpenApiTypes
@@ -31,9 +32,18 @@ def in_tritons_shape(error: Exception, context: dict[str, Any]) -> Response | No
     if answer is None:
         return None
     told = answer.data["error"]
-    words = told["message"] + (f" {told['fields']}" if told.get("fields") else "")
+    words = told["message"] + _fields(told.get("fields"))
     headers = {name: value for name, value in answer.items() if name.lower() != "content-type"}
     return Response({"error": words}, STATUS.get(answer.status_code, answer.status_code), headers=headers)
+
+
+def _fields(fields: Any) -> str:
+    """The framework's details of each field, as words."""
+    if not fields:
+        return ""
+    if not isinstance(fields, dict):
+        return f" {json.dumps(fields, default=str)}"
+    return "".join(f" {json.dumps(name)}: {json.dumps(details, default=str)}" for name, details in fields.items())
 
 
 class AnyJson(StrictJSONParser):

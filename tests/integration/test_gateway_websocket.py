@@ -298,18 +298,18 @@ async def test_a_drain_tells_and_finishes(house):
     gateway = house.gateway(SERINUS_GATEWAY_DRAIN_S="20").wait_live().wait_ready()
     url = f"ws://127.0.0.1:{gateway.port}/v2/models/mlp/versions/1/stream"
     replica = house.replicas["r1"]
-    replica.latency_s, before = 2.5, len(replica.seen)
+    replica.holds = True
     async with websockets.connect(url, subprotocols=KEY) as stream:
         await stream.send(json.dumps(request(identity="last")))
-        await asyncio.to_thread(until, lambda: len(replica.seen) > before)
+        await asyncio.to_thread(until, lambda: len(replica.held) == 1)
         gateway.process.terminate()
         assert json.loads(await stream.recv()) == {"type": "draining"}
         assert (await ask(stream, request(identity="new")))["code"] == "draining"
+        house.loop.call_soon_threadsafe(replica.let_go)
         assert json.loads(await stream.recv())["id"] == "last"
         with pytest.raises(ConnectionClosed) as caught:
             await asyncio.wait_for(stream.recv(), 15)
         assert caught.value.rcvd.code == 1012
-    replica.latency_s = 0.0
     assert await asyncio.to_thread(gateway.stop) == 0
 
 

@@ -23,6 +23,13 @@ def description() -> dict[str, Any]:
     return found
 
 
+def is_typed(path: str, error: Any) -> bool:
+    """Whether an error has the shape of its door: words alone at Triton's, code and request id at ours."""
+    if path.startswith("/v2/repository/"):
+        return isinstance(error, str) and bool(error) and "ErrorDetail" not in error
+    return {"code", "message", "request_id"} <= set(error)
+
+
 @pytest.mark.timeout(180)
 def test_whatever_the_description_allows_or_forbids_is_an_answer_or_a_typed_error(cast: Cast) -> None:
     version = ready_version(cast.actor("owner"), cast.red)
@@ -43,8 +50,7 @@ def test_whatever_the_description_allows_or_forbids_is_an_answer_or_a_typed_erro
                 assert answer.status_code in documented | TYPED, told
                 if answer.status_code in TYPED:
                     refused += 1
-                    error = answer.json()["error"]
-                    assert {"code", "message", "request_id"} <= set(error), told
+                    assert is_typed(path, answer.json()["error"]), told
                 transaction.set_rollback(True)  # each meets the same rows
 
         sent += schemas.drive(operation, send, examples=EXAMPLES, names=names)

@@ -45,7 +45,7 @@ class FakeReplica:
     final one comes after them and has no tensors. breaks_after: so many answers, then the fault.
     statistics: exact sums of what was answered, told when asked. faulty_share: part of the requests that get the
     fault. kills_at: an input whose first number is this ends the replica, as a crash does, when it would be answered;
-    it is back `restart_s` later.
+    it is back `restart_s` later. holds: requests wait in `held` until `let_go` is called, in the replica's own loop.
     """
 
     def __init__(
@@ -79,6 +79,8 @@ class FakeReplica:
         self.pauses = 0
         self.statistics = ModelStatistics()
         self.silent = False
+        self.holds = False
+        self.held: list[tuple[FakePeer, Infer, memoryview]] = []
         self.greet = True
         self.seen: list[Infer] = []
         self.cancelled: list[int] = []
@@ -109,6 +111,12 @@ class FakeReplica:
         await self.stop()
         await asyncio.sleep(self.restart_s)
         await self.start()
+
+    def let_go(self) -> None:
+        self.holds = False
+        while self.held:
+            peer, message, body = self.held.pop(0)
+            peer.answer(message, body)
 
     def goodbye(self) -> None:
         for peer in self.peers:
@@ -144,6 +152,8 @@ class FakePeer(asyncio.Protocol):
                 del self.replica.seen[:-10_000]
                 if "parts" in message.parameters:
                     self.streams[message.id] = asyncio.ensure_future(self.answer_often(message))
+                elif self.replica.holds:
+                    self.replica.held.append((self, message, body))
                 elif self.replica.latency_s:
                     asyncio.get_running_loop().call_later(self.replica.latency_s, self.answer, message, body)
                 else:
