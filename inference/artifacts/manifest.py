@@ -33,6 +33,9 @@ class Format(StrEnum):
     JAX_EXPORT = "jax_export"
     ONNX = "onnx"
     HF_ENCODER = "hf_encoder"
+    HF_DECODER = "hf_decoder"
+    GGUF = "gguf"
+    LORA = "lora"
     TORCHSCRIPT = "torchscript"
     PYTHON = "python"
     TRITON_PYTHON = "triton_python"
@@ -54,6 +57,9 @@ TIER_OF: dict[Format, Tier] = {
     Format.JAX_EXPORT: Tier.CHECKED,
     Format.ONNX: Tier.CHECKED,
     Format.HF_ENCODER: Tier.DATA,
+    Format.HF_DECODER: Tier.DATA,
+    Format.GGUF: Tier.DATA,
+    Format.LORA: Tier.DATA,
     Format.TORCHSCRIPT: Tier.CODE,
     Format.PYTHON: Tier.CODE,
     Format.TRITON_PYTHON: Tier.CODE,

@@ -25,7 +25,6 @@ from inference.batching.policies import PLAIN, Policies
 from inference.batching.preparation import Preparation, Prepare
 from inference.batching.tally import Tally, ns
 from inference.batching.window import Release, Rules, Wait, Waiting, decide
-from inference.batching.work import Arrays, Outcome, Ticket, awaited
 from inference.errors import (
     DeadlineExceeded,
     Draining,
@@ -37,6 +36,7 @@ from inference.errors import (
 )
 from inference.protocol.statistics import ModelStatistics
 from inference.runtime.runner import Ran
+from inference.runtime.work import Arrays, Outcome, Ticket, awaited
 
 log = logging.getLogger(__name__)
 MIN_RETRY_S, MAX_RETRY_S = 0.05, 30.0

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 
 from inference.batching.counts import nanoseconds
-from inference.batching.work import Arrays, Executor, Outcome, Reply, Scalar, Ticket
 from inference.errors import SerinusError
 from inference.protocol.statistics import ModelStatistics
+from inference.runtime.work import Arrays, Executor, Outcome, Reply, Scalar, Ticket
 
 KEY_BYTES = 32
 ENTRY_BYTES = 512  # what an entry costs beside its arrays

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from inference.batching.work import Ticket
+from inference.runtime.work import Ticket
 
 MAX_PASSED = 4
 MIN_FIXED_ELEMENTS = 256.0  # small matrices run far below the machine's rate, whatever a straight line says

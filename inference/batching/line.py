@@ -17,7 +17,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
-from inference.batching.work import Arrays, Ticket
+from inference.runtime.work import Arrays, Ticket
 
 MAX_KEYS = 4096
 Pick = Callable[[Sequence[Ticket], int], list[Ticket]]

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 
-from inference.batching.work import Outcome, Ticket
 from inference.errors import SerinusError
+from inference.runtime.work import Outcome, Ticket
 
 Ended = tuple[Ticket, "Outcome | SerinusError"]
 

@@ -10,9 +10,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from inference.batching.lane import Lane
-from inference.batching.work import Arrays, Ticket
 from inference.errors import ModelFailed, SerinusError
 from inference.models.contract import Prepared
+from inference.runtime.work import Arrays, Ticket
 
 Prepare = Callable[[Sequence[Arrays]], Sequence[Prepared | SerinusError]]
 MAX_ROUND = 64

@@ -20,7 +20,6 @@ from inference.batching.lane import Lane
 from inference.batching.line import shape_of
 from inference.batching.slots import Batch, OpenSequence, SequenceId, Sequences, SlotRules, Step
 from inference.batching.states import CorrelationId, Feeder, Flags
-from inference.batching.work import Arrays, Outcome, Ticket
 from inference.errors import (
     DeadlineExceeded,
     Draining,
@@ -33,6 +32,7 @@ from inference.errors import (
 from inference.protocol.messages import SequenceControl
 from inference.protocol.statistics import ModelStatistics
 from inference.runtime.runner import Ran
+from inference.runtime.work import Arrays, Outcome, Ticket
 
 log = logging.getLogger(__name__)
 MIN_RETRY_S, MAX_RETRY_S = 0.05, 30.0

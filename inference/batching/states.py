@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from inference.batching.work import Arrays
 from inference.errors import InvalidInput
 from inference.models.shaped import State
 from inference.protocol.oip import Signature
 from inference.protocol.settings import ControlInput
 from inference.runtime import tensors
+from inference.runtime.work import Arrays
 
 LONGEST_ID_BYTES = 128
 

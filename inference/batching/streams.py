@@ -19,7 +19,6 @@ from typing import Any
 
 from inference.batching.counts import Counts, nanoseconds
 from inference.batching.lane import Lane
-from inference.batching.work import Arrays, Outcome, Scalar, Ticket
 from inference.errors import (
     DeadlineExceeded,
     Draining,
@@ -31,6 +30,7 @@ from inference.errors import (
 )
 from inference.protocol.statistics import ModelStatistics
 from inference.runtime.runner import Ran, is_out_of_memory
+from inference.runtime.work import Arrays, Outcome, Scalar, Ticket
 
 log = logging.getLogger(__name__)
 RETRY_S = 1.0

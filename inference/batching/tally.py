@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from inference.batching.work import Ticket
 from inference.errors import SerinusError
 from inference.protocol.statistics import BatchStatistics, ModelStatistics
 from inference.runtime.runner import Ran
+from inference.runtime.work import Ticket
 
 
 class Tally:

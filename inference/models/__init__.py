@@ -21,6 +21,8 @@ __all__ = ["LOADERS", "LoadContext", "Model", "load"]
 LOADERS: dict[Format, str] = {
     Format.ECHO: "inference.models.echo",
     Format.TORCH_EXPORT: "inference.models.on_torch.export",
+    Format.HF_DECODER: "inference.models.on_torch.language",
+    Format.GGUF: "inference.models.on_torch.language",
     Format.TORCHSCRIPT: "inference.models.on_torch.torchscript",
     Format.HF_ENCODER: "inference.models.on_torch.hf_encoder",
     Format.JAX_EXPORT: "inference.models.on_jax.export",

@@ -84,6 +84,49 @@ class WarmupSample(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
     data: dict[str, str] = msgspec.field(default_factory=dict)
 
 
+class Speculation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Drafts that one pass verifies. ngram: looked up in the text so far; draft: made by a smaller model, a version
+    "name:number" of the same team with the same vocabulary. tokens: drafts a step. Off by itself where it does not pay.
+    """
+
+    method: Literal["ngram", "draft"] = "ngram"
+    tokens: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
+    draft: str = ""
+    longest_match: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
+    shortest_match: Annotated[int, msgspec.Meta(ge=1, le=16)] = 2
+
+
+class GenerationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """How a language model is to be run; names follow vLLM's where it has them.
+
+    max_model_len: 0 for the model's own context. max_num_seqs: sequences that run at once. max_num_batched_tokens: new
+    tokens of one iteration, over all sequences. long_prefill_token_threshold: the most of one prompt in an iteration
+    while others decode, 0 for no such bound. cache_bytes: memory for keys and values, 0 to take what is free.
+    max_queued_tokens: prompt tokens that may wait, 0 for no bound but `queue_limit`. offload_bytes: host memory for
+    cold prefixes. quantization: of the weights, at load. tool_parser, reasoning_parser: "auto" goes by the model's
+    family, "none" for none. chat_template: instead of the model's own (Jinja).
+    """
+
+    max_model_len: Annotated[int, msgspec.Meta(ge=0, le=1 << 22)] = 0
+    max_num_seqs: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 64
+    max_num_batched_tokens: Annotated[int, msgspec.Meta(ge=16, le=1 << 20)] = 512
+    long_prefill_token_threshold: Annotated[int, msgspec.Meta(ge=0, le=1 << 20)] = 0
+    block_size: Literal[8, 16, 32, 64, 128] = 16
+    cache_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 44)] = 0
+    max_queued_tokens: Annotated[int, msgspec.Meta(ge=0, le=1 << 32)] = 0
+    enable_prefix_caching: bool = True
+    offload_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 44)] = 0
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    kv_cache_dtype: Literal["auto", "float32", "bfloat16", "fp8"] = "auto"
+    quantization: Literal["none", "int8", "int4"] = "none"
+    speculation: Speculation | None = None
+    tool_parser: Literal["auto", "none", "hermes", "llama3", "mistral"] = "auto"
+    reasoning_parser: Literal["auto", "none", "think"] = "auto"
+    chat_template: Annotated[str, msgspec.Meta(max_length=1 << 18)] = ""
+    max_adapters: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
+    max_adapter_rank: Annotated[int, msgspec.Meta(ge=1, le=512)] = 64
+
+
 class RuntimeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How a version is to be run. Part of its digest.
 
@@ -104,7 +147,8 @@ class RuntimeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
     means that nothing is batched. reshapes: tensor -> the shape (without the batch dimension) that the model itself
     takes or gives where clients see another one. parameters: handed to the model as they are. constants: inputs that
     have one value for ever (Silero VAD's sampling rate); clients do not see them. nan_policy: an answer with NaN or
-    infinity is given out (JSON has null for it), or refused as the error `invalid_output`.
+    infinity is given out (JSON has null for it), or refused as the error `invalid_output`. generation: how a language
+    model is run; others have none.
     """
 
     max_batch_size: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
@@ -136,3 +180,4 @@ class RuntimeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
     reshapes: dict[str, list[int]] = msgspec.field(default_factory=dict)
     constants: dict[str, bool | int | float] = msgspec.field(default_factory=dict)
     nan_policy: Literal["pass", "reject"] = "pass"
+    generation: GenerationSettings | None = None

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import msgspec
 
+from inference.protocol import generation
 from inference.protocol.oip import Signature
 from inference.protocol.settings import RuntimeSettings
 
 
 def public_signature(signature: Signature, settings: RuntimeSettings) -> Signature:
-    """`signature` without constants, and without a stateful model's control inputs, state inputs and state outputs."""
+    """`signature` without constants, without a stateful model's control inputs, state inputs and state outputs, and
+    without the tensors that carry the OpenAI doors' requests to a language model.
+    """
     inputs, outputs = hidden_inputs(settings), hidden_outputs(settings)
+    if signature.platform == generation.PLATFORM:
+        inputs, outputs = inputs | generation.HIDDEN, outputs | generation.HIDDEN
     if not inputs and not outputs:
         return signature
     return msgspec.structs.replace(

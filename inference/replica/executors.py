@@ -8,12 +8,12 @@ from inference.artifacts.manifest import RuntimeSettings
 from inference.batching import policies
 from inference.batching.batcher import Batcher, Bounds, Lengths
 from inference.batching.window import Rules
-from inference.batching.work import Arrays, Executor
 from inference.protocol.oip import Signature
 from inference.replica import kinds
 from inference.replica.alarm import Alarm
 from inference.runtime.runner import Ran, Runner
 from inference.runtime.warmup import WarmUp
+from inference.runtime.work import Arrays, Executor
 
 ALARM_GRACE_S = 5.0
 INLINE_BELOW_S = 1e-3  # handing a shorter pass to another thread costs as much as running it

@@ -6,10 +6,10 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from inference.batching.work import Executor
 from inference.replica.lifecycle import Lifecycle
 from inference.runtime import devices
 from inference.runtime.runner import Runner
+from inference.runtime.work import Executor
 
 PERIOD_S = 1.0
 log = logging.getLogger(__name__)

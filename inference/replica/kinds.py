@@ -14,7 +14,6 @@ from inference.batching.slots import SlotRules
 from inference.batching.states import Feeder
 from inference.batching.streams import StartStream, StreamBounds, Streamer
 from inference.batching.whole import run_whole
-from inference.batching.work import Arrays, Executor, Scalar
 from inference.errors import InvalidOutput
 from inference.models.contract import StreamingModel
 from inference.protocol.oip import Signature
@@ -22,6 +21,7 @@ from inference.protocol.settings import SequenceSettings
 from inference.replica.alarm import Alarm
 from inference.runtime.runner import Ran, Runner
 from inference.runtime.tensors import nonfinite_rows
+from inference.runtime.work import Arrays, Executor, Scalar
 
 ALARM_GRACE_S = 5.0
 

@@ -17,7 +17,6 @@ from typing import cast
 
 import msgspec
 
-from inference.batching.work import Executor, Outcome, Ticket
 from inference.errors import ClientError, Draining, InvalidInput, ModelFailed, SerinusError, ServerError
 from inference.protocol.frames import MAX_BODY_BYTES, Decoder, encode, encode_head
 from inference.protocol.messages import (
@@ -39,6 +38,7 @@ from inference.protocol.messages import (
 from inference.protocol.oip import Signature
 from inference.replica import checks
 from inference.runtime import tensors
+from inference.runtime.work import Executor, Outcome, Ticket
 
 log = logging.getLogger(__name__)
 PAUSE_READING_BYTES = 8 << 20

@@ -16,8 +16,8 @@ import uvloop
 
 from inference.batching.batcher import Batcher, Bounds
 from inference.batching.window import Rules
-from inference.batching.work import Ticket
 from inference.runtime.runner import Ran
+from inference.runtime.work import Ticket
 
 ROUNDS = 300
 INPUTS = {"x": np.zeros((1, 16), dtype="f4")}

@@ -9,7 +9,6 @@ import pytest
 
 from inference.batching.batcher import Batcher, Bounds
 from inference.batching.window import Rules
-from inference.batching.work import Ticket, awaited
 from inference.errors import (
     DeadlineExceeded,
     Draining,
@@ -20,6 +19,7 @@ from inference.errors import (
     ReplicaLost,
 )
 from inference.runtime.runner import Ran
+from inference.runtime.work import Ticket, awaited
 
 
 class Doubler:

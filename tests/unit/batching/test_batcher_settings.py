@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from inference.batching import policies
 from inference.batching.batcher import Batcher, Bounds, Lengths
 from inference.batching.window import Rules
-from inference.batching.work import Outcome, Ticket
 from inference.errors import (
     DeadlineExceeded,
     InvalidInput,
@@ -26,6 +25,7 @@ from inference.errors import (
 from inference.models.contract import Prepared
 from inference.protocol.settings import QueuePolicy, RuntimeSettings
 from inference.runtime.runner import Ran
+from inference.runtime.work import Outcome, Ticket
 
 
 class Held:

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from inference.artifacts.manifest import RuntimeSettings
 from inference.batching.cache import ENTRY_BYTES, Cached, Store, key_of
-from inference.batching.work import Ticket, awaited
 from inference.errors import Draining, ModelFailed, PoisonInput, Rejected
 from inference.models import LoadContext, load
 from inference.replica import executors
 from inference.runtime.runner import Runner
 from inference.runtime.warmup import warm_up
+from inference.runtime.work import Ticket, awaited
 from tests.support import artifacts
 
 

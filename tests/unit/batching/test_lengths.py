@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.batching.lengths import MAX_PASSED, pick
-from inference.batching.work import Ticket
+from inference.runtime.work import Ticket
 
 
 def row(length, order):

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.batching.ordering import Ordering
-from inference.batching.work import Ticket
 from inference.errors import ModelFailed
+from inference.runtime.work import Ticket
 
 
 @given(st.integers(1, 40), st.integers(0, 2**32 - 1))

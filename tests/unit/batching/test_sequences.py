@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.batching.work import Ticket, awaited
 from inference.errors import (
     DeadlineExceeded,
     Draining,
@@ -29,6 +28,7 @@ from inference.protocol.signatures import public_signature
 from inference.replica import executors
 from inference.runtime.runner import Runner
 from inference.runtime.warmup import WarmUp, warm_up
+from inference.runtime.work import Ticket, awaited
 from tests.support import sequences
 
 NO_WARM_UP = WarmUp({}, {})

@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from inference.artifacts.manifest import RuntimeSettings
 from inference.batching.streams import StreamBounds, Streamer
-from inference.batching.work import Ticket
 from inference.errors import (
     DeadlineExceeded,
     Draining,
@@ -28,6 +27,7 @@ from inference.models import LoadContext, load
 from inference.replica import executors
 from inference.runtime.runner import Runner
 from inference.runtime.warmup import WarmUp, warm_up_stream
+from inference.runtime.work import Ticket
 from tests.support import artifacts
 
 
