@@ -31,6 +31,11 @@ class OpenAIView(APIView):
     def get_exception_handler(self) -> Any:
         return in_openais_shape
 
+    def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:  # noqa: ARG002, FBT001, FBT002 (the framework's)
+        """There is one shape of answers, whatever is asked for: the client wants contents as application/binary."""
+        renderer = self.get_renderers()[0]
+        return renderer, renderer.media_type
+
 
 class Files(OpenAIView):
     @extend_schema(responses=OpenApiTypes.OBJECT)

@@ -21,7 +21,7 @@ from accounts.permissions import SYSTEM, Actor
 from jobs import actions, files, leases, store, tasks
 from jobs.models import Batch, File
 from jobs.statuses import ENDED, Status
-from tests.support.batches import CHAT, URLS, FarEnd, far_end, jsonl, line, make_endpoint, read_jsonl
+from tests.support.batches import URLS, FarEnd, begin, far_end, line, make_endpoint, read_jsonl
 from tests.support.cast import Cast, make_cast
 from tests.support.celery_workers import celery_worker
 from tests.support.database import Services
@@ -64,21 +64,6 @@ def worker(end: FarEnd, services: Services, tmp_path: Path, settings: Any) -> Ca
         )
 
     return start
-
-
-def upload(actor: Actor, data: bytes) -> File:
-    with store.NewFile(store.new_id("file-")) as new:
-        new.write(data)
-        assert actor.key is not None
-        return files.keep_file(
-            actor=actor, team=actor.key.team, new=new, filename="in.jsonl", purpose="batch", life=timedelta(days=1)
-        )
-
-
-def begin(actor: Actor, lines: list[dict[str, Any]], *, endpoint: str = CHAT, window: str = "24h") -> Batch:
-    return actions.create_batch(
-        actor=actor, file=upload(actor, jsonl(lines)), endpoint=endpoint, completion_window=window
-    )
 
 
 def until(what: str, true: Callable[[], object], timeout_s: float = 60.0) -> Any:

@@ -12,10 +12,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from accounts.models import Team
+from accounts.permissions import Actor
 from endpoints import publish
+from jobs import actions, files, store
+from jobs.models import Batch, File
 from registry.models import Model
 
 URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
@@ -176,6 +181,30 @@ def line(number: int, *, url: str = CHAT, model: str = "chat", text: str = "", *
     asked = {CHAT: {"messages": [{"role": "user", "content": words}]}, "/v1/completions": {"prompt": words}}
     given = {"model": model, **asked.get(url, {"input": words}), **body}
     return {"custom_id": f"id-{number}", "method": "POST", "url": url, "body": given}
+
+
+def upload(actor: Actor, data: bytes, team: Team | None = None) -> File:
+    """A file as a client brings it."""
+    owner = team or (actor.key.team if actor.key else None)
+    assert owner is not None
+    with store.NewFile(store.new_id("file-")) as new:
+        new.write(data)
+        return files.keep_file(
+            actor=actor, team=owner, new=new, filename="in.jsonl", purpose="batch", life=timedelta(days=1)
+        )
+
+
+def begin(
+    actor: Actor,
+    lines: list[dict[str, Any]],
+    *,
+    team: Team | None = None,
+    endpoint: str = CHAT,
+    window: str = "24h",
+) -> Batch:
+    """A batch that waits for a worker."""
+    file = upload(actor, jsonl(lines), team)
+    return actions.create_batch(actor=actor, file=file, endpoint=endpoint, completion_window=window)
 
 
 def jsonl(lines: list[dict[str, Any]]) -> bytes:
