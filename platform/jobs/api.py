@@ -31,7 +31,7 @@ class OpenAIView(APIView):
     def get_exception_handler(self) -> Any:
         return in_openais_shape
 
-    def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:  # noqa: ARG002, FBT001, FBT002 (the framework's)
+    def perform_content_negotiation(self, request: Request, force: bool = False) -> Any:
         """There is one shape of answers, whatever is asked for: the client wants contents as application/binary."""
         renderer = self.get_renderers()[0]
         return renderer, renderer.media_type
