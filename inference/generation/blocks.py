@@ -204,7 +204,6 @@ class BlockPool:
             self.names[block] = None
         self._cached.clear()
         self.host.forget()
-        self._pending.saves.clear()
 
     def _digest(self, sequence: Sequence, index: int) -> bytes:
         digests, size = sequence.digests, self.block_size
@@ -300,13 +299,7 @@ class BlockPool:
 
     def begin(self) -> None:
         """A new plan: what the last one moved has been moved."""
-        if not self._pending.saves:
-            self.host.unpin_all()
-
-    def drop_copies(self, sequence: Sequence) -> None:
-        """The sequence leaves a plan in the making: its copies are not made."""
-        gone = set(sequence.blocks)
-        self._pending.copies = [pair for pair in self._pending.copies if pair[1] not in gone]
+        self.host.unpin_all()
 
     def take_transfers(self) -> Transfers:
         transfers, self._pending = self._pending, Transfers()

@@ -183,7 +183,6 @@ class Scheduler:
         self.pool.release(sequence)
 
     def _preempt(self, sequence: Sequence) -> None:
-        self.pool.drop_copies(sequence)
         self._leave(sequence)
         sequence.move(Status.WAITING)
         sequence.preemptions += 1
@@ -208,9 +207,8 @@ class Scheduler:
         self._prefill(plan)
         if not plan.preempted:
             self._admit(plan)
-        if plan.items:
-            moved = self.pool.take_transfers()
-            plan.saves, plan.copies, plan.loads = moved.saves, moved.copies, moved.loads
+        moved = self.pool.take_transfers()
+        plan.saves, plan.copies, plan.loads = moved.saves, moved.copies, moved.loads
         return plan
 
     def commit(self, plan: Plan, results: Iterable[Values[int]]) -> None:
