@@ -316,16 +316,16 @@ class Scheduler:
                 break
             if sequence.held:
                 continue
+            if len(blocked) > LOOKAHEAD or any(other.passed >= self.limits.patience for other in blocked):
+                break
             found = self.pool.match(sequence)
             if self._fits(sequence, found):
                 self._start(sequence, found, plan)
                 admitted.append(sequence)
                 for other in blocked:
                     other.passed += 1
-            elif len(blocked) < LOOKAHEAD and sequence.passed < self.limits.patience:
-                blocked.append(sequence)
             else:
-                break
+                blocked.append(sequence)
         for sequence in admitted:
             self._line.remove(sequence)
 

@@ -17,9 +17,9 @@ from tests.support.iterations import World
 
 LIMITS = st.builds(
     Limits,
-    token_budget=st.integers(1, 24),
-    max_sequences=st.integers(1, 6),
-    max_context=st.integers(4, 60),
+    token_budget=st.integers(1, 32),
+    max_sequences=st.integers(1, 8),
+    max_context=st.integers(12, 60),
     long_prefill_threshold=st.sampled_from([0, 0, 1, 3]),
     watermark=st.sampled_from([0.0, 0.01, 0.3]),
     patience=st.integers(0, 3),
@@ -29,8 +29,8 @@ SHARED = st.integers(1, len(TEXT)).map(lambda length: TEXT[:length])
 PROMPTS = st.lists(st.integers(0, 1), min_size=1, max_size=24) | SHARED
 
 
-POOLS = st.tuples(st.integers(1, 24), st.integers(1, 5), st.booleans(), st.sampled_from([0, 0, 1, 3, 8]))
-TIGHT = st.tuples(st.integers(4, 12), st.integers(1, 3), st.just(True), st.integers(1, 4))
+POOLS = st.tuples(st.integers(1, 48), st.integers(1, 5), st.booleans(), st.sampled_from([0, 0, 1, 3, 8]))
+TIGHT = st.tuples(st.integers(6, 20), st.integers(1, 3), st.just(True), st.integers(1, 4))
 
 
 ASKED = st.fixed_dictionaries(
@@ -105,9 +105,13 @@ def asked_by(draw: random.Random) -> dict:
 def test_a_long_storm_ends_well(seed, limits, shape, waits):
     """Hypothesis draws short lives; this one draws long ones, in which memory and host tier turn over many times."""
     draw, world = random.Random(seed), World(limits, shape)
-    for _ in range(120):
-        if len(world.live) < waits:
-            world.arrive(**asked_by(draw))
+    for _ in range(150):
+        while len(world.live) < waits and draw.random() < 0.5:
+            asked = asked_by(draw)
+            most = asked["most"] = min(asked["most"], world.scheduler.max_context - 1)
+            asked["prompt"] = asked["prompt"][: world.scheduler.max_context - most]
+            if most:
+                world.arrive(**asked)
         if world.live and draw.random() < 0.03:
             world.leave(draw.choice(world.live))
         if world.live and draw.random() < 0.05:
