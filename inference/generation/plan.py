@@ -74,21 +74,23 @@ def flatten(plan: Plan) -> Flat:
     width = max((len(item.sequence.blocks) for item in plan.items), default=0)
     flat = Flat(array("q"), array("q"), array("q"), array("i", [0]), array("i"), array("i"), width, *_empty_rows(plan))
     size, table, end = plan.block_size, list[int](), 0
+    token, at, slot = flat.tokens.append, flat.positions.append, flat.slots.append  # this loop is most of the cost
     for item in plan.items:
         sequence, start, count = item.sequence, item.start, item.count
         blocks = sequence.blocks
         if count == 1:
             past = start - len(sequence.prompt)
-            flat.tokens.append(sequence.output[past] if past >= 0 else sequence.prompt[start])
-            flat.positions.append(start)
-            flat.slots.append(blocks[start // size] * size + start % size)
+            token(sequence.output[past] if past >= 0 else sequence.prompt[start])
+            at(start)
+            slot(blocks[start // size] * size + start % size)
         else:
             _extend(flat, item, size)
         end += count
         flat.starts.append(end)
         flat.lengths.append(start + count)
         table += blocks
-        table += [0] * (width - len(blocks))
+        if len(blocks) < width:
+            table += [0] * (width - len(blocks))
         _want(flat, item, end)
     flat.tables.fromlist(table)
     return flat
@@ -114,12 +116,12 @@ def _extend(flat: Flat, item: Item, size: int) -> None:
 
 
 def _want(flat: Flat, item: Item, end: int) -> None:
-    if item.wants_logits or item.sequence.every_logit:
+    if item.wants_logits and item.count == 1:
+        flat.wanted.append(end - 1)
+        flat.rows.append(1)
+    elif item.wants_logits or item.sequence.every_logit:
         rows = item.count if item.sequence.every_logit else 1 + len(item.drafts)
-        if rows == 1:
-            flat.wanted.append(end - 1)
-        else:
-            flat.wanted.extend(range(end - rows, end))
+        flat.wanted.extend(range(end - rows, end))
         flat.rows.append(rows)
     else:
         flat.rows.append(0)
