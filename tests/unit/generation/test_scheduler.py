@@ -116,6 +116,20 @@ def test_a_preempted_one_comes_back_before_those_who_never_ran():
     assert second.cached == 0
 
 
+def test_a_preempted_one_comes_back_before_an_earlier_one_that_it_passed():
+    one = scheduler(count=4, size=2, context=8)
+    keeper = added(one, 1, range(3), most=5)
+    step(one)
+    added(one, 2, range(20, 27), most=1)
+    small = added(one, 3, range(30, 33), most=5)
+    preempted = []
+    while not preempted:
+        preempted = step(one).preempted
+    assert preempted == [small]
+    one.finish(keeper)
+    assert [item.sequence for item in step(one).items] == [small]
+
+
 def test_a_blocked_one_is_passed_only_so_often():
     one = scheduler(count=8, size=2, context=16, patience=2)
     keeper = added(one, 1, range(8), most=6)
@@ -211,6 +225,15 @@ def test_a_cold_prefix_goes_to_the_host_and_comes_back():
     assert len(plan.saves) == 3
     again, plan = run(3, range(13))
     assert (again.cached, len(plan.loads)) == (12, 3)
+
+
+def test_host_slots_go_to_newer_prefixes_in_later_plans():
+    one = scheduler(count=2, size=2, context=4, offload=1)
+    for number in range(3):
+        sequence = added(one, number, range(10 * number, 10 * number + 3), most=1)
+        plan = step(one)
+        assert len(plan.saves) == (number > 0)
+        one.finish(sequence)
 
 
 def test_a_slot_that_is_read_is_not_overwritten_in_the_same_plan():

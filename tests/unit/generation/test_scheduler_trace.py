@@ -106,7 +106,7 @@ class Simulation:
         print(
             f"\n{name}: {len(ttft)} requests in {self.now:.1f} s and {self.iterations} iterations; TTFT p50 "
             f"{statistics.median(ttft):.3f} p99 {ttft[int(len(ttft) * 0.99)]:.3f} s; {self.inversions()} neighbours out of "
-            f"order; budget used {statistics.fmean(self.budget_use or [0]):.1%} while prompts waited; "
+            f"order; budget used {statistics.fmean(self.budget_use or [0]):.1%} in {len(self.budget_use)} iterations in which prompts waited for nothing else; "
             f"{self.scheduler.preempted} preempted; prefix hits {self.scheduler.prefix_hits} of "
             f"{self.scheduler.prefix_queries} tokens"
         )
