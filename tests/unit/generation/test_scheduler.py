@@ -62,6 +62,17 @@ def test_drafts_are_cut_to_the_budget_and_to_the_answer():
     assert (sequence.output, sequence.computed, sequence.drafts) == ([7, 1, 9], 6, [])
 
 
+def test_prompts_that_wait_keep_a_share_from_the_drafts():
+    one = scheduler(budget=8)
+    first = added(one, 1, range(4), most=40)
+    step(one)
+    first.drafts = [1] * 7
+    assert shares(step(one)) == [(1, 4, 8, True)]
+    first.drafts = [1] * 7
+    added(one, 2, range(20, 40))
+    assert shares(step(one)) == [(1, 5, 4, True), (2, 0, 4, False)]
+
+
 def test_who_can_never_fit_is_refused_with_both_numbers():
     one = scheduler(count=2, size=4, context=100)
     with pytest.raises(InvalidInput, match=r"7 tokens and the answer may have 2, together 9, but the key-value .* 8"):
