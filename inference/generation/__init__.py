@@ -1,1 +1,1 @@
-"""Continuous batching of language models. Empty until that capability is built (see docs/architecture.md)."""
+"""Continuous batching of language models: sequences, paged blocks with a prefix cache, one token budget an iteration."""

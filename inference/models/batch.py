@@ -14,6 +14,7 @@ import numpy as np
 
 from inference.artifacts.manifest import RuntimeSettings
 from inference.protocol.oip import Signature, TensorSpec
+from inference.protocol.settings import MAX_ROWS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,10 +26,12 @@ DEFAULT_BUCKETS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def max_batch(settings: RuntimeSettings, bound: int | None) -> int:
-    """The largest batch: the settings' wish within the program's own `bound`; without a wish the bound, or 64."""
+    """The largest batch: the settings' wish within the program's own `bound`; without a wish the bound (as far as
+    settings can say it), or 64.
+    """
     if bound is None:
         return settings.max_batch_size or DEFAULT_MAX_BATCH
-    return max(1, min(settings.max_batch_size or bound, bound))
+    return max(1, min(settings.max_batch_size or bound, bound, MAX_ROWS))
 
 
 def limited(signature: Signature, settings: RuntimeSettings) -> Signature:

@@ -12,7 +12,8 @@ import msgspec
 
 from inference.protocol.oip import TensorSpec
 
-Rows = Annotated[int, msgspec.Meta(ge=1, le=4096)]
+MAX_ROWS = 4096
+Rows = Annotated[int, msgspec.Meta(ge=1, le=MAX_ROWS)]
 Microseconds = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 MAX_PRIORITY = 64
 
@@ -151,7 +152,7 @@ class RuntimeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
     model is run; others have none.
     """
 
-    max_batch_size: Annotated[int, msgspec.Meta(ge=0, le=4096)] = 0
+    max_batch_size: Annotated[int, msgspec.Meta(ge=0, le=MAX_ROWS)] = 0
     window_ms: Annotated[float, msgspec.Meta(ge=0, le=50)] = 5.0
     buckets: list[Rows] = msgspec.field(default_factory=list)
     task: str = ""

@@ -8,6 +8,7 @@ from math import prod
 import numpy as np
 
 from inference.errors import InvalidInput, Malformed
+from inference.protocol import generation
 from inference.protocol.messages import Infer, TensorHeader
 from inference.protocol.oip import MAX_TENSORS, Signature, TensorSpec
 from inference.runtime import tensors
@@ -18,6 +19,8 @@ def read(signature: Signature, model: str, request: Infer, body: memoryview) -> 
     """The request's arrays (views of `body`) and how many rows it has. Raises InvalidInput or Malformed."""
     check_outputs(signature, model, request.outputs)
     specs = {spec.name: spec for spec in signature.inputs}
+    if signature.platform == generation.PLATFORM:
+        specs = _one_way_in(specs, request.tensors)
     _check_names(specs, model, request.tensors)
     inputs: Arrays = {}
     at = 0
@@ -68,6 +71,12 @@ def check_outputs(signature: Signature, model: str, wanted: Sequence[str]) -> No
     for name in wanted:
         if name not in known:
             raise InvalidInput(f"unexpected inference output '{name}' for model '{model}'")
+
+
+def _one_way_in(specs: dict[str, TensorSpec], given: Sequence[TensorHeader]) -> dict[str, TensorSpec]:
+    """A language model is asked by one of its inputs: by the OpenAI doors' own one where that is given."""
+    asked = generation.REQUEST if any(header.name == generation.REQUEST for header in given) else generation.TEXT_INPUT
+    return {asked: specs[asked]}
 
 
 def _check_names(specs: dict[str, TensorSpec], model: str, headers: Sequence[TensorHeader]) -> None:

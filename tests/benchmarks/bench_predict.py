@@ -23,7 +23,7 @@ SIZES_MB = (1, 16)
 
 
 def identity(folder: Path) -> None:
-    """y = x for a row of any number of floats, in torch."""
+    """y = x for rows of any number of floats, in torch."""
     import torch
 
     class Same(torch.nn.Module):
@@ -31,8 +31,9 @@ def identity(folder: Path) -> None:
             return x.clone()
 
     folder.mkdir(parents=True, exist_ok=True)
-    shape = ({0: torch.export.Dim("n", min=1, max=1 << 23)},)
-    torch.export.save(torch.export.export(Same().eval(), (torch.zeros(8),), dynamic_shapes=shape), folder / "same.pt2")
+    shape = ({0: torch.export.Dim("rows", min=1, max=8), 1: torch.export.Dim("n", min=1, max=1 << 23)},)
+    program = torch.export.export(Same().eval(), (torch.zeros(2, 8),), dynamic_shapes=shape)
+    torch.export.save(program, folder / "same.pt2")
 
 
 def pin(pids: list[int], cores: str) -> None:
@@ -73,7 +74,9 @@ def tensor_s(url: str, key: str, name: str, size: int, times: int = 9) -> float:
     """Seconds (median) of one request with `size` bytes in and as many out."""
     host, _, path = url.removeprefix("http://").partition("/")
     head = {
-        "inputs": [{"name": name, "datatype": "FP32", "shape": [size // 4], "parameters": {"binary_data_size": size}}],
+        "inputs": [
+            {"name": name, "datatype": "FP32", "shape": [1, size // 4], "parameters": {"binary_data_size": size}}
+        ],
         "parameters": {"binary_data_output": True},
     }
     text = json.dumps(head).encode()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from inference.artifacts.manifest import RuntimeSettings
+from inference.artifacts.manifest import RuntimeSettings, settings_from
 from inference.errors import Rejected
 from inference.models import LoadContext, load
 from inference.runtime import warmup
@@ -124,3 +124,16 @@ def test_a_truncated_file_is_rejected(tmp_path):
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(Rejected):
         loaded(tmp_path)
+
+
+def test_a_batch_without_a_real_bound_is_one_that_settings_can_say(tmp_path):
+    import torch
+
+    class Same(torch.nn.Module):
+        def forward(self, x):
+            return x.clone()
+
+    shapes = ({0: torch.export.Dim("rows", min=1, max=1 << 23)},)
+    model = saved(tmp_path, Same(), (torch.zeros(2, 3),), dynamic_shapes=shapes)
+    assert model.signature.max_batch_size == 4096
+    settings_from({"max_batch_size": model.signature.max_batch_size})
