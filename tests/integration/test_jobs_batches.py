@@ -275,6 +275,37 @@ def test_a_worker_killed_in_the_middle_loses_no_line_and_doubles_none(maker: Act
     assert 0 <= again <= 3 * 64, f"{again} lines were asked again"
 
 
+def test_a_worker_that_is_stopped_hands_its_batch_over(maker: Actor, end: FarEnd, worker: Any) -> None:
+    end.delay_s = 0.2
+    batch = begin(maker, [line(n) for n in range(100)])
+    with worker() as process:
+        until("some lines", lambda: Batch.objects.get(pk=batch.pk).cursor >= 8)
+        process.send_signal(signal.SIGTERM)
+        process.wait(15)
+        held = Batch.objects.get(pk=batch.pk)
+        assert (held.status, held.lease_until) == (Status.IN_PROGRESS, None)
+        asked = len(end.calls)
+        assert held.cursor == asked, "what was on its way was waited for"
+    with worker():
+        done = ended(batch)
+    assert (done.completed, len(end.calls)) == (100, 100)
+
+
+def test_a_frozen_worker_is_overtaken_and_writes_nothing_more(maker: Actor, end: FarEnd, worker: Any) -> None:
+    end.delay_s = 0.1
+    batch = begin(maker, [line(n) for n in range(150)])
+    with worker() as frozen:
+        until("some lines", lambda: Batch.objects.get(pk=batch.pk).cursor >= 10)
+        frozen.send_signal(signal.SIGSTOP)
+        Batch.objects.filter(pk=batch.pk).update(lease_until=Now() - timedelta(seconds=1))
+        with worker():
+            until("the other one", lambda: Batch.objects.get(pk=batch.pk).cursor >= 60)
+            frozen.send_signal(signal.SIGCONT)
+            done = ended(batch)
+    assert (done.status, done.completed) == (Status.COMPLETED, 150)
+    assert [row["custom_id"] for row in content(done.output_file)] == [f"id-{n}" for n in range(150)]
+
+
 def test_a_lapsed_lease_is_found_without_help(maker: Actor, end: FarEnd, worker: Any) -> None:
     batch = begin(maker, [line(n) for n in range(10)])
     held = leases.claim(batch.pk)
