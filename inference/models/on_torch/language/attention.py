@@ -30,7 +30,7 @@ class Shape:
 
 @dataclass(slots=True)
 class Batch:
-    """A step on its device. spans: (begin, end, length) of each sequence; long: those with many queries."""
+    """A step on its device. spans: (begin, end, length) of each sequence; short, long: those with few and many queries."""
 
     tokens: Tensor
     positions: Tensor
@@ -40,7 +40,7 @@ class Batch:
     starts: Tensor
     lengths: Tensor
     spans: list[tuple[int, int, int]]
-    short: list[int]
+    short: Tensor
     long: list[int]
 
 
@@ -59,7 +59,7 @@ def batch_of(step: Step, device: str, dtype: torch.dtype) -> Batch:
         starts=step.starts,
         lengths=step.lengths,
         spans=spans,
-        short=short,
+        short=torch.tensor(short, dtype=torch.int64),
         long=[n for n in range(len(spans)) if n not in known],
     )
 
@@ -118,7 +118,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, batch: Batch, shape: S
     for number in batch.long:
         begin, end, length = batch.spans[number]
         out[begin:end] = _gathered(queries[begin:end], keys, values, batch.tables[number], length, shape)
-    if batch.short:
+    if len(batch.short):
         _in_place(queries, keys, values, batch, shape, out)
     return out
 
@@ -158,7 +158,7 @@ def _in_place(queries: Tensor, keys: Tensor, values: Tensor, batch: Batch, shape
 
     kernels.attend(
         _array(queries), _array(keys), _array(values), _array(batch.starts), _array(batch.lengths),
-        _array(batch.tables), _array(out), shape.scale, shape.window, shape.softcap, _array(torch.tensor(batch.short)),
+        _array(batch.tables), _array(out), shape.scale, shape.window, shape.softcap, _array(batch.short),
     )  # fmt: skip
 
 

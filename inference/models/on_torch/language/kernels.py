@@ -36,8 +36,63 @@ def _exp_into(scores: Array, bits: Array, count: int, top: float) -> float:
     return total
 
 
+@numba.njit(**_FLAGS)
+def _score(  # noqa: PLR0917
+    query: Array,
+    keys: Array,
+    head: int,
+    table: Array,
+    low: int,
+    visible: int,
+    scale: float,
+    softcap: float,
+    scores: Array,
+) -> float:
+    """scores[:visible - low] of one query [D] against the keys of its head; gives the largest."""
+    block, width = keys.shape[2], keys.shape[3]
+    top = np.float32(-3.4e38)
+    for index in range(low // block, (visible + block - 1) // block):
+        number, base = table[index], index * block
+        for at in range(max(low, base), min(visible, base + block)):
+            row = keys[number, head, at - base]
+            total = np.float32(0)
+            for d in range(width):
+                total += query[d] * row[d]
+            total *= scale
+            if softcap > 0:
+                total = softcap * np.tanh(total / softcap)
+            scores[at - low] = total
+            top = max(top, total)
+    return top
+
+
+@numba.njit(**_FLAGS)
+def _mix(  # noqa: PLR0917
+    shares: Array,
+    values: Array,
+    head: int,
+    table: Array,
+    low: int,
+    visible: int,
+    weight: float,
+    mixed: Array,
+    out: Array,
+) -> None:
+    """Gives out [D] = weight * the sum of the values of a head, each times its share; `mixed` [D] is for work."""
+    block, width = values.shape[2], values.shape[3]
+    mixed[:] = 0
+    for index in range(low // block, (visible + block - 1) // block):
+        number, base = table[index], index * block
+        for at in range(max(low, base), min(visible, base + block)):
+            row, share = values[number, head, at - base], shares[at - low]
+            for d in range(width):
+                mixed[d] += share * row[d]
+    for d in range(width):
+        out[d] = mixed[d] * weight
+
+
 @numba.njit(parallel=True, **_FLAGS)
-def attend(  # noqa: C901, PLR0917 (one loop nest: a call inside would be a call a token)
+def attend(  # noqa: PLR0917
     queries: Array, keys: Array, values: Array, starts: Array, lengths: Array, tables: Array, out: Array,
     scale: float, window: int, softcap: float, chosen: Array,
 ) -> None:  # fmt: skip
@@ -46,50 +101,18 @@ def attend(  # noqa: C901, PLR0917 (one loop nest: a call inside would be a call
     queries, out [T, H, D]; keys, values [blocks, K, B, D]; starts int32 [S + 1]; lengths int32 [S]; tables int32
     [S, width]. window: 0, or how many tokens a token sees. softcap: 0, or scores become cap * tanh(score / cap).
     """
-    kv_heads, block, width = keys.shape[1], keys.shape[2], keys.shape[3]
+    kv_heads = keys.shape[1]
     group = queries.shape[1] // kv_heads
     scale, softcap = np.float32(scale), np.float32(softcap)
     for task in numba.prange(chosen.shape[0] * kv_heads):
         s, h = chosen[task // kv_heads], task % kv_heads
-        begin, end, length = starts[s], starts[s + 1], lengths[s]
-        scores = np.empty(length, np.float32)
-        bits = np.empty(length, np.int32)
-        total_out = np.empty(width, np.float32)
-        for t in range(begin, end):
+        end, length = starts[s + 1], lengths[s]
+        scores, bits = np.empty(length, np.float32), np.empty(length, np.int32)
+        mixed = np.empty(keys.shape[3], np.float32)
+        for t in range(starts[s], end):
             visible = length - (end - 1 - t)
             low = max(0, visible - window) if window > 0 else 0
-            for g in range(group):
-                query = queries[t, h * group + g]
-                top = np.float32(-3.4e38)
-                at = low
-                while at < visible:
-                    number = tables[s, at // block]
-                    offset = at % block
-                    many = min(block - offset, visible - at)
-                    for j in range(many):
-                        row = keys[number, h, offset + j]
-                        total = np.float32(0)
-                        for d in range(width):
-                            total += query[d] * row[d]
-                        total *= scale
-                        if softcap > 0:
-                            total = softcap * np.tanh(total / softcap)
-                        scores[at - low + j] = total
-                        top = max(top, total)
-                    at += many
-                count = visible - low
-                weight = np.float32(1) / _exp_into(scores, bits, count, top)
-                total_out[:] = 0
-                at = low
-                while at < visible:
-                    number = tables[s, at // block]
-                    offset = at % block
-                    many = min(block - offset, visible - at)
-                    for j in range(many):
-                        share = scores[at - low + j]
-                        row = values[number, h, offset + j]
-                        for d in range(width):
-                            total_out[d] += share * row[d]
-                    at += many
-                for d in range(width):
-                    out[t, h * group + g, d] = total_out[d] * weight
+            for g in range(h * group, (h + 1) * group):
+                top = _score(queries[t, g], keys, h, tables[s], low, visible, scale, softcap, scores)
+                weight = np.float32(1) / _exp_into(scores, bits, visible - low, top)
+                _mix(scores, values, h, tables[s], low, visible, weight, mixed, out[t, g])
