@@ -83,22 +83,23 @@ _current: contextvars.ContextVar[_Budget] = contextvars.ContextVar("template_bud
 class _Counted(NodeTransformer):
     """Puts a count at the head of every loop's and macro's body and before all text, and measures `~`."""
 
-    def visit_For(self, node: nodes.For) -> nodes.For:
+    def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802  # jinja2 finds it by this name
         self.generic_visit(node)
         node.body.insert(0, _call("step", [], node.lineno))
         return node
 
-    def visit_Macro(self, node: nodes.Macro) -> nodes.Macro:
+    def visit_Macro(self, node: nodes.Macro) -> nodes.Macro:  # noqa: N802  # jinja2 finds it by this name
         self.generic_visit(node)
         node.body.insert(0, _call("step", [], node.lineno))
         return node
 
-    def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:
+    def visit_Concat(self, node: nodes.Concat) -> nodes.Expr:  # noqa: N802  # jinja2 finds it by this name
         self.generic_visit(node)
         made = nodes.Call(nodes.EnvironmentAttribute("joined"), node.nodes, [], None, None)
-        return made.set_lineno(node.lineno)
+        made.set_lineno(node.lineno)
+        return made
 
-    def visit_Output(self, node: nodes.Output) -> list[nodes.Node]:
+    def visit_Output(self, node: nodes.Output) -> list[nodes.Node]:  # noqa: N802  # jinja2 finds it by this name
         self.generic_visit(node)
         text = sum(len(one.data) for one in node.nodes if isinstance(one, nodes.TemplateData))
         return [_call("wrote", [nodes.Const(text)], node.lineno), node] if text else [node]
@@ -124,7 +125,7 @@ class _Generation(Extension):
 
 
 class _TemplateNamespace(Namespace):
-    def __init__(*args: Any, **kwargs: Any) -> None:  # noqa: N805  # so that `namespace(self=...)` works
+    def __init__(*args: Any, **kwargs: Any) -> None:  # so that `namespace(self=...)` works
         self, given = args[0], args[1:]
         attributes = dict(*given, **kwargs)
         for name in attributes:
@@ -205,7 +206,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         _current.get().make(_binary_size(operator, left, right))
         return super().call_binop(context, operator, left, right)
 
-    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805  # as jinja2's
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N805, PYI063  # as jinja2's
         budget = _current.get()
         budget.step()
         name = getattr(__obj, "__name__", "")
@@ -249,7 +250,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             raise InvalidInput(f"the chat template does not take this chat: {error.message or error}") from None
         except (RecursionError, MemoryError):
             raise InvalidInput("the chat template calls itself too deep") from None
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  # a template raises whatever Python raises
             raise InvalidInput(f"the chat template does not take this chat: {type(error).__name__}: {error}") from None
         finally:
             _current.reset(held)
@@ -283,10 +284,10 @@ def _numbers(values: Iterable[Any]) -> int:
 def _binary_size(operator: str, left: Any, right: Any) -> int:
     numbers = isinstance(left, int) and isinstance(right, int)
     if operator == "**":
-        return left.bit_length() * max(right, 0) if numbers else 0
+        return int(left.bit_length()) * max(int(right), 0) if numbers else 0
     if operator == "*":
         if numbers:
-            return left.bit_length() + right.bit_length()
+            return int(left.bit_length()) + int(right.bit_length())
         return max(_size(left) * _numbers([right]), _size(right) * _numbers([left]))
     if operator == "+":
         return _size(left) + _size(right)
@@ -329,6 +330,10 @@ def _filter_size(name: str, value: Any, args: tuple[Any, ...], kwargs: Mapping[s
         return _format_size(str(value), values)
     if name in {"center", "batch", "slice"}:
         return _size(value) + _numbers(values)
+    return _written_size(name, value, values)
+
+
+def _written_size(name: str, value: Any, values: list[Any]) -> int:
     if name in {"string", "escape", "e", "forceescape", "upper", "lower", "trim", "title", "capitalize", "striptags"}:
         return extent(value, 1 << 24)
     if name in {"indent", "tojson", "pprint"}:

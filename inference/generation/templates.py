@@ -61,7 +61,7 @@ class ChatTemplate:
         if chat.continue_final_message and chat.add_generation_prompt:
             raise InvalidInput("set add_generation_prompt to false where continue_final_message is true")
         if reserved := _OWN.intersection(chat.template_arguments):
-            raise InvalidInput(f"a template argument may not be called {sorted(reserved)[0]!r}")
+            raise InvalidInput(f"a template argument may not be called {min(reserved)!r}")
         messages = [self._message(one) for one in chat.messages]
         final = _mark_final(messages, self.source) if chat.continue_final_message else ""
         variables = {"documents": None, **self._special_tokens, **plain(chat.template_arguments)}
