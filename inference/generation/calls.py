@@ -34,8 +34,8 @@ class JsonValue:
             found = _ENDS_PRIMITIVE.search(text, start)
             return found.start() if found else None
         at = start
-        while (found := self._next(text, at)) is not None:
-            at = found + 1
+        while (place := self._next(text, at)) is not None:
+            at = place + 1
             if self._depth <= 0 and not self._in_string and not self._escaped:
                 return at
         return None

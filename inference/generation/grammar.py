@@ -31,14 +31,18 @@ MAX_SOURCE = 1 << 16  # characters: a compilation stays under a second or two
 MAX_CHOICES = 1024
 MAX_WARNINGS = 8
 _KEPT = 64
+_TRIAL_TOKENS = 4
 # A small model likes to write spaces for ever; enough for pretty printing eight levels deep.
-_WHITESPACE = {"whitespace_pattern": "[ \\n\\r\\t]{0,40}"}
+WHITESPACE = {"whitespace_pattern": "[ \\n\\r\\t]{0,40}"}
 
 
 @dataclass(frozen=True, slots=True)
 class GrammarLimits:
-    """As llguidance counts. fuel, items, states: what building and each step may cost; size: symbols of the grammar."""
+    """As llguidance counts. fuel, items, states: what building and each step may cost; size: symbols of the grammar.
+    row_items: ways in which a text can be read at once (an object with n optional properties takes 4 n).
+    """
 
+    row_items: int = 10_000
     initial_fuel: int = 1_000_000
     step_fuel: int = 200_000
     step_items: int = 50_000
@@ -47,6 +51,7 @@ class GrammarLimits:
 
     def made(self) -> LLParserLimits:
         return LLParserLimits(
+            max_items_in_row=self.row_items,
             initial_lexer_fuel=self.initial_fuel,
             step_lexer_fuel=self.step_fuel,
             step_max_items=self.step_items,
@@ -174,11 +179,19 @@ class Grammars:
         if native.is_error():
             raise InvalidInput(f"the structure cannot be used: {_first_lines(native.get_error())}")
         grammar = Grammar(source, native)
-        trial = grammar.matcher()
-        trial.fill(self.masks(1)[0])  # much is built lazily: what explodes shall do it here
-        if trial.failed:
-            raise InvalidInput(f"the structure cannot be used: {_first_lines(trial.failed)}")
+        if failed := self._tried(grammar.matcher()):
+            raise InvalidInput(f"the structure cannot be used: {_first_lines(failed)}")
         return grammar
+
+    def _tried(self, matcher: Matcher) -> str:
+        """Walks a few tokens: much is built only then, and what explodes shall do it here."""
+        masks = self.masks(1)
+        for _ in range(_TRIAL_TOKENS):
+            matcher.fill(masks[0])
+            if matcher.failed or matcher.is_done:
+                break
+            matcher.accept(int(np.flatnonzero(np.unpackbits(masks[0].view(np.uint8), bitorder="little"))[0]))
+        return matcher.failed
 
     def fill(self, wanted: Sequence[MaskWanted], masks: Masks) -> None:
         """Fills the rows of all these matchers, side by side: int32 [rows, words], contiguous. The rows after a draft
@@ -213,7 +226,7 @@ def _of_schema(text: str) -> str:
         raise InvalidInput(f"json_schema is not JSON: {error}") from None
     if not isinstance(schema, (dict, bool)):
         raise InvalidInput("json_schema is not an object")
-    return LLMatcher.grammar_from_json_schema(text, defaults=_WHITESPACE)  # type: ignore[arg-type]
+    return LLMatcher.grammar_from_json_schema(text, defaults=WHITESPACE)  # type: ignore[arg-type]
 
 
 def _of_choice(choice: list[str]) -> str:

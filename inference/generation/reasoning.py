@@ -76,7 +76,7 @@ def opens_reasoning(prompt: str) -> bool:
 
 
 def reasoning_parser_for(setting: str, template: str) -> str:
-    """ "think" or "none". `setting` is GenerationSettings.reasoning_parser; "auto" goes by the template's text."""
+    """The parser's name, "think" or "none". `setting` is GenerationSettings.reasoning_parser; "auto" goes by the template's text."""
     if setting != "auto":
         return setting
     return "think" if OPEN in template or CLOSE in template else "none"

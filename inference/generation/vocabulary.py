@@ -17,6 +17,6 @@ class Vocabulary(Protocol):
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
 
-    def token_bytes(self, token: int) -> bytes:
+    def token_bytes(self, token: int, /) -> bytes:
         """The bytes that this token adds to a text; empty for one that adds none."""
         ...
