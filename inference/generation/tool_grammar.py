@@ -66,14 +66,14 @@ def tool_structure(
 
 
 class _Marks:
-    """A mark in a grammar: its token where it is a special one, else its text."""
+    """A mark in a grammar: its token where it is one (llguidance takes added tokens for marks, not text), else its text."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
 
     def of(self, mark: str) -> str:
         token = self._vocabulary.backend.token_to_id(mark)
-        return f"<[{token}]>" if token is not None and token in self._vocabulary.special_ids else json.dumps(mark)
+        return json.dumps(mark) if token is None else f"<[{token}]>"
 
     def has(self, mark: str) -> bool:
         return self._vocabulary.backend.token_to_id(mark) is not None
