@@ -104,7 +104,7 @@ def _hermes(functions: list[dict[str, Any]], most: int, marks: _Marks) -> list[s
     ]
 
 
-def _llama3(functions: list[dict[str, Any]], most: int, marks: _Marks) -> list[str]:
+def _llama3(functions: list[dict[str, Any]], most: int, _marks: _Marks) -> list[str]:
     objects = " | ".join(f"call_{at}" for at in range(len(functions)))
     return [
         f"start: call{_more('; ', most)}",

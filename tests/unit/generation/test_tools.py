@@ -231,9 +231,9 @@ def test_forced_calls_are_read_back_by_the_familys_parser(parser, choice, seed):
     calls = {piece.index: piece.name for piece in pushed.tools if piece.name}
     assert set(calls.values()) <= {"ping"} if choice != "required" else set(NAMES)
     assert calls
-    for index in calls:
+    for index, name in calls.items():
         arguments = json.loads("".join(piece.arguments for piece in pushed.tools if piece.index == index))
-        assert set(arguments) == ({"days"} if calls[index] == "get_weather" else set())
+        assert set(arguments) == ({"days"} if name == "get_weather" else set())
 
 
 def test_nothing_is_forced_unless_asked_for():
