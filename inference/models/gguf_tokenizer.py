@@ -102,9 +102,9 @@ def _cuts(pre: str) -> Any:
     words = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     if pre in BY_DIGIT:
         return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), words])
-    if pre in GPT2:
-        return words
-    _refuse(f"cuts text in the way {shown(pre)}, which is not known here")
+    if pre not in GPT2:
+        _refuse(f"cuts text in the way {shown(pre)}, which is not known here")
+    return words
 
 
 def _sentencepiece(header: Header, texts: list[str]) -> Any:
@@ -155,7 +155,13 @@ def _add(backend: Any, texts: list[str], kinds: list[int]) -> None:
 
 
 def _tokens(header: Header, texts: list[str]) -> Tokens:
-    names = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding", "sep_token": "seperator"}
+    names = {
+        "bos_token": "bos",
+        "eos_token": "eos",
+        "unk_token": "unknown",
+        "pad_token": "padding",
+        "sep_token": "seperator",
+    }
     ids = {mark: _id(header, f"tokenizer.ggml.{name}_token_id", len(texts)) for mark, name in names.items()}
     return Tokens(
         special_tokens={mark: texts[id_] for mark, id_ in ids.items() if id_ is not None},

@@ -122,7 +122,9 @@ def _complete(backend: Any, config: dict[str, Any], marks: dict[str, str]) -> No
             flags = {key: bool(one.get(key, False)) for key in ("single_word", "lstrip", "rstrip", "normalized")}
             backend.add_tokens([AddedToken(one["content"], special=bool(one.get("special", False)), **flags)])
     known = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-    backend.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in marks.values() if text not in known])
+    backend.add_special_tokens(
+        [AddedToken(text, special=True, normalized=False) for text in marks.values() if text not in known]
+    )
     if "add_bos_token" in config or "add_eos_token" in config:
         first, last = marks.get("bos_token"), marks.get("eos_token")
         frame(backend, first if config.get("add_bos_token") else None, last if config.get("add_eos_token") else None)
@@ -232,7 +234,7 @@ def _byte_reader(decoder: Any) -> Callable[[str], bytes]:
     falls_back, spaced = "ByteFallback" in kinds, bool(kinds & {"Replace", "Metaspace"})
 
     def fallback(token: str) -> bytes:
-        if falls_back and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):  # noqa: PLR2004 (<0x0A>)
+        if falls_back and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
             try:
                 return bytes([int(token[3:5], 16)])
             except ValueError:
