@@ -9,7 +9,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from inference.artifacts import gguf, gguf_config, hf, jsons, pickles, safetensors
+from inference.artifacts import gguf, gguf_config, hf, jsons, safetensors
 from inference.artifacts.paths import shown
 from inference.errors import Rejected
 
@@ -34,19 +34,26 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
 
 
 @dataclass(frozen=True, slots=True)
-class Language:
-    """What a language model is. stored: how most of its weights are kept ("Q4_1", "BF16"); parameters: tied ones once;
-    path: "decoder" for our own, else "transformers". Sizes are 0 where the folder does not say them.
-    """
+class Shape:
+    """Sizes of a model; 0 where its configuration does not say them. context: tokens of prompt and answer together."""
 
-    architecture: str
-    parameters: int
     layers: int
     heads: int
     kv_heads: int
     head_dim: int
     context: int
     vocabulary: int
+
+
+@dataclass(frozen=True, slots=True)
+class Language:
+    """What a language model is. stored: how most of its weights are kept ("Q4_1", "BF16"); parameters: tied ones once;
+    path: "decoder" for our own, else "transformers".
+    """
+
+    architecture: str
+    shape: Shape
+    parameters: int
     stored: str
     stored_bytes: int
     has_template: bool
@@ -61,7 +68,8 @@ class Language:
 
     def cache_bytes(self, tokens: int, dtype: str) -> int:
         """Bytes of the keys and values of that many tokens."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * ITEM_BYTES[dtype] * tokens
+        shape = self.shape
+        return 2 * shape.layers * shape.kv_heads * shape.head_dim * ITEM_BYTES[dtype] * tokens
 
 
 def is_causal(folder: Path) -> bool:
@@ -89,7 +97,7 @@ def read_folder(folder: Path) -> Language:
     served = TEXT_OF.get(architecture, architecture)
     return Language(
         architecture=served,
-        **_sizes(text if isinstance(text, dict) else config),
+        shape=_shape(text if isinstance(text, dict) else config),
         parameters=sum(_elements(tensor.shape) for tensor in tensors.values()),
         stored=_most(Counter({name: tensor.end - tensor.begin for name, tensor in tensors.items()}), tensors),
         stored_bytes=sum(tensor.end - tensor.begin for tensor in tensors.values()),
@@ -118,7 +126,7 @@ def read_gguf(path: Path) -> Language:
         kept[tensor.type_name] += tensor.end - tensor.begin
     return Language(
         architecture=config["architectures"][0],
-        **_sizes(config),
+        shape=_shape(config),
         parameters=sum(one.elements for name, one in header.tensors.items() if not name.startswith("rope_f")),
         stored=kept.most_common(1)[0][0] if kept else "",
         stored_bytes=sum(kept.values()),
@@ -137,16 +145,16 @@ def _named(config: dict[str, Any]) -> tuple[str, str]:
     return one, str(config.get("model_type", ""))
 
 
-def _sizes(config: dict[str, Any]) -> dict[str, int]:
+def _shape(config: dict[str, Any]) -> Shape:
     heads, width = hf.size(config, "num_attention_heads", "n_head"), hf.size(config, "hidden_size", "n_embd", "d_model")
-    return {
-        "layers": hf.size(config, "num_hidden_layers", "n_layer"),
-        "heads": heads,
-        "kv_heads": hf.size(config, "num_key_value_heads") or heads,
-        "head_dim": hf.size(config, "head_dim") or (width // heads if heads else 0),
-        "context": hf.size(config, "max_position_embeddings", "n_positions", "n_ctx"),
-        "vocabulary": hf.size(config, "vocab_size"),
-    }
+    return Shape(
+        layers=hf.size(config, "num_hidden_layers", "n_layer"),
+        heads=heads,
+        kv_heads=hf.size(config, "num_key_value_heads") or heads,
+        head_dim=hf.size(config, "head_dim") or (width // heads if heads else 0),
+        context=hf.size(config, "max_position_embeddings", "n_positions", "n_ctx"),
+        vocabulary=hf.size(config, "vocab_size"),
+    )
 
 
 def _elements(shape: tuple[int, ...]) -> int:
@@ -207,22 +215,16 @@ def _check_template(folder: Path) -> bool:
 
 
 def _weights(folder: Path) -> tuple[list[str], dict[str, safetensors.Tensor]]:
-    tables = safetensors.read_folder(folder)
-    if any(tables.values()):
-        tensors = {name: tensor for table in tables.values() for name, tensor in table.items()}
-        for name, tensor in tensors.items():
-            if name.endswith(".weight") and tensor.dtype not in FLOATS:
-                _refuse(
-                    f"the tensor {shown(name)} is stored as {tensor.dtype}, a quantisation that is not served",
-                    "Upload the weights in bfloat16 and set generation.quantization to int8 or int4.",
-                )
-        return sorted(tables), tensors
-    if (folder / hf.PICKLED).is_file():
-        pickles.check_weights(folder / hf.PICKLED, hf.PICKLED, hf.SAFE)
-        return [hf.PICKLED], {}
-    if (folder / "pytorch_model.bin.index.json").is_file():
-        _refuse("the weights are pickles in several files", "Save the model again with safe_serialization=True.")
-    _refuse("the folder holds no weights (model.safetensors)", SAVE)
+    names, needs_conversion = hf.weights(folder)
+    tables = {} if needs_conversion else safetensors.read_folder(folder)
+    tensors = {name: tensor for table in tables.values() for name, tensor in table.items()}
+    for name, tensor in tensors.items():
+        if name.endswith(".weight") and tensor.dtype not in FLOATS:
+            _refuse(
+                f"the tensor {shown(name)} is stored as {tensor.dtype}, a quantisation that is not served",
+                "Upload the weights in bfloat16 and set generation.quantization to int8 or int4.",
+            )
+    return names, tensors
 
 
 def _long_template() -> NoReturn:

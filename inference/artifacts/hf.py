@@ -52,7 +52,7 @@ def read(folder: Path) -> Encoder:
     if model_type not in MODEL_TYPES:
         _unknown(architecture, model_type)
     notes = _check_files(folder)
-    weights, needs_conversion = _weights(folder)
+    names, needs_conversion = weights(folder)
     if needs_conversion:
         notes.append(f"{PICKLED} is converted to safetensors in the sandbox; the original is never served.")
     task = _task(architecture)
@@ -68,7 +68,7 @@ def read(folder: Path) -> Encoder:
         max_tokens=_max_tokens(folder, config),
         multi_label=config.get("problem_type") == "multi_label_classification",
         labels=_labels(config) if task == CLASSIFICATION else [],
-        weights=weights,
+        weights=names,
         needs_conversion=needs_conversion,
         notes=notes,
     )
@@ -163,7 +163,8 @@ def checked_extra(path: Path, limit_bytes: int = MAX_CONFIG_BYTES) -> None:
         checked_json(path, limit_bytes)
 
 
-def _weights(folder: Path) -> tuple[list[str], bool]:
+def weights(folder: Path) -> tuple[list[str], bool]:
+    """(file names, whether they must be converted to safetensors first). Raises Rejected where there are none."""
     tables = safetensors.read_folder(folder)
     if any(tables.values()):
         return sorted(tables), False

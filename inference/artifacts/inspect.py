@@ -62,21 +62,12 @@ class Inspection:
 def inspect(folder: Path) -> Inspection:
     """Detects the format of an artifact's folder and checks it by that format's rules. Raises only Rejected."""
     paths = _files(folder)
-    if pysource.ENTRY in paths:
-        return _code(Format.PYTHON, pysource.ENTRY, pysource.check(folder))
-    if entry := pymodel.find(folder, paths):
-        return _code(Format.TRITON_PYTHON, entry, [pymodel.NOTE])
-    if echo.ENTRY in paths:
-        echo.check(folder / echo.ENTRY)
-        return Inspection(Format.ECHO, TIER_OF[Format.ECHO], echo.ENTRY)
-    if paths == [PIPELINE_ENTRY]:
-        return _pipeline(folder)
+    if named := _by_name(folder, paths):
+        return named
     found: list[tuple[str, Kind]] = [
         (path, kind) for path in paths if (kind := sniff.kind_of(folder / path)) is not Kind.COMPANION
     ]
     models = [(path, kind) for path, kind in found if kind in READERS]
-    if lora.CONFIG in paths and "config.json" not in paths:
-        return _adapter(folder)
     if "config.json" in paths and (not models or _SAFE & set(paths)):
         others = [path for path, _ in models]
         return _decoder(folder, others) if causal.is_causal(folder) else _encoder(folder, others)
@@ -89,6 +80,22 @@ def inspect(folder: Path) -> Inspection:
         sniff.refuse(paths, found)
     path, kind = models[0]
     return READERS[kind](folder, path)
+
+
+def _by_name(folder: Path, paths: list[str]) -> Inspection | None:
+    """The formats whose main file's name is the convention; None when none of them is there."""
+    if pysource.ENTRY in paths:
+        return _code(Format.PYTHON, pysource.ENTRY, pysource.check(folder))
+    if entry := pymodel.find(folder, paths):
+        return _code(Format.TRITON_PYTHON, entry, [pymodel.NOTE])
+    if echo.ENTRY in paths:
+        echo.check(folder / echo.ENTRY)
+        return Inspection(Format.ECHO, TIER_OF[Format.ECHO], echo.ENTRY)
+    if paths == [PIPELINE_ENTRY]:
+        return _pipeline(folder)
+    if lora.CONFIG in paths and "config.json" not in paths:
+        return _adapter(folder)
+    return None
 
 
 def _files(folder: Path) -> list[str]:
