@@ -31,6 +31,7 @@ DECODERS = frozenset({
 FLOATS = frozenset({"F32", "F16", "BF16"})
 SAVE = "Save the model again with save_pretrained of a current transformers, and upload the whole folder."
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
+QUANTISED_BYTES = {"int8": 1.04, "int4": 0.56}  # a weight with its part of the scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,7 @@ class Shape:
     """Sizes of a model; 0 where its configuration does not say them. context: tokens of prompt and answer together."""
 
     layers: int
+    width: int
     heads: int
     kv_heads: int
     head_dim: int
@@ -62,14 +64,24 @@ class Language:
     needs_conversion: bool = False
     notes: list[str] = field(default_factory=list)
 
-    def weight_bytes(self, dtype: str) -> int:
-        """Bytes of all weights once loaded as `dtype` ("float32", "bfloat16")."""
-        return self.parameters * ITEM_BYTES[dtype]
+    def weight_bytes(self, dtype: str, quantization: str = "none") -> int:
+        """Bytes of all weights once loaded as `dtype` ("float32", "bfloat16"); quantised, all but the embedding are less."""
+        if quantization == "none":
+            return self.parameters * ITEM_BYTES[dtype]
+        embedding = min(self.parameters, self.shape.vocabulary * self.shape.width)
+        return embedding * ITEM_BYTES[dtype] + int((self.parameters - embedding) * QUANTISED_BYTES[quantization])
 
     def cache_bytes(self, tokens: int, dtype: str) -> int:
         """Bytes of the keys and values of that many tokens."""
         shape = self.shape
         return 2 * shape.layers * shape.kv_heads * shape.head_dim * ITEM_BYTES[dtype] * tokens
+
+
+def dtype_of(setting: str, device: str) -> str:
+    """What weights are loaded as: `setting` ("auto", "float32", "bfloat16") on that kind of device."""
+    if setting != "auto":
+        return setting
+    return "float32" if device == "cpu" else "bfloat16"
 
 
 def is_causal(folder: Path) -> bool:
@@ -149,6 +161,7 @@ def _shape(config: dict[str, Any]) -> Shape:
     heads, width = hf.size(config, "num_attention_heads", "n_head"), hf.size(config, "hidden_size", "n_embd", "d_model")
     return Shape(
         layers=hf.size(config, "num_hidden_layers", "n_layer"),
+        width=width,
         heads=heads,
         kv_heads=hf.size(config, "num_key_value_heads") or heads,
         head_dim=hf.size(config, "head_dim") or (width // heads if heads else 0),

@@ -60,13 +60,13 @@ def perplexity(model: LanguageModel, ids: Sequence[int]) -> float:
     return math.exp(total / (len(ids) - 1))
 
 
-def step_of(texts: Sequence[Sequence[int]], begin: int, *, wanted: Sequence[int]) -> Step:
+def step_of(texts: Sequence[Sequence[int]], begin: int, *, wanted: Sequence[int], blocks: int = 0) -> Step:
     """One pass over equally long pieces of several sequences, each of which has `begin` tokens in the cache.
 
-    Sequence i has the blocks i * n, ..., i * n + n - 1, where n is as many as it needs after this pass.
+    Sequence i has the blocks i * n, ..., i * n + n - 1, where n is `blocks`, else as many as it needs after this pass.
     """
     count, many = len(texts[0]), len(texts)
-    blocks = -(-(begin + count) // BLOCK_SIZE)
+    blocks = blocks or -(-(begin + count) // BLOCK_SIZE)
     places = torch.arange(begin, begin + count).repeat(many)
     first = torch.arange(many).repeat_interleave(count) * blocks * BLOCK_SIZE
     return Step(
