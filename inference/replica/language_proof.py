@@ -71,7 +71,7 @@ def prove(state: Run, verdict: Verdict, folder: Path, walls: Walls) -> None:
         step.note(_timed(latency_ms, seen, peak))
 
 
-def prove_adapter(state: Run, verdict: Verdict, folder: Path, _walls: Walls) -> None:
+def prove_adapter(state: Run, _verdict: Verdict, folder: Path, _walls: Walls) -> None:
     """1. Its base is named. 2. The signature is the base's kind. The rest needs the base, and is skipped."""
     checklist = state.checklist
     with checklist.step("load") as step:
