@@ -54,7 +54,7 @@ def prove(state: Run, verdict: Verdict, folder: Path, walls: Walls) -> None:
         public = public_signature(language_signature(), state.settings)
         checklist.learn(signature=public, settings=msgspec.to_builtins(state.settings))
         step.note(_spoken(seen))
-    ids = _ids(tokenizer, seen.parameters)
+    ids = _ids(tokenizer, seen)
     with checklist.step("warm-up") as step:
         seen = msgspec.structs.replace(seen, perplexity=round(perplexity.perplexity(model, ids), 4))
         step.note(f"perplexity {seen.perplexity:.2f} on {len(ids)} tokens of a built-in text")
@@ -117,11 +117,17 @@ def _seen(
     )
 
 
-def _ids(tokenizer: LanguageTokenizer, parameters: int) -> list[int]:
+def _ids(tokenizer: LanguageTokenizer, seen: LanguageSeen) -> list[int]:
+    """The built-in text, as much of it as the model's context holds and its size makes bearable."""
     ids = tokenizer.encode(perplexity.TEXT)
-    if len(ids) < 2:
-        raise Rejected("the tokenizer makes nothing of plain text", remedy="save it again", check="warm-up")
-    return ids[:LARGE_TOKENS] if parameters > LARGE_PARAMETERS else ids
+    if len(ids) < 2 or max(ids) >= seen.vocabulary:
+        raise Rejected(
+            "the tokenizer does not fit the model: it makes ids that the model has no embedding for",
+            remedy="upload the tokenizer that belongs to these weights",
+            check="warm-up",
+        )
+    most = LARGE_TOKENS if seen.parameters > LARGE_PARAMETERS else len(ids)
+    return ids[: min(most, seen.context)]
 
 
 def _compared(state: Run, verdict: Verdict, folder: Path, seen: LanguageSeen, ids: list[int]) -> LanguageSeen:
@@ -135,17 +141,17 @@ def _compared(state: Run, verdict: Verdict, folder: Path, seen: LanguageSeen, id
 
 def _latency(model: LanguageModel, ids: list[int], largest: int) -> tuple[dict[int, float], float]:
     """(sequences -> median ms of one step of all of them, prompt tokens per second of one alone)."""
-    text = (ids * BEGIN_TOKENS)[:BEGIN_TOKENS]
+    text = ids[: max(1, min(BEGIN_TOKENS, model.facts.max_context - REPEATS - 1))]
     found: dict[int, float] = {}
-    per_s, blocks = 0.0, -(-(BEGIN_TOKENS + REPEATS + 1) // perplexity.BLOCK_SIZE)
+    per_s, blocks = 0.0, -(-(len(text) + REPEATS + 1) // perplexity.BLOCK_SIZE)
     for many in BATCHES:
         if many > largest or any(ms > MAX_STEP_MS for ms in found.values()):
             break
         model.allocate(many * blocks, perplexity.BLOCK_SIZE)
         prompt_ms = _step_ms(model, [text] * many, 0, blocks)
-        times = [_step_ms(model, [text[:1]] * many, BEGIN_TOKENS + done, blocks) for done in range(REPEATS + 1)]
+        times = [_step_ms(model, [text[:1]] * many, len(text) + done, blocks) for done in range(REPEATS + 1)]
         found[many] = round(statistics.median(times[1:]), 3)
-        per_s = max(per_s, many * BEGIN_TOKENS / prompt_ms * 1e3)
+        per_s = max(per_s, many * len(text) / prompt_ms * 1e3)
     return found, per_s
 
 
