@@ -3,18 +3,50 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from inference.errors import Rejected
 from inference.models.language import LanguageFacts
+from inference.models.on_torch import tensors
 from inference.models.on_torch.language.decoder import Decoder
 from inference.models.on_torch.language.spec import DecoderSpec, spec_of
-from inference.models.on_torch.language.weights import WeightSource
+from inference.models.on_torch.language.weights import SafetensorsWeights, WeightSource
 from inference.protocol.generation import language_signature
 from inference.protocol.settings import GenerationSettings
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from inference.models.contract import LoadContext
+
+__all__ = ["TorchLanguageModel", "load", "source_of"]
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load(context: LoadContext) -> TorchLanguageModel:
+    """The language model in the folder: one GGUF file, or config.json with safetensors. Raises Rejected."""
+    tensors.settle(context)
+    settings = context.settings.generation or GenerationSettings()
+    return TorchLanguageModel(source_of(context.folder), settings, context.device)
+
+
+def source_of(folder: Path) -> WeightSource:
+    """Raises Rejected for a folder with several GGUF files, or none and no safetensors."""
+    files = sorted(folder.rglob("*.gguf"))
+    if not files:
+        return SafetensorsWeights(folder)
+    if len(files) > 1:
+        raise Rejected(
+            f"the folder holds {len(files)} GGUF files",
+            remedy="upload one of them; join parts with llama-gguf-split --merge first",
+            check="load",
+        )
+    from inference.models.on_torch.gguf_weights import GgufWeights
+
+    return GgufWeights(files[0])
 
 
 class TorchLanguageModel(Decoder):
