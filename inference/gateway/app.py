@@ -19,6 +19,7 @@ from inference.errors import Forbidden, Malformed, MethodNotAllowed, NotFound, S
 from inference.gateway import encodings, problems
 from inference.gateway.dataplane import DataPlane
 from inference.gateway.heads import Head
+from inference.gateway.openai import problems as openai_problems
 from inference.gateway.predict import Known, Predict, credential_of
 from inference.gateway.rest import Rest
 from inference.gateway.web import Given, Part, Request, Response, Stream
@@ -182,7 +183,8 @@ class App:
             if self._plane.insecure:
                 _refuse_foreign(head.headers)
             # No name here needs an escape, and one that stands for a slash would let an address pass a proxy's rules.
-            if "%" in head.path:
+            # Models of OpenAI's API may have names that do, and theirs are looked up, not walked.
+            if "%" in head.path and not head.path.startswith("/v1/models/"):
                 raise NotFound("Not Found")
             place = head.memo = self._doors.find(head.path)
         return place
@@ -227,14 +229,16 @@ class App:
         self, connection: Connection, head: Head | None, error: SerinusError, request_id: bytes, *, closes: bool = False
     ) -> None:
         _log.debug("request %s was refused: %s", request_id.decode(), error.code)
-        headers = [*problems.headers_of(error), (b"x-request-id", request_id)]
+        form = openai_problems if head is not None and openai_problems.is_ours(head.path) else problems
+        status = form.status_of(error)
+        headers = [*form.headers_of(error), (b"x-request-id", request_id)]
         if head is not None and (context := head.headers.get(b"traceparent")):
             headers.append((b"traceparent", context))
         if error.code == "method_not_allowed" and head is not None:
             headers.append((b"allow", ", ".join(sorted(self._place(head).door.methods)).encode()))
-        if closes or problems.status_of(error) == 413:
+        if closes or status == 413:
             headers.append((b"connection", b"close"))
-        connection.respond(problems.status_of(error), headers, problems.body_of(error))
+        connection.respond(status, headers, form.body_of(error))
 
 
 class _Task:

@@ -39,6 +39,10 @@ from inference.gateway.grpc.door import Door
 from inference.gateway.listener import Listener
 from inference.gateway.live_doors import LiveDoors
 from inference.gateway.live_settings import LINE, LiveSettings
+from inference.gateway.openai.completions import Completions
+from inference.gateway.openai.doors import OpenAI
+from inference.gateway.openai.embeddings import Embeddings
+from inference.gateway.openai.models import Models
 from inference.gateway.predict import Predict
 from inference.gateway.repository import Repository
 from inference.gateway.rest import Rest
@@ -106,7 +110,12 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     predict = Predict(plane, limit_bytes=config.max_body_bytes, regions=regions, forward=config.header_forward_pattern)
     repository = Repository(rest, config.console_url)
     rooms = Rooms(
-        rest, Generate(plane), LiveDoors(plane, rest, settings), repository, SharedDoors(plane, rest, regions)
+        rest,
+        Generate(plane),
+        LiveDoors(plane, rest, settings),
+        repository,
+        SharedDoors(plane, rest, regions),
+        OpenAI(Completions(plane), Embeddings(plane), Models(plane, rest)),
     )
     for handler in logging.getLogger().handlers:
         handler.addFilter(settings.allows)
