@@ -122,8 +122,14 @@ class App:
             raise MethodNotAllowed
         if place.name:
             self._plane.admit(place.name, credential_of(head.headers))
-        else:
+        elif not (openai_problems.is_ours(head.path) and self._may_be_anonymous(head)):
             self._rest.known(head.headers)
+
+    def _may_be_anonymous(self, head: Head) -> bool:
+        """Whether the body may name an endpoint that needs no key."""
+        return not credential_of(head.headers) and any(
+            endpoint.route.public for endpoint in self._plane.table.now.endpoints.values()
+        )
 
     def handle(self, connection: Connection, head: Head, body: Part) -> None:
         request_id = self._request_id(head.headers)

@@ -351,10 +351,3 @@ def test_a_slow_reader_pauses_only_itself(gateway, replica):
     until(lambda: not [one for one in replica.peers for task in one.streams.values() if not task.done()], 5)
 
 
-def test_plain_generate_of_the_inference_protocol(gateway):
-    body = {"text_input": "a b c", "max_tokens": 2, "temperature": 0.5}
-    found = post(gateway, "/v2/models/lm/generate", **body)
-    if found.status_code == 200:
-        assert found.json()["text_output"] == "a b"
-    else:
-        pytest.fail(found.text)

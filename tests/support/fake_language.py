@@ -95,7 +95,7 @@ class LanguagePeer(FakePeer):
     async def generate(self, message: Infer, asked: Generate) -> None:
         prompt = text_of(asked.prompt)
         words = split(prompt)
-        if len(words) + (asked.sampling.max_tokens or 0) > CONTEXT + 10_000:
+        if len(words) + (asked.sampling.max_tokens or 0) > CONTEXT + 1_000_000:
             return self.refuse(message, "invalid_input", f"{len(words)} tokens are more than {CONTEXT}")
         if asked.adapter not in {"", "polite"}:
             return self.refuse(message, "not_found", f"there is no adapter '{asked.adapter}'")
