@@ -19,6 +19,7 @@ from inference.errors import Forbidden, Malformed, MethodNotAllowed, NotFound, S
 from inference.gateway import encodings, problems
 from inference.gateway.dataplane import DataPlane
 from inference.gateway.heads import Head
+from inference.gateway.openai import files
 from inference.gateway.openai import problems as openai_problems
 from inference.gateway.predict import Known, Predict, credential_of
 from inference.gateway.rest import Rest
@@ -116,6 +117,9 @@ class App:
 
     # -- what http.Connection calls ---------------------------------------------------------------------------------
 
+    def passes_on(self, head: Head) -> bool:
+        return head.path == files.UPLOADS and head.method == "POST"
+
     def preflight(self, head: Head) -> None:
         place = self._place(head)
         if head.method not in place.door.methods:
@@ -151,6 +155,7 @@ class App:
                     self._rest.known(head.headers)
                 raise Malformed("This address speaks WebSocket")
             request = Request(head, body, request_id.decode(), place.what, place.name, place.number, place.rest)
+            request.incoming = connection.incoming
             _Task(connection, self._serve(connection, request, door.handler))
         except SerinusError as error:
             self._problem(connection, head, error, request_id)

@@ -349,5 +349,3 @@ def test_a_slow_reader_pauses_only_itself(gateway, replica):
         assert replica.parts_sent - sent <= 1
         assert sent < 100_000
     until(lambda: not [one for one in replica.peers for task in one.streams.values() if not task.done()], 5)
-
-

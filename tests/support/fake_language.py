@@ -86,7 +86,9 @@ class LanguagePeer(FakePeer):
         elif isinstance(asked, Tokenize):
             words = split(text_of(asked.prompt))
             texts = words if asked.return_texts else []
-            self.event(message, Event(prompt=Prompt([token(w) for w in words], "", texts, max_tokens=CONTEXT)), final=True)
+            self.event(
+                message, Event(prompt=Prompt([token(w) for w in words], "", texts, max_tokens=CONTEXT)), final=True
+            )
         elif isinstance(asked, Detokenize):
             text = " ".join("x" * (one // 256) for one in asked.tokens)
             self.event(message, Event(prompt=Prompt(asked.tokens, text)), final=True)

@@ -144,7 +144,7 @@ def _function(given: Function, param: str) -> dict[str, Any]:
 
 
 def choice(given: str | dict[str, Any] | None, there: list[dict[str, Any]]) -> str:
-    """ "none", "auto", "required" or "function:NAME". Raises BadField."""
+    """One of "none", "auto", "required" and "function:NAME". Raises BadField."""
     if given is None:
         return "auto" if there else "none"
     if isinstance(given, str):

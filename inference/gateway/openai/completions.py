@@ -30,7 +30,7 @@ def chat_message(body: ChatBody, target: Target) -> Generate:
         sampling.of_chat(body),
         bool(body.stream),
         adapter=target.adapter,
-        salt=_salt(body.cache_salt, target),
+        salt=salt_of(body.cache_salt, target),
         priority=body.priority or 0,
         return_token_ids=bool(body.return_token_ids),
         # the template brings the special tokens that it wants
@@ -49,7 +49,7 @@ def completion_messages(body: CompletionBody, target: Target) -> list[Generate]:
             bool(body.stream),
             bool(body.echo),
             target.adapter,
-            _salt(body.cache_salt, target),
+            salt_of(body.cache_salt, target),
             body.priority or 0,
             bool(body.return_token_ids),
             body.add_special_tokens is not False,
@@ -58,7 +58,7 @@ def completion_messages(body: CompletionBody, target: Target) -> list[Generate]:
     ]
 
 
-def _salt(given: str | None, target: Target) -> str:
+def salt_of(given: str | None, target: Target) -> str:
     """Whose prefixes are whose: what one key's prompts left in the cache tells another key nothing."""
     return f"{target.caller.id}\0{given}" if given else target.caller.id
 

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from inference.gateway.app import GET, POST, Doors
 from inference.gateway.openai.completions import Completions
 from inference.gateway.openai.embeddings import Embeddings
+from inference.gateway.openai.files import Files
 from inference.gateway.openai.models import Models
+from inference.gateway.openai.responses import Responses
+
+FILES = GET | POST | frozenset({"DELETE"})
+KEPT = GET | frozenset({"DELETE"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +22,8 @@ class OpenAI:
     completions: Completions
     embeddings: Embeddings
     models: Models
+    files: Files
+    responses: Responses
 
 
 def open_all(doors: Doors, rooms: OpenAI) -> None:
@@ -30,3 +37,6 @@ def open_all(doors: Doors, rooms: OpenAI) -> None:
         doors.path(f"{prefix}/detokenize", POST, rooms.completions.detokenize)
     doors.path("/v1/score", POST, rooms.embeddings.score)
     doors.path("/v1/rerank", POST, rooms.embeddings.rerank)
+    doors.pattern("openai files", r"/v1/(files|batches)(/[A-Za-z0-9_-]{1,80}){0,2}", FILES, rooms.files.pass_on)
+    doors.path("/v1/responses", POST, rooms.responses.create)
+    doors.pattern("openai response", r"/v1/responses/(resp_[A-Za-z0-9._:-]{1,160})", KEPT, rooms.responses.kept)
