@@ -13,11 +13,22 @@ import asyncio
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from inference.protocol import frames, generation
 from inference.protocol.generation import (
-    Chat, Detokenize, Event, Generate, Piece, Prompt, Ranked, Tokenize, TokenLogprob, ToolPiece, Usage,
-)  # fmt: skip
+    Chat,
+    Detokenize,
+    Event,
+    Generate,
+    Piece,
+    Prompt,
+    Ranked,
+    Tokenize,
+    TokenLogprob,
+    ToolPiece,
+    Usage,
+)
 from inference.protocol.messages import Answer, Fault, Infer, TensorHeader
 from tests.support.fake_replica import FakePeer, FakeReplica
 
@@ -35,9 +46,7 @@ class FakeLanguage(FakeReplica):
         self.pace_s = PACE_S
 
     async def start(self) -> FakeLanguage:
-        from pathlib import Path
-
-        Path(self.path).unlink(missing_ok=True)
+        Path(self.path).unlink(missing_ok=True)  # noqa: ASYNC240
         self._server = await asyncio.get_running_loop().create_unix_server(lambda: LanguagePeer(self), self.path)
         return self
 
@@ -104,21 +113,19 @@ class LanguagePeer(FakePeer):
         if prompt.startswith("fail"):
             return self.refuse(message, "overloaded", "no room")
         pieces = list(pieces_of(asked, prompt))
-        made = 0
         if not asked.stream:
             usage = Usage(len(words), sum(max(1, len(piece.tokens)) for piece in pieces) // asked.sampling.n, 1, 0)
             return self.event(message, Event(pieces, usage, prompt_of(asked, words)), final=True)
         for number, piece in enumerate(pieces):
-            while message.id in self.replica.paused:
+            while message.id in self.replica.paused:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
             if prompt.startswith("slow") and number:
                 await asyncio.sleep(self.replica.pace_s)
             if prompt.startswith("break") and number == 2:
                 return self.refuse(message, "out_of_memory", "the cache is gone")
-            made += 1
             first = prompt_of(asked, words) if not number else None
             final = number == len(pieces) - 1
-            self.event(message, Event([piece], Usage(len(words), made, 1), first), final=final)
+            self.event(message, Event([piece], Usage(len(words), number + 1, 1), first), final=final)
             self.replica.parts_sent += 1
             if not number % 64:
                 await asyncio.sleep(0)

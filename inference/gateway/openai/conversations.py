@@ -93,7 +93,7 @@ def _tool(given: ResponseTool, param: str) -> Tool:
 
 
 def _messages(given: str | list[dict[str, Any]] | None) -> list[Message]:
-    found = checks.needed(given, "input")
+    found: str | list[dict[str, Any]] = checks.needed(given, "input")
     if isinstance(found, str):
         return [{"role": "user", "content": found}]
     messages: list[Message] = []

@@ -103,7 +103,7 @@ class Embeddings:
         if len(left) not in {1, len(right)}:
             raise BadField(f"'text_1' holds {len(left)} texts and 'text_2' {len(right)}: one, or as many.", "text_1")
         found = await self._vectors(target, who, [*left, *right], "text_2")
-        vectors = [row.cast("f").tolist() for row in found.rows]
+        vectors = [_floats(row) for row in found.rows]
         first, second = vectors[: len(left)], vectors[len(left) :]
         pairs = zip(first * len(second) if len(first) == 1 else first, second, strict=True)
         data = [{"index": n, "object": "score", "score": cosine(*pair)} for n, pair in enumerate(pairs)]
@@ -118,7 +118,7 @@ class Embeddings:
         texts = _list([_document(one) for one in checks.needed(body.documents, "documents")], "documents")
         checks.number(body.top_n, "top_n", 0)
         found = await self._vectors(target, who, [query, *texts], "documents")
-        first, *others = [row.cast("f").tolist() for row in found.rows]
+        first, *others = [_floats(row) for row in found.rows]
         scores = sorted(((cosine(first, one), -index) for index, one in enumerate(others)), reverse=True)
         results: list[dict[str, Any]] = [
             {"index": -place, "relevance_score": score}
@@ -209,7 +209,7 @@ def _cut(rows: list[memoryview], dimensions: int | None) -> list[memoryview]:
     checks.number(dimensions, "dimensions", 1, size)
     if dimensions is None or dimensions == size:
         return rows
-    return [_normalised(row.cast("f").tolist()[:dimensions]) for row in rows]
+    return [_normalised(_floats(row)[:dimensions]) for row in rows]
 
 
 def _normalised(values: list[float]) -> memoryview:
@@ -218,7 +218,11 @@ def _normalised(values: list[float]) -> memoryview:
 
 
 def _shown(row: memoryview, *, is_base64: bool) -> str | list[float]:
-    return base64.b64encode(row).decode() if is_base64 else cast("list[float]", row.cast("f").tolist())
+    return base64.b64encode(row).decode() if is_base64 else _floats(row)
+
+
+def _floats(row: memoryview) -> list[float]:
+    return cast("list[float]", row.cast("f").tolist())
 
 
 def cosine(left: list[float], right: list[float]) -> float:

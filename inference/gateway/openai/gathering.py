@@ -117,7 +117,8 @@ def completion_logprobs(found: list[TokenLogprob], at: int) -> dict[str, Any]:
         "top_logprobs": [
             None
             if token.logprob is None
-            else {one.text: logprob_of(one.logprob, NO_LOGPROB) for one in (*token.top, token)}
+            else {one.text: logprob_of(one.logprob, NO_LOGPROB) for one in token.top}
+            | {token.text: logprob_of(token.logprob, NO_LOGPROB)}
             for token in found
         ],
         "text_offset": offsets,
@@ -131,12 +132,13 @@ def prompt_logprobs(found: list[TokenLogprob]) -> list[dict[str, Any] | None]:
 
 def _by_id(token: TokenLogprob) -> dict[str, Any]:
     ranked = {one.token: rank for rank, one in enumerate(token.top, 1)}
-    told = {one.token: one for one in (*token.top, token)}
+    told: dict[int, tuple[float | None, str]] = {one.token: (one.logprob, one.text) for one in token.top}
+    told[token.token] = (token.logprob, token.text)
     return {
         str(identity): {
-            "logprob": logprob_of(one.logprob, NO_LOGPROB),
+            "logprob": logprob_of(logprob, NO_LOGPROB),
             "rank": ranked.get(identity),
-            "decoded_token": one.text,
+            "decoded_token": text,
         }
-        for identity, one in told.items()
+        for identity, (logprob, text) in told.items()
     }

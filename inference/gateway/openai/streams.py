@@ -29,7 +29,7 @@ async def opened(
 ) -> Stream:
     """The stream, once its first event is there. Raises what went wrong until then."""
     try:
-        first = await anext(messages, [])
+        first: list[bytes] = await anext(messages, [])
     except BaseException:
         await messages.aclose()
         raise
