@@ -166,7 +166,8 @@ class Stream:
         """A chat's chunks as OpenAI's API has them; `body` are its other fields (temperature, tools, ...). Leaving the
         loop early ends the generation. Raises as `infer`.
         """
-        async for chunk in self._chunks("chat", model, {"messages": messages, **body}, version, timeout_s, credit):
+        given = {"model": model, "messages": messages, **body}
+        async for chunk in self._chunks("chat", given, version=version, timeout_s=timeout_s, credit=credit):
             yield chunk
 
     async def completion(
@@ -180,14 +181,15 @@ class Stream:
         **body: Any,
     ) -> AsyncIterator[dict[str, Any]]:
         """As `chat`, of a plain prompt."""
-        async for chunk in self._chunks("completion", model, {"prompt": prompt, **body}, version, timeout_s, credit):
+        given = {"model": model, "prompt": prompt, **body}
+        async for chunk in self._chunks("completion", given, version=version, timeout_s=timeout_s, credit=credit):
             yield chunk
 
     async def _chunks(
-        self, kind: str, model: str, body: dict[str, Any], version: int | None, timeout_s: float, credit: int
+        self, kind: str, body: dict[str, Any], *, version: int | None, timeout_s: float, credit: int
     ) -> AsyncIterator[dict[str, Any]]:
         parameters = {"timeout": int(timeout_s * 1e6)}
-        frame = {"type": kind, "credit": credit, "parameters": parameters, "body": {"model": model, **body}}
+        frame = {"type": kind, "credit": credit, "parameters": parameters, "body": body}
         if version is not None:
             frame["version"] = version
         async with _Request(self, timeout_s) as request:

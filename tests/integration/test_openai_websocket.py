@@ -91,7 +91,7 @@ def test_errors_end_their_request_alone(house):
             send(type="chat", id="x", body=body)
             assert until_done(receive, "x")[1]["code"] == code
         send(type="chat", id="x")
-        assert until_done(receive, "x")[1]["code"] in {"malformed", "invalid_input"}
+        assert "'body'" in until_done(receive, "x")[1]["error"]
         send(type="completion", id="x", body={"model": "mlp", "prompt": ["a", "b"]})
         assert "a frame for each" in until_done(receive, "x")[1]["error"]
         send(type="chat", id="x", body=say("a"))
@@ -139,7 +139,7 @@ def test_our_client_iterates_over_chunks(house, replica):
                 async for _ in left:
                     break
             end = time.monotonic() + 2
-            while len(replica.cancelled) == before and time.monotonic() < end:
+            while len(replica.cancelled) == before and time.monotonic() < end:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
             assert len(replica.cancelled) == before + 1
             return text

@@ -151,7 +151,7 @@ def choice(given: str | dict[str, Any] | None, there: list[dict[str, Any]]) -> s
         if given not in _CHOICES:
             raise BadField(f"Invalid value: '{given[:32]}'. Supported values are: 'none', 'auto' and 'required'.",
                            "tool_choice")  # fmt: skip
-        named = ""
+        named: Any = ""
     else:
         function = given.get("function", given)
         named = function.get("name") if isinstance(function, dict) and given.get("type") == "function" else None

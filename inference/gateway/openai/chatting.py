@@ -55,6 +55,8 @@ class Chatting(Asking):
         if len(body.id) > MAX_ID_CHARS:
             raise InvalidInput(f"'id' is longer than {MAX_ID_CHARS} characters")
         given = _given(head)
+        if not given.body:
+            raise BadField("A frame of this kind has its request in 'body'.", "body", "missing_required_parameter")
         kind: Any = ChatBody if body.type == "chat" else CompletionBody
         self.openai: ChatBody | CompletionBody = checks.decode(bytes(given.body), kind)
         self.openai.stream = True

@@ -93,9 +93,9 @@ def _tool(given: ResponseTool, param: str) -> Tool:
 
 
 def _messages(given: str | list[dict[str, Any]] | None) -> list[Message]:
-    found: str | list[dict[str, Any]] = checks.needed(given, "input")
-    if isinstance(found, str):
-        return [{"role": "user", "content": found}]
+    if isinstance(given, str) and given:
+        return [{"role": "user", "content": given}]
+    found = checks.needed(given if not isinstance(given, str) else None, "input")
     messages: list[Message] = []
     for place, item in enumerate(found):
         _add(messages, item, f"input[{place}]")
