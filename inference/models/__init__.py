@@ -21,8 +21,6 @@ __all__ = ["LOADERS", "LoadContext", "Model", "load"]
 LOADERS: dict[Format, str] = {
     Format.ECHO: "inference.models.echo",
     Format.TORCH_EXPORT: "inference.models.on_torch.export",
-    Format.HF_DECODER: "inference.models.on_torch.language",
-    Format.GGUF: "inference.models.on_torch.language",
     Format.TORCHSCRIPT: "inference.models.on_torch.torchscript",
     Format.HF_ENCODER: "inference.models.on_torch.hf_encoder",
     Format.JAX_EXPORT: "inference.models.on_jax.export",
@@ -48,6 +46,12 @@ def load(format: str, context: LoadContext) -> Model:  # noqa: A002 (the field's
             check="load",
         ) from None
     settings = context.settings
+    if settings.generation is not None:
+        raise Rejected(
+            f"the settings `generation` are for language models, and this is {format}",
+            remedy="upload it without generation",
+            check="load",
+        )
     if settings.compile != "none" and format != Format.TORCH_EXPORT:
         raise Rejected(
             f"compile={settings.compile} is for torch.export programs, and this is {format}",

@@ -31,7 +31,9 @@ def house():
     found.replica("text")
     text = [VariantRoute(1, "primary", 10_000, TEXT, [found.route("text")])]
     mlp = VariantRoute(1, "primary", 10_000, MLP, [found.route()])
-    found.publish(found.table([mlp], endpoints=[EndpointRoute("text", "t", "s", False, 5000, 100, text)]))
+    found.publish(
+        found.table([mlp], queue_limit=200, endpoints=[EndpointRoute("text", "t", "s", False, 5000, 100, text)])
+    )
     found.gateway().wait_live().wait_ready().wait_ready("text")
     yield found
     found.close()
