@@ -85,7 +85,7 @@ def client(house):
 
 def memory_of(gateway) -> int:
     """Resident bytes of its process."""
-    with open(f"/proc/{gateway.process.pid}/statm") as file:  # noqa: PTH123
+    with open(f"/proc/{gateway.process.pid}/statm") as file:
         return int(file.read().split()[1]) * 4096
 
 
