@@ -1,6 +1,9 @@
 """Files and batches at a real gateway process: what goes through to the console, and in how much memory."""
 
+import contextlib
 import hashlib
+import json
+import select
 import socket
 import threading
 import time
@@ -23,10 +26,9 @@ class Console(BaseHTTPRequestHandler):
 
     def answer(self):
         left, size, digest, parts = int(self.headers.get("content-length", 0)), 0, hashlib.sha256(), b""
-        if self.headers.get("authorization") == "Bearer ser_one.s1":
-            return self.say(
-                403, b'{"error":{"message":"no","type":"permission_error","param":null,"code":"forbidden"}}'
-            )
+        if "break" in self.path:
+            self.close_connection = True
+            return None
         while left:
             piece = self.rfile.read(min(left, 65536))
             if not piece:
@@ -35,6 +37,9 @@ class Console(BaseHTTPRequestHandler):
             digest.update(piece)
             parts = (parts + piece)[:4096]
             time.sleep(type(self).pace_s)
+        if self.headers.get("authorization") == "Bearer ser_one.s1":
+            told = {"message": "no", "type": "permission_error", "param": None, "code": "forbidden"}
+            return self.say(403, json.dumps({"error": told}).encode())
         if self.path.endswith("/content"):
             return self.say(200, b"x" * 3_000_000, "application/octet-stream")
         if "page" in self.path:
@@ -50,9 +55,6 @@ class Console(BaseHTTPRequestHandler):
         self.send_response(status)
         self.send_header("content-type", kind)
         self.send_header("content-length", str(len(body)))
-        if status == 403:
-            self.send_header("connection", "close")
-            self.close_connection = True
         self.end_headers()
         self.wfile.write(body)
 
@@ -125,17 +127,27 @@ def test_an_upload_far_larger_than_a_body_goes_through_in_little_memory(house):
     assert most - before < 16 << 20
 
 
-def test_a_refusal_comes_before_the_whole_body_and_ends_the_connection(house):
+def test_the_consoles_refusal_reaches_the_client(house):
+    answer = house.gateways[0].post("/v1/files", key="ser_one.s1", content=b"x" * 3_000_000)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "forbidden")
+
+
+def test_a_console_that_breaks_off_ends_the_upload_and_its_connection(house):
+    size, sent = 1 << 30, 0
     with socket.create_connection(("127.0.0.1", house.gateways[0].port), timeout=10) as peer:
-        peer.sendall(b"POST /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ser_one.s1\r\n"
-                     b"Content-Length: 100000000\r\n\r\n" + b"x" * 1000)  # fmt: skip
+        peer.sendall(b"POST /v1/files?break=1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + KEY.encode()
+                     + b"\r\nContent-Length: %d\r\n\r\n" % size)  # fmt: skip
+        while not select.select([peer], [], [], 0)[0] and sent < size:
+            sent += peer.send(b"x" * 65536)
         text = b""
-        while part := peer.recv(65536):
-            text += part
+        with contextlib.suppress(ConnectionResetError):  # what it had not read is thrown away
+            while part := peer.recv(65536):
+                text += part
     head, _, body = text.partition(b"\r\n\r\n")
-    assert head.startswith(b"HTTP/1.1 403 ")
+    assert head.startswith(b"HTTP/1.1 503 ")
     assert b"connection: close" in head
-    assert b'"code":"forbidden"' in body
+    assert b'"code":"not_ready"' in body
+    assert sent < 64 << 20
 
 
 def test_a_key_is_needed_and_a_page_for_people_is_told_as_an_error(house):
