@@ -20,8 +20,9 @@ _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 @dataclass(slots=True)
 class Request:
-    """A request whose body is all there, or comes as `incoming` where it is passed on. name, number: endpoint and version of its address; rest: what else the
-    route's pattern caught. `id` is the client's own request id where it sent a good one.
+    """A request whose body is all there, or comes as `incoming` where it is passed on. name, number: endpoint and
+    version of its address; rest: what else the route's pattern caught. `id` is the client's own request id where it
+    sent a good one.
     """
 
     head: Head

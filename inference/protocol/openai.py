@@ -100,6 +100,8 @@ class SamplingBody(msgspec.Struct, kw_only=True):
     echo: bool | None = None
     return_token_ids: bool | None = None
     use_beam_search: bool | None = None
+    allowed_token_ids: list[int] | None = None
+    truncate_prompt_tokens: int | None = None
 
 
 class ChatBody(SamplingBody, kw_only=True):

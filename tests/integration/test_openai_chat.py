@@ -8,37 +8,14 @@ import httpx
 import openai
 import pytest
 
-from inference.protocol import generation
-from inference.protocol.routes import EndpointRoute, VariantRoute
-from tests.support.fake_language import FakeLanguage
-from tests.support.gateway_house import MLP, TEXT, House, key, until
+from tests.support.openai_house import KEY, error, events, open_house, post, say
 
-KEY = "ser_all.s2"
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
 
 
 @pytest.fixture(scope="module")
 def house():
-    found = House()
-    found.replica()
-    for name in ("lm", "lm2"):
-        replica = FakeLanguage(str(found.folder / f"{name}.sock"), name=name, version=1 + (name == "lm2"))
-        found.replicas[name] = found.run(replica.start())
-    gateway = found.gateway()
-    language = generation.language_signature()
-    lm = EndpointRoute("lm", "lm", "salt", False, 600, 64, [
-        VariantRoute(1, "primary", 10_000, language, [found.route("lm")]),
-        VariantRoute(2, "canary", 0, language, [found.route("lm2")]),
-    ], 1_700_000_000, "red")  # fmt: skip
-    open_lm = EndpointRoute("open-lm", "lm", "salt", True, 5000, 64, [
-        VariantRoute(1, "primary", 10_000, language, [found.route("lm")]),
-    ])  # fmt: skip
-    empty = EndpointRoute("empty", "lm", "salt", False, 300, 64, [VariantRoute(1, "primary", 10_000, language, [])])
-    text = EndpointRoute("text", "t", "salt", False, 300, 64, [VariantRoute(1, "primary", 10_000, TEXT, [])])
-    keys = [key("all", "s2", ["*"]), key("one", "s1", ["lm"])]
-    found.publish(found.table([VariantRoute(1, "primary", 10_000, MLP, [found.route()])], keys=keys,
-                              endpoints=[lm, open_lm, empty, text]))  # fmt: skip
-    gateway.wait_live()
-    gateway.wait_ready("lm")
+    found = open_house()
     yield found
     found.close()
 
@@ -58,35 +35,6 @@ def replica(house):
 def client(gateway):
     with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as found:
         yield found
-
-
-def say(text):
-    return [{"role": "user", "content": text}]
-
-
-def post(gateway, path="/v1/chat/completions", credential=KEY, **body):
-    headers = {"Authorization": f"Bearer {credential}"} if credential else {}
-    return httpx.post(gateway.url + path, headers=headers, json=body, timeout=30)
-
-
-def error(response, status, code=None, param=None):
-    assert response.status_code == status, response.text
-    assert list(response.json()) == ["error"]
-    found = response.json()["error"]
-    assert set(found) == {"message", "type", "param", "code"}
-    assert (found["code"], found["param"]) == (code, param), found
-    assert response.headers["x-request-id"]
-    return found["message"]
-
-
-def events(text):
-    """The JSON of each `data:` event of a stream that ends with [DONE]."""
-    *found, done, rest = text.split("\n\n")
-    assert (done, rest) == ("data: [DONE]", "")
-    return [json.loads(one.removeprefix("data: ")) for one in found]
-
-
-TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
 
 
 def test_a_chat_is_answered(client, replica):
@@ -248,7 +196,7 @@ def test_tokenize_and_detokenize(gateway):
 
 
 def test_models_are_those_that_the_key_may_use(client, gateway):
-    assert [one.id for one in client.models.list()] == ["empty", "lm", "open-lm"]
+    assert [one.id for one in client.models.list()] == ["empty", "lm", "narrow", "open-lm"]
     found = client.models.retrieve("lm")
     assert (found.id, found.object, found.created, found.owned_by) == ("lm", "model", 1_700_000_000, "red")
     assert client.models.retrieve("lm/polite").id == "lm/polite"
@@ -271,48 +219,25 @@ def test_adapters_and_versions_are_named_by_the_model(client, replica, house):
     assert found.value.code == "model_not_found"
 
 
-def test_errors_come_in_the_envelope(gateway):
-    assert "API key" in error(post(gateway, credential="", model="lm", messages=say("a")), 401, "invalid_api_key")
-    error(post(gateway, credential="ser_all.wrong", model="lm", messages=say("a")), 401, "invalid_api_key")
-    error(post(gateway, credential="ser_one.s1", model="mlp", messages=say("a")), 403, "forbidden")
-    error(post(gateway, model="nope", messages=say("a")), 404, "model_not_found", "model")
-    error(post(gateway, model="mlp", messages=say("a")), 400, "model_not_supported", "model")
-    error(gateway.get("/v1/nope"), 404)
-    error(gateway.get("/v1"), 404)
-    error(gateway.get("/v1/chat/completions"), 405, "method_not_allowed")
-    assert post(gateway, "/v1/chat/completions", credential="", model="open-lm", messages=say("a")).status_code == 200
-    away = post(gateway, model="empty", messages=say("a"), stream=True)
-    error(away, 503, "not_ready")
-
-
-def test_a_refusal_says_when_to_come_back_and_a_break_that_it_is_of_no_use(gateway):
-    answer = post(gateway, model="lm", messages=say("fail"), stream=True)
-    error(answer, 503, "overloaded")
-    assert (answer.headers["retry-after"], answer.headers["retry-after-ms"]) == ("2", "2000")
-    assert "x-should-retry" not in answer.headers
-    late = httpx.post(
-        gateway.url + "/v1/chat/completions", json={"model": "lm", "messages": say("slow" + " w" * 50), "stream": True},
-        headers={"Authorization": f"Bearer {KEY}", "X-Request-Timeout-Ms": "150"},
+def test_vllms_fields_reach_the_engine(client, replica):
+    client.chat.completions.create(
+        model="lm", messages=say("a"), extra_body={
+            "top_k": 5, "min_p": 0.1, "repetition_penalty": 1.1, "min_tokens": 1, "ignore_eos": True, "priority": -3,
+            "stop_token_ids": [7], "bad_words": ["x"], "chat_template": "{{ messages }}", "cache_salt": "mine",
+            "chat_template_kwargs": {"enable_thinking": False}, "add_generation_prompt": False, "prompt_logprobs": 1,
+            "continue_final_message": True, "return_token_ids": True, "include_stop_str_in_output": True,
+            "skip_special_tokens": False,
+        },
     )  # fmt: skip
-    assert late.status_code == 200
-    assert events(late.text)[-1]["error"]["code"] == "deadline_exceeded"
-
-
-def test_an_error_within_a_stream_comes_as_an_event(gateway, client):
-    found = events(post(gateway, model="lm", messages=say("break a b c"), stream=True).text)
-    assert found[-1]["error"]["code"] == "out_of_memory"
-    assert found[-2]["choices"][0]["delta"]["content"] == " a"
-    with pytest.raises(openai.APIError):
-        list(client.chat.completions.create(model="lm", messages=say("break a b c"), stream=True))
-
-
-def test_the_client_asks_again_where_it_makes_sense(gateway, replica):
-    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=1) as client:
-        began = time.monotonic()
-        with pytest.raises(openai.InternalServerError):
-            client.chat.completions.create(model="lm", messages=say("fail"))
-        assert time.monotonic() - began >= 2
-    assert len(replica.asked) == 2
+    asked = replica.asked[-1]
+    chat, sampling = asked.prompt, asked.sampling
+    assert (sampling.top_k, sampling.min_p, sampling.repetition_penalty, sampling.min_tokens) == (5, 0.1, 1.1, 1)
+    assert (sampling.ignore_eos, sampling.stop_token_ids, sampling.bad_words) == (True, [7], ["x"])
+    assert (sampling.include_stop, sampling.skip_special_tokens, sampling.prompt_logprobs) == (True, False, 1)
+    assert (chat.template, chat.template_arguments) == ("{{ messages }}", {"enable_thinking": False})
+    assert (chat.add_generation_prompt, chat.continue_final_message) == (False, True)
+    assert (asked.priority, asked.return_token_ids) == (-3, True)
+    assert asked.salt == "all\0mine"
 
 
 def test_a_generation_may_take_longer_than_the_endpoints_limit_for_one_answer(client):
@@ -322,30 +247,3 @@ def test_a_generation_may_take_longer_than_the_endpoints_limit_for_one_answer(cl
     began = time.monotonic()
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == words
     assert time.monotonic() - began > 0.9
-
-
-def test_a_client_that_leaves_ends_its_generation(gateway, replica, house):
-    before = len(replica.cancelled)
-    body = {"model": "lm", "messages": say("slow" + " w" * 1000), "stream": True}
-    with httpx.stream("POST", gateway.url + "/v1/chat/completions", json=body,
-                      headers={"Authorization": f"Bearer {KEY}"}) as response:  # fmt: skip
-        next(response.iter_raw())
-    until(lambda: len(replica.cancelled) == before + 1, 1)
-
-
-def test_a_slow_reader_pauses_only_itself(gateway, replica):
-    import socket
-
-    body = json.dumps({"model": "lm", "messages": say("long"), "max_tokens": 200_000, "stream": True}).encode()
-    pauses = replica.pauses
-    with socket.create_connection(("127.0.0.1", gateway.port)) as peer:
-        peer.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + KEY.encode()
-                     + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body)  # fmt: skip
-        until(lambda: replica.pauses > pauses, 10)
-        time.sleep(0.3)
-        sent = replica.parts_sent
-        assert post(gateway, model="lm", messages=say("a b")).json()["choices"][0]["message"]["content"] == "a b"
-        time.sleep(0.2)
-        assert replica.parts_sent - sent <= 1
-        assert sent < 100_000
-    until(lambda: not [one for one in replica.peers for task in one.streams.values() if not task.done()], 5)

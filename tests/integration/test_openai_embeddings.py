@@ -117,6 +117,15 @@ def test_score_and_rerank_are_cosines(house):
     assert found["usage"]["total_tokens"] == 6
 
 
+def test_score_and_rerank_have_the_addresses_that_other_servers_give_them(house):
+    for path in ("/score", "/v1/score"):
+        assert post(house, path, model="enc", queries="a", documents="a").json()["data"][0]["score"] == 1
+        assert post(house, path, model="nope", text_1="a", text_2="a").json()["error"]["code"] == "model_not_found"
+    for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
+        assert post(house, path, model="enc", query="a", documents=["a"]).json()["results"][0]["relevance_score"] == 1
+        assert post(house, path, model="nope", query="a", documents=["a"]).status_code == 404
+
+
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [

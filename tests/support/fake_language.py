@@ -4,7 +4,7 @@ It has no weights: a token is a word with the space before it, its id the number
 length. What it says repeats the last message (or the prompt) word by word, so a test knows every answer beforehand.
 Words with a meaning, at the beginning of the last message: "tool" calls the first tool with the rest as its argument,
 "think" reasons first, "json" answers `{"a":1}`, "fail" faults at once, "break" after two words, "slow" waits between
-words, "long" says "w" max_tokens times.
+words, "wait" never answers, "long" says "w" max_tokens times.
 """
 
 from __future__ import annotations
@@ -106,12 +106,15 @@ class LanguagePeer(FakePeer):
     async def generate(self, message: Infer, asked: Generate) -> None:
         prompt = text_of(asked.prompt)
         words = split(prompt)
-        if len(words) + (asked.sampling.max_tokens or 0) > CONTEXT + 1_000_000:
-            return self.refuse(message, "invalid_input", f"{len(words)} tokens are more than {CONTEXT}")
+        if len(words) > CONTEXT:
+            told = f"The prompt has {len(words)} tokens, but the context of this model is {CONTEXT}: shorten it."
+            return self.refuse(message, "invalid_input", told)
         if asked.adapter not in {"", "polite"}:
             return self.refuse(message, "not_found", f"there is no adapter '{asked.adapter}'")
         if prompt.startswith("fail"):
             return self.refuse(message, "overloaded", "no room")
+        if prompt.startswith("wait"):
+            await asyncio.Event().wait()
         pieces = list(pieces_of(asked, prompt))
         if not asked.stream:
             usage = Usage(len(words), sum(max(1, len(piece.tokens)) for piece in pieces) // asked.sampling.n, 1, 0)

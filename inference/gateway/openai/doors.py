@@ -35,8 +35,9 @@ def open_all(doors: Doors, rooms: OpenAI) -> None:
     for prefix in ("", "/v1"):
         doors.path(f"{prefix}/tokenize", POST, rooms.completions.tokenize)
         doors.path(f"{prefix}/detokenize", POST, rooms.completions.detokenize)
-    doors.path("/v1/score", POST, rooms.embeddings.score)
-    doors.path("/v1/rerank", POST, rooms.embeddings.rerank)
+        doors.path(f"{prefix}/score", POST, rooms.embeddings.score)
+        doors.path(f"{prefix}/rerank", POST, rooms.embeddings.rerank)
+    doors.path("/v2/rerank", POST, rooms.embeddings.rerank)  # as Cohere's client has it
     doors.pattern("openai files", r"/v1/(files|batches)(/[A-Za-z0-9_-]{1,80}){0,2}", FILES, rooms.files.pass_on)
     doors.path("/v1/responses", POST, rooms.responses.create)
     doors.pattern("openai response", r"/v1/responses/(resp_[A-Za-z0-9._:-]{1,160})", KEPT, rooms.responses.kept)

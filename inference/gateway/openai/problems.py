@@ -17,7 +17,7 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_
 _CODES = {"unauthenticated": "invalid_api_key", "rate_limited": "rate_limit_exceeded", "not_found": None}
 _RETRIED = {408, 409, 429}
 _encode = msgspec.json.Encoder().encode
-PATHS = ("/v1/", "/tokenize", "/detokenize")
+PATHS = ("/v1/", "/tokenize", "/detokenize", "/score", "/rerank", "/v2/rerank")
 
 
 class BadField(InvalidInput):

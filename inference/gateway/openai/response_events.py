@@ -117,6 +117,7 @@ class ResponseWriter:
             found.append(self._of_item("response.reasoning_text.delta", content_index=0, delta=piece.reasoning))
         if piece.text:
             self._turn_to("message", found)
+        if piece.text or (piece.logprobs and self._is_in("message")):
             self._text.append(piece.text)
             logprobs = gathering.chat_logprobs(piece.logprobs) if self._has_logprobs else []
             self._logprobs += logprobs
@@ -140,8 +141,11 @@ class ResponseWriter:
         assert self._item is not None
         return self._told(kind, item_id=self._item["id"], output_index=len(self.output), **more)
 
+    def _is_in(self, kind: str) -> bool:
+        return self._item is not None and self._item["type"] == kind
+
     def _turn_to(self, kind: str, found: list[bytes]) -> None:
-        if self._item is not None and self._item["type"] == kind:
+        if self._is_in(kind):
             return
         self._close(found)
         if kind == "message":

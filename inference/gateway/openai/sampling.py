@@ -52,6 +52,8 @@ def of_completion(body: CompletionBody) -> Sampling:
 
 def _sampling(body: SamplingBody, max_tokens: int | None, logprobs: int | None) -> Sampling:
     _check(body)
+    if max_tokens is not None and (body.min_tokens or 0) > max_tokens:
+        raise BadField(f"'min_tokens' is {body.min_tokens}, more than the {max_tokens} that may come.", "min_tokens")
     return Sampling(
         max_tokens=max_tokens,
         min_tokens=body.min_tokens or 0,
@@ -97,12 +99,19 @@ def _check(body: SamplingBody) -> None:
     number(body.priority, "priority", -(1 << 31), 1 << 31)
     if body.prompt_logprobs is not None and body.stream:
         raise BadField("'prompt_logprobs' cannot be streamed: ask without 'stream'.", "prompt_logprobs")
-    refused(body.use_beam_search, "use_beam_search", "beam search has no streamed form; use 'n' or 'best_of'.")
+    _refuse(body)
     if body.stream_options is not None and not body.stream:
         raise BadField("'stream_options' needs 'stream' to be true.", "stream_options")
     for param in ("stop_token_ids", "bad_words", "logit_bias"):
         if len(getattr(body, param) or ()) > MAX_LIST:
             raise BadField(f"Invalid '{param}': at most {MAX_LIST} entries are allowed.", param)
+
+
+def _refuse(body: SamplingBody) -> None:
+    """VLLM's fields that change the answer and are not served: to ignore them would be to answer something else."""
+    refused(body.use_beam_search, "use_beam_search", "beam search has no streamed form; use 'n' or 'best_of'.")
+    refused(body.allowed_token_ids, "allowed_token_ids", "use 'logit_bias', or 'structured_outputs' with 'choice'.")
+    refused(body.truncate_prompt_tokens, "truncate_prompt_tokens", "shorten the prompt; /tokenize counts its tokens.")
 
 
 def _stops(given: str | list[str] | None) -> list[str]:
