@@ -65,7 +65,8 @@ class Histogram(msgspec.Struct):
 
 
 class GenerationStatistics(msgspec.Struct):
-    """What a language model's engine did; sums but for those of now: running, waiting, waiting_tokens, blocks_used.
+    """What a language model's engine did; sums but for those of now: running, waiting, waiting_tokens, blocks (how many
+    its cache has) and blocks_used.
 
     prefix_queries, prefix_hits: prompt tokens looked up and found. drafts, drafts_accepted: speculated tokens.
     Histograms: first_token (bounds FIRST_TOKEN_S), inter_token (TOKEN_S), request and queued (REQUEST_S).
@@ -93,6 +94,10 @@ class GenerationStatistics(msgspec.Struct):
     request: Histogram = msgspec.field(default_factory=Histogram)
     queued: Histogram = msgspec.field(default_factory=Histogram)
     finished: dict[str, int] = msgspec.field(default_factory=dict)
+
+    def forget_now(self) -> None:
+        """Leaves the sums: its engine is gone."""
+        self.running = self.waiting = self.waiting_tokens = self.blocks = self.blocks_used = 0
 
     def merge(self, other: GenerationStatistics) -> None:
         for name in self.__struct_fields__:

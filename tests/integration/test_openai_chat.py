@@ -8,6 +8,8 @@ import httpx
 import openai
 import pytest
 
+from inference.protocol.statistics import GenerationStatistics
+from tests.support.gateway_house import until
 from tests.support.openai_house import KEY, error, events, open_house, post, say
 
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
@@ -247,3 +249,11 @@ def test_a_generation_may_take_longer_than_the_endpoints_limit_for_one_answer(cl
     began = time.monotonic()
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == words
     assert time.monotonic() - began > 0.9
+
+
+def test_an_engines_numbers_stand_in_the_metrics_under_vllms_names(gateway, replica):
+    replica.statistics.generation = GenerationStatistics(running=3, generated_tokens=17)
+    until(lambda: 'vllm:num_requests_running{model_name="lm",version="1"} 3.0' in gateway.get("/metrics").text)
+    found = gateway.get("/metrics").text
+    assert 'serinus_language_generated_tokens_total{endpoint="lm",version="1"} 17.0' in found
+    assert 'vllm:generation_tokens_total{model_name="lm",version="2"}' not in found
