@@ -184,6 +184,8 @@ def test_completions_echo_best_of_and_logprobs(client, replica):
     assert found.logprobs.tokens[:2] == ["a", " b"]
     assert found.logprobs.token_logprobs[:2] == [None, -0.5]
     assert found.logprobs.text_offset[:3] == [0, 1, 3]
+    client.completions.create(model="lm", prompt="a b", echo=True, max_tokens=0)  # to have the prompt weighed
+    assert replica.asked[-1].sampling.max_tokens == 0
     found = client.completions.create(model="lm", prompt="a b", best_of=3, n=1)
     assert (len(found.choices), replica.asked[-1].sampling.n) == (1, 3)
 

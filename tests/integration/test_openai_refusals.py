@@ -42,6 +42,7 @@ def client(gateway):
     [
         ({"min_tokens": 3, "max_tokens": 2}, "min_tokens"), ({"allowed_token_ids": [1]}, "allowed_token_ids"),
         ({"truncate_prompt_tokens": 5}, "truncate_prompt_tokens"), ({"use_beam_search": True}, "use_beam_search"),
+        ({"max_tokens": 0}, "max_tokens"), ({"max_completion_tokens": 0}, "max_completion_tokens"),
         ({"top_k": -2}, "top_k"), ({"min_p": 1.5}, "min_p"), ({"repetition_penalty": 0}, "repetition_penalty"),
         ({"top_logprobs": 3}, "top_logprobs"), ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs"),

@@ -67,6 +67,16 @@ def test_a_chat_comes_in_chunks_and_ends_with_done(house):
     assert chunks[-1]["usage"]["completion_tokens"] == 2
 
 
+@pytest.mark.parametrize("identity", ["100%", "%d", "%b%s", '"\\', "é\n"])
+def test_an_id_may_hold_any_character(house, identity):
+    with opened(house) as (send, receive):
+        for kind, more in (("chat", say("a b")), ("completion", {"model": "mlp", "prompt": "a b"})):
+            send(type=kind, id=identity, body=more)
+            chunks, last = until_done(receive, identity)
+            assert last["type"] == "done"
+            assert chunks[-1]["id"].endswith(identity)
+
+
 def test_the_address_or_the_frame_may_name_the_model(house, replica):
     with opened(house, "/v2/models/mlp/stream") as (send, receive):
         send(type="completion", id="c", body={"prompt": "a b", "max_tokens": 1})

@@ -50,7 +50,7 @@ class _Chunks:
     def __init__(self, identity: str, model: str, wrap: Wrap, options: StreamOptions | None) -> None:
         own = {"id": identity, "object": self.kind, "created": int(time.time()), "model": model}
         self._head = wrap.before + _encode(own)[:-1]
-        self._choice = self._head + b',"choices":[{"index":%d,'
+        self._choice = _as_format(self._head) + b',"choices":[{"index":%d,'
         self._wrap = wrap
         self._tells = options is not None and bool(options.include_usage)
         self._always = options is not None and bool(options.continuous_usage_stats)
@@ -72,6 +72,11 @@ class _Chunks:
     def failed(self, error: SerinusError) -> list[bytes]:
         told = self._wrap.before + problems.body_of(error) + self._wrap.after
         return [told, self._wrap.done] if self._wrap.done else [told]
+
+
+def _as_format(text: bytes) -> bytes:
+    """For the left side of `%`: ids, and names of adapters, may hold that sign themselves."""
+    return text.replace(b"%", b"%%")
 
 
 class ChatChunks(_Chunks):
@@ -109,8 +114,8 @@ class ChatChunks(_Chunks):
         self._begun.add(index)
         delta = b'"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
         if self._tokens and not index and prompt is not None:
-            head = self._head + b',"prompt_token_ids":%b,"choices":[{"index":0,' % _encode(prompt.tokens)
-            return head + delta + tail
+            told = b',"prompt_token_ids":%b,"choices":[{"index":0,' % _encode(prompt.tokens)
+            return self._head + told + delta + tail
         return self._choice % index + delta + tail
 
     def _piece(self, piece: Piece, tail: bytes) -> list[bytes]:

@@ -28,12 +28,14 @@ def of_chat(body: ChatBody) -> Sampling:
     if body.top_logprobs and not body.logprobs:
         raise BadField("'top_logprobs' needs 'logprobs' to be true.", "top_logprobs")
     number(body.max_completion_tokens, "max_completion_tokens", 1, MAX_TOKENS)
+    number(body.max_tokens, "max_tokens", 1, MAX_TOKENS)
     most = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
     return _sampling(body, most, (body.top_logprobs or 0) if body.logprobs else None)
 
 
 def of_completion(body: CompletionBody) -> Sampling:
-    """As many choices as `best_of` says. Raises BadField."""
+    """As many choices as `best_of` says; none of its tokens is new where `max_tokens` is 0. Raises BadField."""
+    number(body.max_tokens, "max_tokens", 0, MAX_TOKENS)
     number(body.logprobs, "logprobs", 0, MAX_COMPLETION_LOGPROBS)
     number(body.best_of, "best_of", 1, MAX_CHOICES)
     wanted = body.n or 1
@@ -92,7 +94,6 @@ def _check(body: SamplingBody) -> None:
     above_low(body.repetition_penalty, "repetition_penalty", 0, 100)
     number(body.presence_penalty, "presence_penalty", -2, 2)
     number(body.frequency_penalty, "frequency_penalty", -2, 2)
-    number(body.max_tokens, "max_tokens", 1, MAX_TOKENS)
     number(body.min_tokens, "min_tokens", 0, MAX_TOKENS)
     number(body.seed, "seed", -(1 << 63), (1 << 64) - 1)
     number(body.prompt_logprobs, "prompt_logprobs", 0, MAX_TOP_LOGPROBS)
