@@ -158,8 +158,9 @@ class Asking:
     async def gathered(self, *, one_call: bool = False) -> Gathered:
         """All of it."""
         found = Gathered(one_call=one_call)
-        async for event in self.events():
-            found.add(event)
+        async with contextlib.aclosing(self.events()) as events:
+            async for event in events:
+                found.add(event)
         return found
 
 
@@ -191,28 +192,32 @@ async def _all(works: Sequence[Coroutine[Any, Any, None]]) -> None:
 
 async def merged(askings: Sequence[Asking]) -> AsyncGenerator[tuple[int, Event], None]:
     """The events of several requests as they come, each with its request's number, ABREAST requests at once. Who does
-    not take them pauses all of them.
+    not take them pauses all of them. The first failure ends the others, and is raised.
     """
-    ready: asyncio.Queue[tuple[int, Event] | None] = asyncio.Queue(ABREAST)
+    ready: asyncio.Queue[tuple[int, Event] | Exception | None] = asyncio.Queue(ABREAST)
     left = deque(enumerate(askings))
 
     async def work() -> None:
         while left:
             number, asking = left.popleft()
-            async for event in asking.events():
-                await ready.put((number, event))
+            async with contextlib.aclosing(asking.events()) as events:
+                async for event in events:
+                    await ready.put((number, event))
 
     async def run() -> None:
+        last: Exception | None = None
         try:
             await _all([work() for _ in range(min(ABREAST, len(askings)))])
-        finally:
-            await ready.put(None)
+        except Exception as error:  # noqa: BLE001 (handed on: whoever reads raises it)
+            last = error
+        await ready.put(last)
 
     task = asyncio.ensure_future(run())
     try:
         while (found := await ready.get()) is not None:
+            if isinstance(found, Exception):
+                raise found
             yield found
-        await task
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)

@@ -147,23 +147,24 @@ def choice(given: str | dict[str, Any] | None, there: list[dict[str, Any]]) -> s
     """One of "none", "auto", "required" and "function:NAME". Raises BadField."""
     if given is None:
         return "auto" if there else "none"
-    if isinstance(given, str):
-        if given not in _CHOICES:
-            raise BadField(f"Invalid value: '{given[:32]}'. Supported values are: 'none', 'auto' and 'required'.",
-                           "tool_choice")  # fmt: skip
-        named: Any = ""
-    else:
-        function = given.get("function", given)
-        named = function.get("name") if isinstance(function, dict) and given.get("type") == "function" else None
-        if not isinstance(named, str) or not named:
-            raise BadField("'tool_choice' names a function: {\"type\": \"function\", \"function\": {\"name\": ...}}.",
-                           "tool_choice")  # fmt: skip
-    if not there:
-        if given == "none":
-            return "none"
+    if isinstance(given, str) and given not in _CHOICES:
+        raise BadField(f"Invalid value: '{given[:32]}'. Supported values are: 'none', 'auto' and 'required'.",
+                       "tool_choice")  # fmt: skip
+    if not there and given != "none":
         raise BadField("'tool_choice' is only allowed when 'tools' are specified.", "tool_choice")
-    if not named:
-        return str(given)
+    if isinstance(given, str):
+        return given
+    named = _named(given)
     if all(tool["function"]["name"] != named for tool in there):
         raise BadField(f"'tool_choice' names the function '{named[:64]}', which is not in 'tools'.", "tool_choice")
     return f"function:{named}"
+
+
+def _named(given: dict[str, Any]) -> str:
+    """Chats nest the name, responses do not."""
+    function = given.get("function", given)
+    named = function.get("name") if isinstance(function, dict) and given.get("type") == "function" else None
+    if not isinstance(named, str) or not named:
+        raise BadField("'tool_choice' names a function: {\"type\": \"function\", \"function\": {\"name\": ...}}.",
+                       "tool_choice")  # fmt: skip
+    return named

@@ -149,8 +149,9 @@ class Completions:
     async def _prompt_of(self, target: Target, who: Who, asked: generation.Asked) -> tuple[Prompt, Headers]:
         asking = Asking(self._plane, target, who, asked)
         found: Prompt | None = None
-        async for event in asking.events():
-            found = event.prompt or found
+        async with contextlib.aclosing(asking.events()) as events:
+            async for event in events:
+                found = event.prompt or found
         if found is None:
             raise NotReady("the replica sent an unreadable answer")
         return found, asking.headers

@@ -93,11 +93,10 @@ def _tool(given: ResponseTool, param: str) -> Tool:
 
 
 def _messages(given: str | list[dict[str, Any]] | None) -> list[Message]:
-    if isinstance(given, str) and given:
-        return [{"role": "user", "content": given}]
-    found = checks.needed(given if not isinstance(given, str) else None, "input")
+    if isinstance(given, str):
+        return [{"role": "user", "content": checks.needed(given, "input")}]
     messages: list[Message] = []
-    for place, item in enumerate(found):
+    for place, item in enumerate(checks.needed(given, "input")):
         _add(messages, item, f"input[{place}]")
     return messages
 
@@ -132,13 +131,9 @@ def _add_call(messages: list[Message], item: dict[str, Any], param: str) -> None
 
 def _output(item: dict[str, Any], param: str) -> Any:
     given = item.get("output")
-    return (
-        given
-        if isinstance(given, str | list)
-        else json.dumps(given)
-        if given is not None
-        else _text(item, "output", param)
-    )
+    if isinstance(given, dict):
+        return json.dumps(given)
+    return given if isinstance(given, list) else _text(item, "output", param)
 
 
 def _text(item: dict[str, Any], name: str, param: str) -> str:

@@ -101,8 +101,9 @@ class Responses:
         if body.stream:
             told = self._told(asking, writer, identity, asked, target)
             return await streams.opened(told, _Ended(writer), request.id, lambda: asking.headers)
-        async for event in asking.events():
-            writer.event(event)
+        async with contextlib.aclosing(asking.events()) as events:
+            async for event in events:
+                writer.event(event)
         writer.end()
         shown = self._keep(writer, identity, asked, target)
         return Response(200, [JSON_TYPE, *asking.headers], shown)
