@@ -216,8 +216,9 @@ def test_adapters_and_versions_are_named_by_the_model(client, replica, house):
     answer = client.chat.completions.with_raw_response.create(model="lm@2", messages=say("a"))
     assert answer.headers["x-model-version"] == "2"
     assert len(house.replicas["lm2"].asked) == 1
-    with pytest.raises(openai.NotFoundError, match="no adapter"):
+    with pytest.raises(openai.NotFoundError, match="no adapter") as found:
         client.chat.completions.create(model="lm:rude", messages=say("a"))
+    assert (found.value.code, found.value.param) == ("model_not_found", "model")
     with pytest.raises(openai.NotFoundError) as found:
         client.chat.completions.create(model="lm@3", messages=say("a"))
     assert found.value.code == "model_not_found"

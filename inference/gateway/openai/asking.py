@@ -146,14 +146,17 @@ class Asking:
         self.headers: Headers = []
 
     async def events(self) -> AsyncGenerator[Event, None]:
-        """Closing the iterator abandons the request. Raises SerinusError."""
+        """Closing the iterator abandons the request. Raises SerinusError; NoSuchModel where there is no such adapter."""
         async with contextlib.aclosing(self._plane.stream(self._asked, self._reader)) as answers:
-            async for done in answers:
-                if not self.headers:
-                    self.headers = list(done.variant.headers)
-                event = event_of(done.answer, done.body)
-                if event is not None:
-                    yield event
+            try:
+                async for done in answers:
+                    if not self.headers:
+                        self.headers = list(done.variant.headers)
+                    event = event_of(done.answer, done.body)
+                    if event is not None:
+                        yield event
+            except NotFound as error:
+                raise NoSuchModel(error.message) from error
 
     async def gathered(self, *, one_call: bool = False) -> Gathered:
         """All of it."""
