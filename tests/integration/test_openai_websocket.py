@@ -118,6 +118,24 @@ def test_cancel_ends_the_generation_at_once(house, replica):
     until(lambda: len(replica.cancelled) == before + 1, 1)
 
 
+def test_a_connection_that_closes_ends_all_its_chats(house, replica):
+    before = len(replica.cancelled)
+    with opened(house) as (send, receive):
+        for identity in "123":
+            send(type="chat", id=identity, body=say("slow" + " w" * 400))
+        assert {receive()["id"] for _ in range(9)} == {"1", "2", "3"}
+    until(lambda: len(replica.cancelled) == before + 3, 2)
+
+
+def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(house):
+    with opened(house) as (send, receive):
+        send(type="chat", id="x", body=say("w " * 513))
+        told = until_done(receive, "x")[1]
+    assert told["code"] == "invalid_input"
+    assert "513" in told["error"]
+    assert "512" in told["error"]
+
+
 def test_without_credit_nothing_more_comes_and_others_go_on(house):
     with opened(house) as (send, receive):
         send(type="chat", id="1", credit=1, body=say("a b c"))
