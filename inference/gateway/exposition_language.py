@@ -11,7 +11,7 @@ from itertools import accumulate
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 
 from inference import metrics
-from inference.protocol.statistics import FIRST_TOKEN_S, REQUEST_S, TOKEN_S, GenerationStatistics, Histogram
+from inference.protocol.statistics import GenerationStatistics, Histogram
 
 LABELS, VLLM_LABELS = ["endpoint", "version"], ["model_name", "version"]
 Found = Mapping[tuple[str, str], GenerationStatistics]
@@ -34,39 +34,33 @@ class _Times:
     name: str
     vllm: str
     text: str
-    bounds: tuple[float, ...]
     value: Callable[[GenerationStatistics], Histogram]
 
 
 _GAUGES = (
     _Number(metrics.RUNNING, "vllm:num_requests_running", "Sequences that run now", lambda one: one.running),
     _Number(metrics.WAITING, "vllm:num_requests_waiting", "Sequences that wait to run", lambda one: one.waiting),
-    _Number(metrics.WAITING_TOKENS, "", "Prompt tokens that wait to run", lambda one: one.waiting_tokens),
     _Number(metrics.CACHE_USAGE, "vllm:kv_cache_usage_perc", "Share of the key-value cache in use, 0 to 1",
-            lambda one: one.blocks_used / one.blocks if one.blocks else 0.0),
+            lambda one: one.cache_usage / max(1, one.replicas)),
 )  # fmt: skip
 _COUNTERS = (
     _Number(metrics.PROMPT_TOKENS, "vllm:prompt_tokens", "Tokens of prompts", lambda one: one.prompt_tokens),
-    _Number(metrics.GENERATED_TOKENS, "vllm:generation_tokens", "Tokens made", lambda one: one.generated_tokens),
+    _Number(metrics.GENERATED_TOKENS, "vllm:generation_tokens", "Tokens made", lambda one: one.output_tokens),
     _Number(metrics.PREFIX_QUERIES, "vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache",
             lambda one: one.prefix_queries),
     _Number(metrics.PREFIX_HITS, "vllm:prefix_cache_hits", "Of these, found there", lambda one: one.prefix_hits),
     _Number(metrics.PREEMPTIONS, "vllm:num_preemptions", "Sequences that gave way and began anew",
-            lambda one: one.preemptions),
-    _Number(metrics.DRAFTS, "vllm:spec_decode_num_draft_tokens", "Tokens that were speculated", lambda one: one.drafts),
+            lambda one: one.preempted),
+    _Number(metrics.DRAFTS, "vllm:spec_decode_num_draft_tokens", "Tokens that were speculated", lambda one: one.drafted),
     _Number(metrics.DRAFTS_ACCEPTED, "vllm:spec_decode_num_accepted_tokens", "Of these, accepted",
-            lambda one: one.drafts_accepted),
+            lambda one: one.accepted),
     _Number(metrics.ITERATIONS, "", "Iterations of the engine", lambda one: one.iterations),
 )  # fmt: skip
 _TIMES = (
-    _Times(metrics.TIME_TO_FIRST, "vllm:time_to_first_token_seconds", "From arrival to the first token", FIRST_TOKEN_S,
+    _Times(metrics.TIME_TO_FIRST, "vllm:time_to_first_token_seconds", "From arrival to the first token",
            lambda one: one.first_token),
-    _Times(metrics.TIME_BETWEEN, "vllm:inter_token_latency_seconds", "From a token to the next one", TOKEN_S,
-           lambda one: one.inter_token),
-    _Times(metrics.GENERATION_TIME, "vllm:e2e_request_latency_seconds", "From arrival to the last token", REQUEST_S,
-           lambda one: one.request),
-    _Times(metrics.GENERATION_QUEUE, "vllm:request_queue_time_seconds", "From arrival to the first iteration", REQUEST_S,
-           lambda one: one.queued),
+    _Times(metrics.TIME_BETWEEN, "vllm:inter_token_latency_seconds", "From a token to the next one",
+           lambda one: one.next_token),
 )  # fmt: skip
 _STAGES: dict[str, Callable[[GenerationStatistics], int]] = {
     "forward": lambda one: one.forward_ns,
@@ -108,10 +102,10 @@ def _histogram(name: str, labels: list[str], times: _Times, found: Found) -> Met
     histogram = HistogramMetricFamily(name, times.text, labels=labels)
     for key, one in found.items():
         held = times.value(one)
-        counts = held.counts or [0] * (len(times.bounds) + 1)
-        edges = [*(f"{bound:g}" for bound in times.bounds), "+Inf"]
-        buckets = [(edge, float(count)) for edge, count in zip(edges, accumulate(counts), strict=True)]
-        histogram.add_metric(list(key), buckets, held.sum)
+        if held.edges:
+            edges = [*(f"{edge:g}" for edge in held.edges), "+Inf"]
+            buckets = [(edge, float(count)) for edge, count in zip(edges, accumulate(held.counts), strict=True)]
+            histogram.add_metric(list(key), buckets, held.total)
     return histogram
 
 

@@ -255,7 +255,7 @@ def test_a_generation_may_take_longer_than_the_endpoints_limit_for_one_answer(cl
 
 
 def test_an_engines_numbers_stand_in_the_metrics_under_vllms_names(gateway, replica):
-    replica.statistics.generation = GenerationStatistics(running=3, generated_tokens=17)
+    replica.statistics.generation = GenerationStatistics(running=3, output_tokens=17)
     until(lambda: 'vllm:num_requests_running{model_name="lm",version="1"} 3.0' in gateway.get("/metrics").text)
     found = gateway.get("/metrics").text
     assert 'serinus_language_generated_tokens_total{endpoint="lm",version="1"} 17.0' in found

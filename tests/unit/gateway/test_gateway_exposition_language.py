@@ -1,21 +1,16 @@
 from inference import metrics
 from inference.gateway import exposition_language
 from inference.gateway.exposition_triton import Sums
-from inference.protocol.statistics import FIRST_TOKEN_S, GenerationStatistics, ModelStatistics
+from inference.protocol.statistics import GenerationStatistics, Histogram, ModelStatistics
 
 
 def told(tokens: int = 5) -> GenerationStatistics:
     found = GenerationStatistics(
-        running=2,
-        waiting=3,
-        blocks=8,
-        blocks_used=2,
-        generated_tokens=tokens,
-        finished={"stop": 4},
-        forward_ns=7 * 10**9,
-    )
-    found.first_token.add(FIRST_TOKEN_S, 0.03)
-    found.first_token.add(FIRST_TOKEN_S, 9999.0)
+        running=2, waiting=3, cache_usage=0.25, output_tokens=tokens, finished={"stop": 4}, forward_ns=7 * 10**9,
+        first_token=Histogram.over((0.02, 0.04, 2.5)),
+    )  # fmt: skip
+    found.first_token.observe(0.03)
+    found.first_token.observe(9999.0)
     return found
 
 
@@ -41,11 +36,10 @@ def test_each_number_stands_under_our_name_and_vllms() -> None:
 def test_a_histogram_counts_up_to_each_bound() -> None:
     found = lines({("lm", "1"): told(), ("lm", "2"): GenerationStatistics()})
     name = "vllm:time_to_first_token_seconds"
-    for bound, count in (("0.02", 0), ("0.04", 1), ("2560", 1), ("+Inf", 2)):
+    for bound, count in (("0.02", 0), ("0.04", 1), ("2.5", 1), ("+Inf", 2)):
         assert f'{name}_bucket{{le="{bound}",model_name="lm",version="1"}} {count}.0' in found
     assert f'{name}_count{{model_name="lm",version="1"}} 2.0' in found
     assert f'{name}_sum{{model_name="lm",version="1"}} 9999.03' in found
-    assert f'{name}_count{{model_name="lm",version="2"}} 0.0' in found
 
 
 def test_there_is_nothing_where_no_language_model_is() -> None:
@@ -60,6 +54,6 @@ def test_sums_outlive_their_engine_and_what_is_now_does_not() -> None:
     sums.tell("b@1", ModelStatistics(execution_count=2, generation=told(2)))  # started anew under the same id
     found = sums.total().generation
     assert found is not None
-    assert (found.generated_tokens, found.running, found.blocks, found.blocks_used) == (13, 2, 8, 2)
+    assert (found.output_tokens, found.running, found.replicas, found.cache_usage) == (13, 2, 1, 0.25)
     assert found.finished == {"stop": 12}
     assert sum(found.first_token.counts) == 6
