@@ -111,7 +111,7 @@ class Sampler:
         self._top_p[slot] = sampling.top_p
         self._top_k[slot] = sampling.top_k if 0 < sampling.top_k < self.vocabulary else self.vocabulary
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(64)
-        self._seed[slot] = _mixed(np.array([(seed & (1 << 64) - 1)], np.uint64) + np.uint64(choice) * _GOLDEN)[0]
+        self._seed[slot] = _mixed(np.array([(seed + choice * int(_GOLDEN)) & (1 << 64) - 1], np.uint64))[0]
         self._logprobs[slot] = -1 if sampling.logprobs is None else sampling.logprobs
         self._penalties[slot] = sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty
         self._place[slot] = self._place_for(slot, prompt)
