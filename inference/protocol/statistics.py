@@ -86,6 +86,11 @@ class GenerationStatistics(msgspec.Struct):
     next_token: Histogram = msgspec.field(default_factory=Histogram)
     finished: dict[str, int] = msgspec.field(default_factory=dict)
 
+    def forget_now(self) -> None:
+        """Leaves the sums: this replica is gone."""
+        self.replicas = self.running = self.waiting = 0
+        self.cache_usage = 0.0
+
     def merge(self, other: GenerationStatistics) -> None:
         """Adds another replica's."""
         for name in self.__struct_fields__:
