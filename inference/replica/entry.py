@@ -170,11 +170,12 @@ async def _serve(message: StartReplica, loaded: Loaded, life: Lifecycle, control
 
 def _server(message: StartReplica, loaded: Loaded, hung: Callable[[], None]) -> Server:
     spec, settings = message.spec, loaded.settings
-    signature = public_signature(loaded.runner.signature, settings)
     executor: Executor
     if loaded.language is not None:
+        signature = loaded.runner.signature  # gateways ask by the tensors that clients do not see
         executor = language_start.executor(loaded.runner, loaded.language, settings, on_hang=hung)
     else:
+        signature = public_signature(loaded.runner.signature, settings)
         executor = executors.make(loaded.runner, settings, loaded.warm, on_hang=hung, model=spec.model)
     hello = Hello(spec.id, spec.generation, spec.model, spec.version, settings.queue_limit)
     return Server(Served(hello, signature), executor)
