@@ -172,13 +172,14 @@ def _metadata(cursor: _Cursor, keys: int) -> dict[str, Value]:
 
 def _value(cursor: _Cursor, key: str) -> Value:
     kind = cursor.scalar("<I")
-    if kind in _SCALARS:
-        return cursor.scalar(_SCALARS[kind])
+    if kind not in _SCALARS and kind not in {_TEXT, _ARRAY}:
+        _refuse(f"gives {shown(key)} the unknown type {kind}")
     if kind == _TEXT:
         return cursor.text(MAX_TEXT_BYTES, f"the value of {shown(key)}")
     if kind == _ARRAY:
         return _array(cursor, key)
-    _refuse(f"gives {shown(key)} the unknown type {kind}")
+    found: Value = cursor.scalar(_SCALARS[kind])
+    return found
 
 
 def _array(cursor: _Cursor, key: str) -> Array:
@@ -299,7 +300,9 @@ class _Cursor:
         return b"".join(pieces)
 
 
-_OTHER_TYPE = "Quantise the model to one of these types instead: " + ", ".join(name for name, *_ in TYPES.values()) + "."
+_OTHER_TYPE = (
+    "Quantise the model to one of these types instead: " + ", ".join(name for name, *_ in TYPES.values()) + "."
+)
 
 
 def _refuse_version(version: int) -> NoReturn:

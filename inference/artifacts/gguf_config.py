@@ -134,7 +134,9 @@ def _attention(header: Header, architecture: str, sizes: dict[str, int]) -> dict
         "hidden_activation": "gelu_pytorch_tanh",
         "sliding_window": window or (4096 if architecture == "gemma2" else 1024),
         "layer_types": kinds,
-        "query_pre_attn_scalar": sizes["hidden_size"] // sizes["num_attention_heads"] if is_largest else sizes["head_dim"],
+        "query_pre_attn_scalar": sizes["hidden_size"] // sizes["num_attention_heads"]
+        if is_largest
+        else sizes["head_dim"],
         **caps,
     }
 
@@ -180,9 +182,11 @@ def _scaling(header: Header, architecture: str, path: Path, sizes: dict[str, int
         return {"rope_type": "default"}
     if kind == "linear":
         return {"rope_type": "linear", "factor": factor}
-    if kind == "yarn":
-        return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
-    _refuse(f"stretches its positions by {shown(kind)}, which is not served", "Served are linear, yarn and longrope.")
+    if kind != "yarn":
+        _refuse(
+            f"stretches its positions by {shown(kind)}, which is not served", "Served are linear, yarn and longrope."
+        )
+    return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
 
 
 def _floats(header: Header, path: Path, name: str) -> list[float]:

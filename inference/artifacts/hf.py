@@ -52,7 +52,7 @@ def read(folder: Path) -> Encoder:
     if model_type not in MODEL_TYPES:
         _unknown(architecture, model_type)
     notes = _check_files(folder)
-    weights, needs_conversion = _weights(folder)
+    names, needs_conversion = weights(folder)
     if needs_conversion:
         notes.append(f"{PICKLED} is converted to safetensors in the sandbox; the original is never served.")
     task = _task(architecture)
@@ -62,23 +62,24 @@ def read(folder: Path) -> Encoder:
     return Encoder(
         task=task,
         model_type=model_type,
-        hidden_size=_size(config, "hidden_size", "dim", "d_model", "embedding_size"),
+        hidden_size=size(config, "hidden_size", "dim", "d_model", "embedding_size"),
         pooling=pooling,
         normalize=normalize,
         max_tokens=_max_tokens(folder, config),
         multi_label=config.get("problem_type") == "multi_label_classification",
         labels=_labels(config) if task == CLASSIFICATION else [],
-        weights=weights,
+        weights=names,
         needs_conversion=needs_conversion,
         notes=notes,
     )
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    return _checked(folder / "config.json", MAX_CONFIG_BYTES)
+    return checked_json(folder / "config.json", MAX_CONFIG_BYTES)
 
 
-def _checked(path: Path, limit_bytes: int) -> dict[str, Any]:
+def checked_json(path: Path, limit_bytes: int) -> dict[str, Any]:
+    """A JSON object that asks for no code of its own. Raises Rejected."""
     value = jsons.read(path, limit_bytes, remedy="Save the model again with save_pretrained.")
     for key in _keys(value):
         if key in CODE_KEYS and path.name != "tokenizer.json":
@@ -138,7 +139,7 @@ def _check_files(folder: Path) -> list[str]:
             "tokenizer.json is missing",
             "Save the tokenizer beside the model: AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(folder).",
         )
-    fast = _checked(tokenizer, MAX_TOKENIZER_BYTES)
+    fast = checked_json(tokenizer, MAX_TOKENIZER_BYTES)
     if not isinstance(fast.get("model"), dict):
         _refuse("tokenizer.json holds no tokenizer", "Save the tokenizer again with save_pretrained.")
     for path in sorted(folder.rglob("*")):
@@ -147,21 +148,23 @@ def _check_files(folder: Path) -> list[str]:
             if path.name in {"vocab.json", "model.safetensors.index.json", "added_tokens.json"}:
                 continue
             if "config" in name or path.stat().st_size <= MAX_CONFIG_BYTES:
-                _check_extra(path)
+                checked_extra(path)
         elif path.suffix == ".py":
             notes.append(f"{name} is ignored: no code is run from this folder.")
     return notes
 
 
-def _check_extra(path: Path) -> None:
-    if path.stat().st_size > MAX_CONFIG_BYTES:
-        _refuse(f"{path.name} is larger than {MAX_CONFIG_BYTES} bytes", "Save the model again with save_pretrained.")
+def checked_extra(path: Path, limit_bytes: int = MAX_CONFIG_BYTES) -> None:
+    """The same for a file that may hold another JSON value than an object."""
+    if path.stat().st_size > limit_bytes:
+        _refuse(f"{path.name} is larger than {limit_bytes} bytes", "Save the model again with save_pretrained.")
     value = jsons.parse(path.read_bytes(), path.name, remedy="Save the model again with save_pretrained.")
     if isinstance(value, dict):
-        _checked(path, MAX_CONFIG_BYTES)
+        checked_json(path, limit_bytes)
 
 
-def _weights(folder: Path) -> tuple[list[str], bool]:
+def weights(folder: Path) -> tuple[list[str], bool]:
+    """(file names, whether they must be converted to safetensors first). Raises Rejected where there are none."""
     tables = safetensors.read_folder(folder)
     if any(tables.values()):
         return sorted(tables), False
@@ -181,7 +184,7 @@ def _pooling(folder: Path) -> tuple[str, bool]:
     path = folder / "1_Pooling" / "config.json"
     pooling = "mean"
     if path.is_file():
-        config = _checked(path, MAX_CONFIG_BYTES)
+        config = checked_json(path, MAX_CONFIG_BYTES)
         modes = [key for key, value in config.items() if key.startswith("pooling_mode_") and value is True]
         known = {
             "pooling_mode_mean_tokens": "mean",
@@ -206,18 +209,19 @@ def _pooling(folder: Path) -> tuple[str, bool]:
 
 
 def _max_tokens(folder: Path, config: dict[str, Any]) -> int:
-    limit = _size(config, "max_position_embeddings", "n_positions")
+    limit = size(config, "max_position_embeddings", "n_positions")
     if config.get("model_type") in {"roberta", "camembert", "xlm-roberta", "xlm-roberta-xl", "mpnet"}:
         limit = max(0, limit - 2)
     path = folder / "sentence_bert_config.json"
     if path.is_file():
-        said = _checked(path, MAX_CONFIG_BYTES).get("max_seq_length")
+        said = checked_json(path, MAX_CONFIG_BYTES).get("max_seq_length")
         if type(said) is int and said > 0:
             limit = min(limit or said, said)
     return limit
 
 
-def _size(config: dict[str, Any], *names: str) -> int:
+def size(config: dict[str, Any], *names: str) -> int:
+    """The first of these that is there and a sensible number; 0 for none."""
     for name in names:
         value = config.get(name)
         if type(value) is int and 0 < value < 1 << 24:

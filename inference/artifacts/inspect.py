@@ -11,7 +11,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from inference.artifacts import echo, hf, onnx, pickles, pipelines, pt2, pysource, sniff, stablehlo, torchscript
+from inference.artifacts import (
+    causal,
+    echo,
+    hf,
+    lora,
+    onnx,
+    pickles,
+    pipelines,
+    pt2,
+    pysource,
+    sniff,
+    stablehlo,
+    torchscript,
+)
 from inference.artifacts.archive import is_litter
 from inference.artifacts.manifest import TIER_OF, Format, Tier
 from inference.artifacts.paths import check_paths, shown
@@ -30,8 +43,8 @@ _SAFE = {"model.safetensors", "model.safetensors.index.json"}
 class Inspection:
     """What the parse stage found.
 
-    entry: the main file's path inside the folder ("config.json" of a Hugging Face folder). task and labels: for
-    Hugging Face encoders. signature: when the file tells it without its framework, else None and the loader tells.
+    entry: the main file's path inside the folder ("config.json" of a Hugging Face folder). task: of Hugging Face folders
+    and GGUF files; labels: of classifiers; language: of language models. signature: when the file tells it without its framework, else None and the loader tells.
     needs_conversion: weights must become safetensors (in the sandbox) before the version can be loaded.
     """
 
@@ -43,26 +56,21 @@ class Inspection:
     task: str = ""
     signature: Signature | None = None
     needs_conversion: bool = False
+    language: causal.Language | None = None
 
 
 def inspect(folder: Path) -> Inspection:
     """Detects the format of an artifact's folder and checks it by that format's rules. Raises only Rejected."""
     paths = _files(folder)
-    if pysource.ENTRY in paths:
-        return _code(Format.PYTHON, pysource.ENTRY, pysource.check(folder))
-    if entry := pymodel.find(folder, paths):
-        return _code(Format.TRITON_PYTHON, entry, [pymodel.NOTE])
-    if echo.ENTRY in paths:
-        echo.check(folder / echo.ENTRY)
-        return Inspection(Format.ECHO, TIER_OF[Format.ECHO], echo.ENTRY)
-    if paths == [PIPELINE_ENTRY]:
-        return _pipeline(folder)
+    if named := _by_name(folder, paths):
+        return named
     found: list[tuple[str, Kind]] = [
         (path, kind) for path in paths if (kind := sniff.kind_of(folder / path)) is not Kind.COMPANION
     ]
     models = [(path, kind) for path, kind in found if kind in READERS]
     if "config.json" in paths and (not models or _SAFE & set(paths)):
-        return _encoder(folder, [path for path, _ in models])
+        others = [path for path, _ in models]
+        return _decoder(folder, others) if causal.is_causal(folder) else _encoder(folder, others)
     if len(models) > 1:
         _several([path for path, _ in models])
     if not models and PIPELINE_ENTRY in paths:
@@ -72,6 +80,22 @@ def inspect(folder: Path) -> Inspection:
         sniff.refuse(paths, found)
     path, kind = models[0]
     return READERS[kind](folder, path)
+
+
+def _by_name(folder: Path, paths: list[str]) -> Inspection | None:
+    """The formats whose main file's name is the convention; None when none of them is there."""
+    if pysource.ENTRY in paths:
+        return _code(Format.PYTHON, pysource.ENTRY, pysource.check(folder))
+    if entry := pymodel.find(folder, paths):
+        return _code(Format.TRITON_PYTHON, entry, [pymodel.NOTE])
+    if echo.ENTRY in paths:
+        echo.check(folder / echo.ENTRY)
+        return Inspection(Format.ECHO, TIER_OF[Format.ECHO], echo.ENTRY)
+    if paths == [PIPELINE_ENTRY]:
+        return _pipeline(folder)
+    if lora.CONFIG in paths and "config.json" not in paths:
+        return _adapter(folder)
+    return None
 
 
 def _files(folder: Path) -> list[str]:
@@ -103,6 +127,34 @@ def _encoder(folder: Path, others: list[str]) -> Inspection:
         task=encoder.task,
         needs_conversion=encoder.needs_conversion,
     )
+
+
+def _decoder(folder: Path, others: list[str]) -> Inspection:
+    found = causal.read_folder(folder)
+    ignored = [f"{shown(path)} is ignored: the safetensors weights are served." for path in others[:8]]
+    return _language(Format.HF_DECODER, "config.json", found, ignored)
+
+
+def _gguf(folder: Path, path: str) -> Inspection:
+    return _language(Format.GGUF, path, causal.read_gguf(folder / path), [])
+
+
+def _language(kind: Format, entry: str, found: causal.Language, more: list[str]) -> Inspection:
+    return Inspection(
+        kind,
+        TIER_OF[kind],
+        entry,
+        notes=found.notes + more,
+        task=causal.TASK,
+        needs_conversion=found.needs_conversion,
+        language=found,
+    )
+
+
+def _adapter(folder: Path) -> Inspection:
+    found = lora.read(folder)
+    note = f"a LoRA of rank {found.rank} on {len(found.modules)} layers, {found.parameters:,} parameters"
+    return Inspection(Format.LORA, TIER_OF[Format.LORA], lora.CONFIG, notes=[note], task=causal.TASK)
 
 
 def _pipeline(folder: Path) -> Inspection:
@@ -143,6 +195,7 @@ READERS = {
     Kind.JAX: _jax_export,
     Kind.ONNX: _onnx,
     Kind.TORCHSCRIPT: _torchscript,
+    Kind.GGUF: _gguf,
 }
 
 

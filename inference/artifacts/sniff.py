@@ -83,10 +83,6 @@ _SAYS: dict[Kind, tuple[str, str]] = {
         "this is an HDF5 file, as Keras writes it",
         "Load it in Keras and export it: model.export(..., format='onnx').",
     ),
-    Kind.GGUF: (
-        "this is a GGUF language model; this version of Serinus does not serve them yet",
-        "Upload an encoder model, or export the model.",
-    ),
     Kind.NUMPY: ("these are NumPy arrays, not a model", "Export the model with torch.export, jax.export or to ONNX."),
     Kind.TFLITE: ("this is a TensorFlow Lite model", "Convert it to ONNX with tf2onnx and upload the .onnx file."),
     Kind.NATIVE: ("this is native machine code", "Export the model with torch.export, jax.export or to ONNX."),
@@ -106,8 +102,8 @@ _SAYS: dict[Kind, tuple[str, str]] = {
     Kind.EMPTY: ("the file is empty", "Export the model again and upload the new file."),
 }
 SERVED = (
-    "Served are: torch.export (.pt2), jax.export, ONNX, Hugging Face encoder folders with safetensors, and, with the "
-    "right to upload code, TorchScript and Python packages."
+    "Served are: torch.export (.pt2), jax.export, ONNX, Hugging Face folders of encoders and language models with "
+    "safetensors, GGUF, LoRA adapters, and, with the right to upload code, TorchScript and Python packages."
 )
 
 

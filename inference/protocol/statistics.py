@@ -35,75 +35,71 @@ class BatchStatistics(msgspec.Struct):
     compute_output: Duration = msgspec.field(default_factory=Duration)
 
 
-# Bounds in seconds, as vLLM's histograms of a token's and of a request's times have them.
-FIRST_TOKEN_S = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
-                 80.0, 160.0, 640.0, 2560.0)  # fmt: skip
-TOKEN_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
-           20.0, 40.0, 80.0)  # fmt: skip
-REQUEST_S = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0,
-             960.0, 1920.0, 7680.0)  # fmt: skip
-
-
 class Histogram(msgspec.Struct):
-    """Counts by upper bound, the last one for all above; `sum` in seconds. Bounds are those of its field's name."""
+    """edges: upper ones, s; counts: one more, for what is above; total: sum of the values, s."""
 
+    edges: tuple[float, ...] = ()
     counts: list[int] = msgspec.field(default_factory=list)
-    sum: float = 0.0
+    total: float = 0.0
 
-    def add(self, bounds: tuple[float, ...], value: float, count: int = 1) -> None:
-        if not self.counts:
-            self.counts = [0] * (len(bounds) + 1)
-        self.counts[bisect_left(bounds, value)] += count
-        self.sum += value * count
+    @staticmethod
+    def over(edges: tuple[float, ...]) -> Histogram:
+        return Histogram(edges, [0] * (len(edges) + 1))
+
+    def observe(self, value: float, times: int = 1) -> None:
+        self.counts[bisect_left(self.edges, value)] += times
+        self.total += value * times
 
     def merge(self, other: Histogram) -> None:
-        if self.counts and other.counts:
-            self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
-        elif other.counts:
-            self.counts = list(other.counts)
-        self.sum += other.sum
+        """Adds `other`, which has these edges, or none yet."""
+        if not other.edges:
+            return
+        if not self.edges:
+            self.edges, self.counts = other.edges, [0] * len(other.counts)
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        self.total += other.total
 
 
 class GenerationStatistics(msgspec.Struct):
-    """What a language model's engine did; sums but for those of now: running, waiting, waiting_tokens, blocks_used.
-
-    prefix_queries, prefix_hits: prompt tokens looked up and found. drafts, drafts_accepted: speculated tokens.
-    Histograms: first_token (bounds FIRST_TOKEN_S), inter_token (TOKEN_S), request and queued (REQUEST_S).
-    forward_ns, sampling_ns, scheduling_ns: where the engine's thread spent its iterations.
+    """What a language model's replica did. running, waiting: sequences now; cache_usage: 0..1 of the blocks for keys
+    and values (of several replicas, the sum: divide by `replicas`). prefix_queries, prefix_hits: prompt tokens, and
+    those of them that the prefix cache had. drafted, accepted: tokens. first_token: s from arrival; next_token: s from
+    one token to the next. finished: answers by finish reason. iterations: passes, and where their time went.
     """
 
+    replicas: int = 1
     running: int = 0
     waiting: int = 0
-    waiting_tokens: int = 0
-    blocks: int = 0
-    blocks_used: int = 0
+    cache_usage: float = 0.0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
     prefix_queries: int = 0
     prefix_hits: int = 0
-    preemptions: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
+    preempted: int = 0
+    drafted: int = 0
+    accepted: int = 0
     iterations: int = 0
-    drafts: int = 0
-    drafts_accepted: int = 0
+    scheduling_ns: int = 0
     forward_ns: int = 0
     sampling_ns: int = 0
-    scheduling_ns: int = 0
     first_token: Histogram = msgspec.field(default_factory=Histogram)
-    inter_token: Histogram = msgspec.field(default_factory=Histogram)
-    request: Histogram = msgspec.field(default_factory=Histogram)
-    queued: Histogram = msgspec.field(default_factory=Histogram)
+    next_token: Histogram = msgspec.field(default_factory=Histogram)
     finished: dict[str, int] = msgspec.field(default_factory=dict)
 
+    def forget_now(self) -> None:
+        """Leaves the sums: this replica is gone."""
+        self.replicas = self.running = self.waiting = 0
+        self.cache_usage = 0.0
+
     def merge(self, other: GenerationStatistics) -> None:
+        """Adds another replica's."""
         for name in self.__struct_fields__:
-            mine, theirs = getattr(self, name), getattr(other, name)
-            if isinstance(mine, Histogram):
-                mine.merge(theirs)
-            elif isinstance(mine, dict):
-                for key, count in theirs.items():
-                    mine[key] = mine.get(key, 0) + count
-            else:
-                setattr(self, name, mine + theirs)
+            if name not in {"first_token", "next_token", "finished"}:
+                setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.first_token.merge(other.first_token)
+        self.next_token.merge(other.next_token)
+        for reason, count in other.finished.items():
+            self.finished[reason] = self.finished.get(reason, 0) + count
 
 
 class ModelStatistics(msgspec.Struct):
@@ -152,7 +148,7 @@ class ModelStatistics(msgspec.Struct):
             for key, count in theirs.items():
                 mine[key] = mine.get(key, 0) + count
         if other.generation is not None:
-            self.generation = self.generation or GenerationStatistics()
+            self.generation = self.generation or GenerationStatistics(replicas=0)
             self.generation.merge(other.generation)
 
 

@@ -93,12 +93,41 @@ class CheckSeen(msgspec.Struct, frozen=True):
     ms: float = 0.0
 
 
+class LanguageSeen(msgspec.Struct, frozen=True):
+    """What validation learnt of a language model.
+
+    stored: how the file keeps most weights ("Q4_1", "BF16"); dtype: what they are loaded as; quantization: of the weights
+    at load. weight_bytes: of all weights once loaded; cache_bytes_per_1000: of the keys and values of 1,000 tokens.
+    perplexity: on the built-in text; perplexity_plain: the same without quantization, 0 where there is none.
+    path: "decoder", or "transformers" for the slower one; prompt_tokens_per_s: of one prompt alone.
+    """
+
+    architecture: str
+    parameters: int
+    layers: int
+    context: int
+    vocabulary: int
+    stored: str
+    dtype: str
+    weight_bytes: int
+    cache_bytes_per_1000: int
+    has_chat_template: bool
+    path: str = "decoder"
+    quantization: str = "none"
+    perplexity: float = 0.0
+    perplexity_plain: float = 0.0
+    prompt_tokens_per_s: float = 0.0
+
+
 class Measurements(msgspec.Struct, frozen=True):
-    """What validation measured. latency_ms: batch size -> median of one forward pass in ms."""
+    """What validation measured. latency_ms: batch size -> median of one forward pass in ms (of a language model: of one
+    step of so many sequences).
+    """
 
     load_ms: float = 0.0
     peak_memory_bytes: int = 0
     latency_ms: dict[str, float] = msgspec.field(default_factory=dict)
+    language: LanguageSeen | None = None
 
 
 class TensorSeen(msgspec.Struct, frozen=True):
@@ -112,6 +141,7 @@ class TensorSeen(msgspec.Struct, frozen=True):
 class ValidationSeen(msgspec.Struct, frozen=True):
     """State of a validation run. state: "running", "ready", "rejected", "lost" (the child could not be run at all).
 
+    task: what the model does ("text-generation"), where its files tell.
     converted: files that were made; tensors: the first of what is in them, tensor_count: how many there are.
     """
 
@@ -121,6 +151,7 @@ class ValidationSeen(msgspec.Struct, frozen=True):
     checks: list[CheckSeen] = msgspec.field(default_factory=list)
     format: str = ""
     tier: str = ""
+    task: str = ""
     signature: Signature | None = None
     settings: dict[str, object] = msgspec.field(default_factory=dict)
     measurements: Measurements = Measurements()

@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 import inference
+from inference.artifacts.causal import Language
 from inference.artifacts.inspect import Inspection, inspect
 from inference.errors import Rejected, SerinusError
 from inference.protocol.oip import Signature
@@ -39,6 +40,7 @@ class Verdict(msgspec.Struct, frozen=True):
     task: str = ""
     signature: Signature | None = None
     needs_conversion: bool = False
+    language: Language | None = None
     reason: str = ""
     remedy: str = ""
     check: str = ""
@@ -115,6 +117,7 @@ def _passed(found: Inspection) -> Verdict:
         task=found.task,
         signature=found.signature,
         needs_conversion=found.needs_conversion,
+        language=found.language,
     )
 
 

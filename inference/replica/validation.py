@@ -7,16 +7,16 @@ before a person approved it.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from inference.artifacts import safetensors, sniff
+from inference.artifacts import causal, safetensors, sniff
 from inference.artifacts.manifest import Format, RuntimeSettings, Tier, settings_from
 from inference.artifacts.sniff import Kind
 from inference.artifacts.store import hash_file
@@ -25,8 +25,10 @@ from inference.models import LoadContext, load
 from inference.models.contract import Model
 from inference.protocol.child import StartValidation
 from inference.protocol.oip import Signature
+from inference.protocol.settings import GenerationSettings
 from inference.protocol.signatures import public_signature
 from inference.protocol.supervision import FileRef, Measurements, TensorSeen
+from inference.replica import amounts
 from inference.replica.checklist import Checklist
 from inference.replica.control import Control
 from inference.replica.ground import Ground, lay_out
@@ -38,15 +40,15 @@ from inference.runtime.tensors import Arrays
 from inference.runtime.warmup import WarmUp, warm_up, warm_up_stream
 
 log = logging.getLogger(__name__)
-MEMORY_FLOOR_BYTES, MEMORY_FACTOR = 2 << 30, 4
+MEMORY_FLOOR_BYTES, MEMORY_FACTOR, LANGUAGE_FACTOR = 2 << 30, 4, 2
 PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 CONVERTED_NAME = "model.safetensors"
 CONVERT = "convert"
+LANGUAGE = frozenset({Format.HF_DECODER, Format.GGUF, Format.LORA})
 MAX_TENSORS_TOLD, MAX_NAME_CHARS = 1000, 200
 REPEATS = 3
 MAX_PASS_MS = 5_000.0
 MAX_MEASURED_PASS_MS = 2000.0
-MAX_THREADS = 4
 
 
 @dataclass(slots=True)
@@ -84,7 +86,7 @@ def _validate(message: StartValidation, checklist: Checklist, control: Control, 
         ground = lay_out(message.paths, message.spec.files)
         ground.verify()
         step.note(
-            f"{len(ground.files)} file{'s' * (len(ground.files) != 1)}, {_size(ground.size_bytes)}, every sha256 as uploaded"
+            f"{len(ground.files)} file{'s' * (len(ground.files) != 1)}, {amounts.size(ground.size_bytes)}, every sha256 as uploaded"
         )
     state = Run(message, checklist, ground, settings)
     verdict = _parse(state)
@@ -96,21 +98,29 @@ def _validate(message: StartValidation, checklist: Checklist, control: Control, 
         return False
     only_convert = message.spec.purpose == CONVERT
     folder = _prepare_served(ground) if verdict.needs_conversion and not only_convert else ground.artifact
-    limits = Limits(_memory_bytes(ground), 2 * ground.size_bytes, file_bytes=_file_bytes(ground))
+    limits = Limits(_memory_bytes(ground, verdict, settings), 2 * ground.size_bytes, file_bytes=_file_bytes(ground))
     walls = ground.enter(device=message.spec.device, limits=limits, keep=keep, writes_out=True)
     control.listen()
     if only_convert:
         _convert_lone(state, walls)
     else:
         _convert(state, verdict)
-        _prove(state, verdict, folder, walls)
+        _prover(verdict.format)(state, verdict, folder, walls)
     return True
+
+
+def _prover(kind: str) -> Callable[[Run, Verdict, Path, Walls], None]:
+    if kind in LANGUAGE:
+        from inference.replica import language_proof
+
+        return language_proof.prove_adapter if kind == Format.LORA else language_proof.prove
+    return _prove
 
 
 def _parse(state: Run) -> Verdict:
     with state.checklist.step("parse") as step:
         verdict = verdict_of(state.ground.artifact)
-        state.checklist.learn(format=verdict.format, tier=verdict.tier or state.message.spec.tier)
+        state.checklist.learn(format=verdict.format, tier=verdict.tier or state.message.spec.tier, task=verdict.task)
         if state.message.spec.purpose == CONVERT and verdict.format == Format.TORCH_PICKLE:
             step.note("a torch pickle that names nothing but tensors")
             return verdict
@@ -127,7 +137,7 @@ def _convert(state: Run, verdict: Verdict) -> None:
             return
         source = next(state.ground.artifact / file.path for file in state.ground.files if _is_pickle(file.path))
         made = _write_safetensors(state, source)
-        step.note(f"{source.name} became {made.path} ({_size(made.size_bytes)}); the original is never served")
+        step.note(f"{source.name} became {made.path} ({amounts.size(made.size_bytes)}); the original is never served")
 
 
 def _convert_lone(state: Run, walls: Walls) -> None:
@@ -142,7 +152,9 @@ def _convert_lone(state: Run, walls: Walls) -> None:
             TensorSeen(name[:MAX_NAME_CHARS], held.dtype, list(held.shape)) for name, held in sorted(table.items())
         ]
         state.checklist.learn(tensors=shown[:MAX_TENSORS_TOLD], tensor_count=len(table))
-        step.note(f"{source.name} became {made.path}: {len(table)} tensors, {_size(made.size_bytes)}; {walls.words()}")
+        step.note(
+            f"{source.name} became {made.path}: {len(table)} tensors, {amounts.size(made.size_bytes)}; {walls.words()}"
+        )
 
 
 def _write_safetensors(state: Run, source: Path) -> FileRef:
@@ -158,10 +170,10 @@ def _write_safetensors(state: Run, source: Path) -> FileRef:
 
 def _prove(state: Run, verdict: Verdict, folder: Path, walls: Walls) -> None:
     checklist, spec = state.checklist, state.message.spec
-    baseline = _peak_bytes()
+    baseline = amounts.peak_bytes()
     with checklist.step("load") as step:
         began = time.perf_counter()
-        context = LoadContext(folder, state.settings, devices.select(spec.device), _threads(), model=spec.model)
+        context = LoadContext(folder, state.settings, devices.select(spec.device), amounts.threads(), model=spec.model)
         model = load(verdict.format, context)
         load_ms = (time.perf_counter() - began) * 1e3
         step.note(f"loaded in {load_ms:.0f} ms on {spec.device}, {walls.words()}")
@@ -184,11 +196,11 @@ def _prove(state: Run, verdict: Verdict, folder: Path, walls: Walls) -> None:
         latency_ms = warm.latency_ms if state.settings.decoupled else measure(runner, warm)
         largest = state.settings.max_batch_size or choose_max_batch(model.signature, latency_ms)
         _settle(state, public, largest)
-        peak = max(0, _peak_bytes() - baseline)
+        peak = max(0, amounts.peak_bytes() - baseline)
         rounded = {str(rows): ms for rows, ms in latency_ms.items()}
         checklist.learn(measurements=Measurements(round(load_ms, 1), peak, rounded))
         listed = ", ".join(f"{ms:g} ms at {rows}" for rows, ms in latency_ms.items())
-        step.note(f"{listed}; peak memory {_size(peak)} above standby; largest batch {largest}")
+        step.note(f"{listed}; peak memory {amounts.size(peak)} above standby; largest batch {largest}")
 
 
 def measure(runner: Runner, warm: WarmUp) -> dict[int, float]:
@@ -273,31 +285,19 @@ def _median_ms(runner: Runner, inputs: Arrays) -> float:
     return round(float(np.median(times[1:])), 3)
 
 
-def _threads() -> int:
-    return min(MAX_THREADS, len(os.sched_getaffinity(0)))
-
-
-def _memory_bytes(ground: Ground) -> int:
-    return max(MEMORY_FLOOR_BYTES, MEMORY_FACTOR * ground.size_bytes)
+def _memory_bytes(ground: Ground, verdict: Verdict, settings: RuntimeSettings) -> int:
+    known = max(MEMORY_FLOOR_BYTES, MEMORY_FACTOR * ground.size_bytes)
+    if verdict.language is None:
+        return known
+    # A quantised file is several times as large once it is loaded, and its layers are put together from parts.
+    generation = settings.generation or GenerationSettings()
+    loaded = verdict.language.weight_bytes(causal.dtype_of(generation.dtype, "cpu"))
+    return max(known, LANGUAGE_FACTOR * loaded + MEMORY_FLOOR_BYTES)
 
 
 def _file_bytes(ground: Ground) -> int:
     return max(256 << 20, 2 * ground.size_bytes)
 
 
-def _peak_bytes() -> int:
-    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
-
-
 def _is_pickle(path: str) -> bool:
     return path.endswith(PICKLE_SUFFIXES)
-
-
-def _size(size_bytes: int) -> str:
-    for unit, factor in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if size_bytes >= factor:
-            return f"{size_bytes / factor:.1f} {unit}"
-    return f"{size_bytes} bytes"

@@ -78,8 +78,7 @@ def up(
         allow_client_shm=allow_client_shm or config.allow_client_shm,
         server_name=server_name or config.server_name,
     )
-    if config.insecure and not is_loopback(config.host):
-        raise BadSetting(f"--insecure needs SERINUS_HOST on loopback, not {config.host!r}")
+    _check_host(config)
     steps = err.status("starting") if sys.stderr.isatty() else None
 
     def say(text: str) -> None:
@@ -105,6 +104,12 @@ def up(
         platform.stop()
     if code:
         raise StartError(f"the process supervisor ended by itself: see {config.log_dir}")
+
+
+def _check_host(config: UpConfig) -> None:
+    """Raises BadSetting where --insecure would be open to other machines."""
+    if config.insecure and not is_loopback(config.host):
+        raise BadSetting(f"--insecure needs SERINUS_HOST on loopback, not {config.host!r}")
 
 
 def _with_repository(config: UpConfig, root: Path | None, mode: str, names: list[str]) -> UpConfig:
@@ -144,6 +149,8 @@ def _welcome(config: UpConfig, shown: dict[str, Any], platform: Platform, *, as_
         if shown.get("curl"):
             out.print("Try it:\n")
             sys.stdout.write(shown["curl"] + "\n\n")
+        if shown.get("chat"):
+            sys.stdout.write(shown["chat"] + "\n\n")
         out.print("Ctrl-C stops everything.")
     sys.stdout.flush()
 

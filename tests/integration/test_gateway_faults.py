@@ -114,7 +114,7 @@ def test_a_replica_killed_under_load_fails_nobody(house):
 
 def test_the_only_replica_killed_and_restarted_loses_no_request(house):
     child = process(house, "r1")
-    house.publish(house.table())
+    house.publish(house.table(timeout_ms=20_000))
     gateway = house.gateway().wait_live().wait_ready()
     load = Load(gateway, clients=6)
     until(lambda: len(load.answers) > 20)
@@ -123,7 +123,7 @@ def test_the_only_replica_killed_and_restarted_loses_no_request(house):
     time.sleep(0.5)
     child = process(house, "r1")
     seen = len(load.answers)
-    until(lambda: len(load.answers) > seen + 50)
+    until(lambda: len(load.answers) > seen + 50, 20)
     assert load.failed() == []
     child.kill()
     child.wait()

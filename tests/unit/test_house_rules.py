@@ -83,7 +83,6 @@ def test_every_batching_setting_is_documented():
         "inputs",
         "outputs",
         "parameters",
-        "generation",
     }
     page = (REPO / "docs" / "batching.md").read_text()
     names = {*RuntimeSettings.__struct_fields__, *QueuePolicy.__struct_fields__} - elsewhere

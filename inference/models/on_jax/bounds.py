@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from jax import export
 
 from inference.models import batch
+from inference.protocol.settings import MAX_ROWS
 
 if TYPE_CHECKING:
     from inference.artifacts.manifest import RuntimeSettings
@@ -23,7 +24,6 @@ QUOTED = re.compile(r"symbolic shape constraint (.{1,200}?)\. Expected ")
 NAMES = re.compile(r"[A-Za-z_]\w*")
 FUNCTIONS = frozenset({"floordiv", "mod", "max", "min"})
 MULTIPLE = re.compile(r"(\d+)\*floordiv\((\w+), \1\) == \2|mod\((\w+), (\d+)\) == 0")
-MAX_ROWS = 4096
 
 
 @dataclass(frozen=True, slots=True)

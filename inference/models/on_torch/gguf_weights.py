@@ -56,7 +56,7 @@ class GgufWeights:
         self._bytes = np.memmap(path, dtype=np.uint8, mode="r")
 
     def names(self) -> list[str]:
-        """transformers' names of all tensors, in the file's order."""
+        """The names, as transformers has them, of all tensors, in the file's order."""
         return list(self._own)
 
     def get(self, name: str) -> torch.Tensor:

@@ -6,6 +6,7 @@ import pytest
 from inference.artifacts.manifest import RuntimeSettings, settings_from
 from inference.errors import Rejected
 from inference.models import LoadContext, load
+from inference.protocol.settings import GenerationSettings
 from inference.runtime import warmup
 from inference.runtime.runner import Runner
 from tests.support import artifacts
@@ -137,3 +138,9 @@ def test_a_batch_without_a_real_bound_is_one_that_settings_can_say(tmp_path):
     model = saved(tmp_path, Same(), (torch.zeros(2, 3),), dynamic_shapes=shapes)
     assert model.signature.max_batch_size == 4096
     settings_from({"max_batch_size": model.signature.max_batch_size})
+
+
+def test_settings_of_language_models_are_refused_not_ignored(tmp_path):
+    artifacts.torch_export(tmp_path)
+    with pytest.raises(Rejected, match="`generation` are for language models, and this is torch_export"):
+        loaded(tmp_path, generation=GenerationSettings())

@@ -1,0 +1,149 @@
+"""Guesses for the tokens that come next, which one forward pass verifies; and whether guessing pays.
+
+A draft changes no output, only how many tokens a pass gives (see `sampler`): so what is guessed, and when, is free.
+Prompt lookup: the text's last few tokens stood somewhere before; what followed them there may follow again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from inference.generation.plan import Plan
+from inference.generation.sequence import Sequence
+
+if TYPE_CHECKING:
+    from inference.protocol.settings import Speculation
+
+SMOOTHING = 0.2
+TRIAL = 8  # iterations of a manner before it is judged
+AGAIN_AFTER = 256  # iterations after which the manner that lost is tried anew
+
+
+class Proposer(Protocol):
+    def enter(self, sequence: Sequence) -> None: ...
+
+    def leave(self, sequence: Sequence) -> None: ...
+
+    def propose(self, sequences: list[Sequence]) -> None:
+        """Sets `drafts` of those that lack one token."""
+        ...
+
+
+@dataclass(slots=True)
+class _Known:
+    """Where each run of n tokens was last seen: the place after it. read: tokens that are in it."""
+
+    ends: dict[tuple[int, ...], int] = field(default_factory=dict)
+    tokens: list[int] = field(default_factory=list)
+    read: int = 0
+
+
+class Ngrams:
+    """Prompt lookup over each sequence's own text. A step costs O(new tokens)."""
+
+    def __init__(self, settings: Speculation) -> None:
+        self._most = settings.tokens
+        self._sizes = range(settings.longest_match, min(settings.shortest_match, settings.longest_match) - 1, -1)
+        self._known: dict[int, _Known] = {}
+
+    def enter(self, sequence: Sequence) -> None:
+        self._known[sequence.id] = _Known(tokens=list(sequence.prompt))
+
+    def leave(self, sequence: Sequence) -> None:
+        self._known.pop(sequence.id, None)
+
+    def propose(self, sequences: list[Sequence]) -> None:
+        for sequence in sequences:
+            sequence.drafts = self.drafts(sequence)
+
+    def drafts(self, sequence: Sequence) -> list[int]:
+        """What followed the latest place where the text's last tokens stood before; the longest match wins."""
+        known = self._known[sequence.id]
+        tokens = known.tokens
+        tokens += sequence.output[len(tokens) - len(sequence.prompt) :]
+        self._read(known, len(tokens) - 1)  # the newest run is looked for, so it must not find itself
+        for size in self._sizes:
+            if size <= len(tokens) and (at := known.ends.get(tuple(tokens[-size:]))) is not None:
+                return tokens[at : at + self._most]
+        return []
+
+    def _read(self, known: _Known, stop: int) -> None:
+        tokens = known.tokens
+        for end in range(known.read + 1, stop + 1):
+            for size in self._sizes:
+                if size <= end:
+                    known.ends[tuple(tokens[end - size : end])] = end
+        known.read = max(known.read, stop)
+
+
+class Payoff:
+    """Whether drafts make tokens cheaper, measured on the iterations themselves, apart for each number of sequences.
+
+    Both manners are tried, the cheaper one (seconds per token) goes on, and the other is tried again now and then.
+    """
+
+    def __init__(self) -> None:
+        self._cost: dict[tuple[int, bool], float] = {}
+        self._seen: dict[tuple[int, bool], int] = {}
+        self._since: dict[int, int] = {}
+
+    def wants(self, sequences: int) -> bool:
+        """Whether the next iteration of so many sequences shall have drafts."""
+        size = sequences.bit_length()
+        drafted, plain = (self._seen.get((size, manner), 0) for manner in (True, False))
+        if drafted < TRIAL or plain < TRIAL:
+            return drafted < TRIAL
+        better = self._cost[size, True] <= self._cost[size, False]
+        if self._since.get(size, 0) >= AGAIN_AFTER:
+            self._since[size] = 0
+            self._seen[size, not better] = 0
+        return better
+
+    def took(self, sequences: int, *, drafted: bool, seconds: float, tokens: int) -> None:
+        """An iteration of decoding only is over."""
+        key = (sequences.bit_length(), drafted)
+        cost = seconds / max(tokens, 1)
+        seen = self._seen.get(key, 0)
+        self._seen[key] = seen + 1
+        self._since[key[0]] = self._since.get(key[0], 0) + 1
+        if not seen and key not in self._cost:
+            self._cost[key] = cost
+        else:
+            self._cost[key] += SMOOTHING * (cost - self._cost[key])
+
+
+class Drafts:
+    """A proposer, asked only while it pays. drafted, accepted: tokens so far."""
+
+    def __init__(self, proposer: Proposer) -> None:
+        self._proposer = proposer
+        self._payoff = Payoff()
+        self._tokens = 0
+        self._is_on = False
+        self.drafted = 0
+        self.accepted = 0
+
+    def enter(self, sequence: Sequence) -> None:
+        self._proposer.enter(sequence)
+
+    def leave(self, sequence: Sequence) -> None:
+        self._proposer.leave(sequence)
+
+    def propose(self, sequences: Iterable[Sequence]) -> None:
+        ready = [sequence for sequence in sequences if sequence.computed and not sequence.is_prefilling]
+        self._tokens = 0
+        self._is_on = bool(ready) and self._payoff.wants(len(ready))
+        if self._is_on:
+            self._proposer.propose(ready)
+
+    def judged(self, drafted: int, accepted: int) -> None:
+        self.drafted += drafted
+        self.accepted += accepted
+        self._tokens += accepted
+
+    def timed(self, plan: Plan, seconds: float) -> None:
+        if plan.decode_tokens and not plan.prompt_tokens:
+            tokens = plan.decode_tokens + self._tokens
+            self._payoff.took(plan.decode_tokens, drafted=self._is_on, seconds=seconds, tokens=tokens)

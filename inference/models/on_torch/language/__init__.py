@@ -1,0 +1,74 @@
+"""Language models in torch: our own decoder, driven by config.json, with weights from safetensors or GGUF."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from inference.errors import Rejected
+from inference.models.language import LanguageFacts
+from inference.models.on_torch import tensors
+from inference.models.on_torch.language.decoder import Decoder
+from inference.models.on_torch.language.spec import DecoderSpec, spec_of
+from inference.models.on_torch.language.weights import SafetensorsWeights, WeightSource
+from inference.protocol.generation import language_signature
+from inference.protocol.settings import GenerationSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from inference.models.contract import LoadContext
+
+__all__ = ["TorchLanguageModel", "load", "source_of"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load(context: LoadContext) -> TorchLanguageModel:
+    """The language model in the folder: one GGUF file, or config.json with safetensors. Raises Rejected."""
+    tensors.settle(context)
+    settings = context.settings.generation or GenerationSettings()
+    return TorchLanguageModel(source_of(context.folder), settings, context.device)
+
+
+def source_of(folder: Path) -> WeightSource:
+    """Raises Rejected for a folder with several GGUF files, or none and no safetensors."""
+    files = sorted(folder.rglob("*.gguf"))
+    if not files:
+        return SafetensorsWeights(folder)
+    if len(files) > 1:
+        raise Rejected(
+            f"the folder holds {len(files)} GGUF files",
+            remedy="upload one of them; join parts with llama-gguf-split --merge first",
+            check="load",
+        )
+    from inference.models.on_torch.gguf_weights import GgufWeights
+
+    return GgufWeights(files[0])
+
+
+class TorchLanguageModel(Decoder):
+    """A decoder with what the engine wants to know of it."""
+
+    def __init__(self, source: WeightSource, settings: GenerationSettings, device: str) -> None:
+        spec = spec_of(source.config)
+        context = min(settings.max_model_len or spec.context, spec.context)
+        super().__init__(spec, source, device=device, dtype=_dtype(settings, device), context=context)
+        self.signature = language_signature()
+        self.facts = _facts(spec, source, context)
+
+
+def _dtype(settings: GenerationSettings, device: str) -> torch.dtype:
+    named = settings.dtype if settings.dtype != "auto" else ("float32" if device == "cpu" else "bfloat16")
+    return DTYPES[named]
+
+
+def _facts(spec: DecoderSpec, source: WeightSource, context: int) -> LanguageFacts:
+    generation: Mapping[str, Any] = getattr(source, "generation", {})
+    stops: set[int] = set()
+    for told in (source.config.get("eos_token_id"), generation.get("eos_token_id")):
+        stops |= {told} if type(told) is int else {one for one in told or () if type(one) is int}
+    bos = source.config.get("bos_token_id")
+    return LanguageFacts(spec.family, spec.vocabulary, context, frozenset(stops), bos if type(bos) is int else None)

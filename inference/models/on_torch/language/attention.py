@@ -1,0 +1,166 @@
+"""What happens between the matrix products: norms, rotation, the cache, attention, the gate. On the CPU in float32 by
+compiled loops over the blocks where they lie; else by torch, which gathers each sequence's blocks first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from inference.models.language import Step
+
+Tensor = torch.Tensor
+FEW_QUERIES = 8  # with more new tokens in a sequence, matrix products are worth a gathered copy of its blocks
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """scale of the scores; window: 0, or how many tokens a token sees; softcap: 0 for none."""
+
+    scale: float
+    window: int
+    softcap: float
+
+
+@dataclass(slots=True)
+class Batch:
+    """A step on its device. spans: (begin, end, length) of each sequence; short, long: those with few and many queries."""
+
+    tokens: Tensor
+    positions: Tensor
+    slots: Tensor
+    tables: Tensor
+    wanted: Tensor
+    starts: Tensor
+    lengths: Tensor
+    spans: list[tuple[int, int, int]]
+    short: Tensor
+    long: list[int]
+
+
+def batch_of(step: Step, device: str, dtype: torch.dtype) -> Batch:
+    starts, lengths = step.starts.tolist(), step.lengths.tolist()
+    spans = list(zip(starts[:-1], starts[1:], lengths, strict=True))
+    is_compiled = device == "cpu" and dtype is torch.float32
+    short = [n for n, (begin, end, _) in enumerate(spans) if is_compiled and end - begin <= FEW_QUERIES]
+    known = set(short)
+    return Batch(
+        tokens=step.tokens.to(device),
+        positions=step.positions.to(device),
+        slots=step.slots.to(device),
+        tables=step.tables.to(device),
+        wanted=step.wanted.to(device),
+        starts=step.starts,
+        lengths=step.lengths,
+        spans=spans,
+        short=torch.tensor(short, dtype=torch.int64),
+        long=[n for n in range(len(spans)) if n not in known],
+    )
+
+
+def add_and_norm(hidden: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Hidden + added (where it has rows), and the RMS norm of that times `weight`; [T, width] each."""
+    if added.numel():
+        hidden = hidden + added
+    return hidden, F.rms_norm(hidden, (hidden.shape[-1],), weight, eps)
+
+
+def gated(both: Tensor, activation: str) -> Tensor:
+    """[T, inner]: the activation of the first half, times the second."""
+    gate, up = both.chunk(2, dim=-1)
+    if activation == "silu":
+        return F.silu(gate) * up
+    return F.gelu(gate, approximate="tanh" if activation == "gelu_tanh" else "none") * up
+
+
+def rotate_and_store(  # noqa: PLR0917 (a pass's tensors)
+    mixed: Tensor,
+    cosine: Tensor,
+    sine: Tensor,
+    batch: Batch,
+    keys: Tensor,
+    values: Tensor,
+    norms: tuple[Tensor, Tensor, float],
+    heads: int,
+) -> Tensor:
+    """Queries [T, H, D] out of [T, (H + 2K) * D]; the keys and values go into their slots of the cache."""
+    kv_heads, block, width = keys.shape[1], keys.shape[2], keys.shape[3]
+    query, key, value = torch.split(mixed.view(mixed.shape[0], -1, width), [heads, kv_heads, kv_heads], dim=1)
+    query_norm, key_norm, eps = norms
+    if query_norm.numel():
+        query = F.rms_norm(query, (width,), query_norm, eps)
+        key = F.rms_norm(key, (width,), key_norm, eps)
+    if cosine.numel():
+        near, far = cosine[batch.positions, None], sine[batch.positions, None]
+        query, key = _rotated(query, near, far), _rotated(key, near, far)
+    block_of, offset = batch.slots // block, batch.slots % block
+    keys[block_of, :, offset] = key.to(keys.dtype)
+    values[block_of, :, offset] = value.to(values.dtype)
+    return query.contiguous()
+
+
+def _rotated(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    half = cosine.shape[-1]
+    first, second, rest = heads[..., :half], heads[..., half : 2 * half], heads[..., 2 * half :]
+    cosine, sine = cosine.to(heads.dtype), sine.to(heads.dtype)
+    return torch.cat((first * cosine - second * sine, second * cosine + first * sine, rest), dim=-1)
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, batch: Batch, shape: Shape) -> Tensor:
+    """[T, H, D]: causal attention of each new token over its own sequence."""
+    out = torch.empty_like(queries)
+    for number in batch.long:
+        begin, end, length = batch.spans[number]
+        out[begin:end] = _gathered(queries[begin:end], keys, values, batch.tables[number], length, shape)
+    if len(batch.short):
+        _in_place(queries, keys, values, batch, shape, out)
+    return out
+
+
+def _gathered(query: Tensor, keys: Tensor, values: Tensor, table: Tensor, length: int, shape: Shape) -> Tensor:  # noqa: PLR0917
+    """One sequence: query [n, H, D] -> [n, H, D]."""
+    kv_heads, block, width = keys.shape[1], keys.shape[2], keys.shape[3]
+    blocks = table[: (length + block - 1) // block].long()
+    key = keys[blocks].transpose(0, 1).reshape(kv_heads, -1, width)[:, :length].to(query.dtype)
+    value = values[blocks].transpose(0, 1).reshape(kv_heads, -1, width)[:, :length].to(query.dtype)
+    count = query.shape[0]
+    mask = _mask(count, length, shape.window, query.device)
+    query = query.transpose(0, 1)
+    if shape.softcap:
+        group = query.shape[0] // kv_heads
+        scores = query @ key.repeat_interleave(group, 0).transpose(1, 2) * shape.scale
+        scores = torch.tanh(scores / shape.softcap) * shape.softcap
+        scores = scores.masked_fill(~mask, float("-inf")).softmax(-1)
+        return (scores @ value.repeat_interleave(group, 0)).transpose(0, 1)
+    found = F.scaled_dot_product_attention(
+        query[None], key[None], value[None], attn_mask=mask, scale=shape.scale, enable_gqa=True
+    )
+    return found[0].transpose(0, 1)
+
+
+def _mask(count: int, length: int, window: int, device: Any) -> Tensor:
+    """[count, length]: which keys each of the last `count` tokens sees."""
+    places = torch.arange(length, device=device)
+    own = torch.arange(length - count, length, device=device)[:, None]
+    mask = places <= own
+    return mask & (places > own - window) if window else mask
+
+
+def _in_place(queries: Tensor, keys: Tensor, values: Tensor, batch: Batch, shape: Shape, out: Tensor) -> None:  # noqa: PLR0917
+    """Sequences with few new tokens, over the blocks where they lie."""
+    from inference.models.on_torch.language import kernels
+
+    kernels.attend(
+        _array(queries), _array(keys), _array(values), _array(batch.starts), _array(batch.lengths),
+        _array(batch.tables), _array(out), shape.scale, shape.window, shape.softcap, _array(batch.short),
+    )  # fmt: skip
+
+
+def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
+    return tensor.numpy()

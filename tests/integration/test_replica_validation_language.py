@@ -1,0 +1,75 @@
+"""Validation of language models for real: the same warm standby and walls, and what their report says."""
+
+import pytest
+
+from tests.integration.test_replica_validation import ALL, Standby, checks
+from tests.support import gguf_files, language
+
+
+@pytest.fixture(scope="module")
+def standby(tmp_path_factory):
+    made = Standby(tmp_path_factory.mktemp("standby"))
+    yield made
+    made.close()
+
+
+def test_the_real_smollm2_becomes_ready_with_its_report(standby, tmp_path):
+    folder = tmp_path / "m"
+    folder.mkdir()
+    (folder / "model.gguf").symlink_to(gguf_files.smollm2())
+    verdict = standby.validate(folder)[-1]
+    assert verdict.state == "ready", verdict
+    assert (verdict.format, verdict.tier, verdict.task) == ("gguf", "data", "text-generation")
+    states = {name: check.state for name, check in checks(verdict).items()}
+    assert states == dict.fromkeys(ALL, "passed") | {"convert": "skipped"}
+    seen = verdict.measurements.language
+    assert (seen.parameters, seen.layers, seen.context, seen.vocabulary) == (134_515_008, 30, 8192, 49_152)
+    assert (seen.stored, seen.dtype, seen.path, seen.has_chat_template) == ("Q4_1", "float32", "decoder", True)
+    assert seen.weight_bytes == 4 * 134_515_008
+    assert seen.cache_bytes_per_1000 == 1000 * 2 * 30 * 3 * 64 * 4
+    assert seen.perplexity == pytest.approx(18.768, abs=0.01)  # transformers' loss on the same text gives 18.7682
+    assert [spec.name for spec in verdict.signature.inputs] == ["text_input"]
+    assert set(verdict.measurements.latency_ms) == {"1", "4", "16"}
+    assert verdict.measurements.peak_memory_bytes > seen.weight_bytes
+
+
+def test_a_hugging_face_folder_becomes_ready(standby, tmp_path):
+    language.folder(tmp_path / "m")
+    verdict = standby.validate(tmp_path / "m")[-1]
+    assert verdict.state == "ready", verdict
+    assert verdict.format == "hf_decoder"
+    assert "LlamaForCausalLM by our own decoder" in checks(verdict)["load"].message
+    assert verdict.measurements.language.stored == "F32"
+
+
+def test_pickled_weights_are_converted_first(standby, tmp_path):
+    language.folder(tmp_path / "m", pickled=True)
+    verdict = standby.validate(tmp_path / "m")[-1]
+    assert verdict.state == "ready", verdict
+    assert [file.path for file in verdict.converted] == ["model.safetensors"]
+    assert verdict.measurements.language.parameters > 0
+
+
+def test_an_adapter_is_bound_to_a_version(standby, tmp_path):
+    language.adapter(tmp_path / "a")
+    verdict = standby.validate(tmp_path / "a")[-1]
+    assert verdict.state == "rejected"
+    assert '"base": "NAME:NUMBER"' in verdict.remedy
+    verdict = standby.validate(tmp_path / "a", parameters={"base": "tiny:1"})[-1]
+    assert verdict.state == "ready", verdict
+    assert verdict.format == "lora"
+    assert "rank 4, scale 2, 4 layers; it changes tiny:1" in checks(verdict)["load"].message
+    assert checks(verdict)["latency"].state == "skipped"
+
+
+def test_weights_that_hold_no_numbers_are_rejected(standby, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    language.folder(tmp_path / "m")
+    weights = load_file(tmp_path / "m" / "model.safetensors")
+    weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], float("nan"))
+    save_file(weights, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
+    verdict = standby.validate(tmp_path / "m")[-1]
+    assert verdict.state == "rejected"
+    assert "NaN" in verdict.reason
