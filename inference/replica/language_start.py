@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 from inference.errors import Rejected
 from inference.protocol.settings import GenerationSettings
+from inference.replica import sandbox
 
 if TYPE_CHECKING:
     from inference.artifacts.manifest import RuntimeSettings
@@ -41,7 +42,13 @@ def prepare(runner: Runner, context: LoadContext) -> Language:
     model = cast("LanguageModel", runner.model)
     settings = context.settings.generation or GenerationSettings()
     tokenizer = load_tokenizer(context.folder)
-    size = cache_size(model, settings, device=context.device, device_bytes=context.device_memory_bytes)
+    size = cache_size(
+        model,
+        settings,
+        device=context.device,
+        device_bytes=context.device_memory_bytes,
+        left_bytes=sandbox.memory_left(),
+    )
     model.allocate(size.blocks, settings.block_size)
     log.info("%d blocks of %d tokens, %d bytes, for keys and values", size.blocks, settings.block_size, size.bytes)
     engine = engine_of(model, settings, size.blocks, host_blocks=size.host_blocks)
