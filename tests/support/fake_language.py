@@ -139,7 +139,7 @@ class LanguagePeer(FakePeer):
         self.transport.write(frames.encode(Fault(message.id, code, words, 2.0 if code == "overloaded" else None)))
 
     def event(self, message: Infer, event: Event, *, final: bool) -> None:
-        if self.transport.is_closing() or message.id in self.replica.cancelled:
+        if self.transport.is_closing() or message.id in self.given_up:
             return
         data = generation.encode_event(event)
         header = TensorHeader(generation.EVENT, "BYTES", [1], len(data) + 4)

@@ -132,6 +132,7 @@ class FakePeer(asyncio.Protocol):
         self.replica = replica
         self.decoder: frames.Decoder[ToReplica] = frames.Decoder(ToReplica)
         self.streams: dict[int, asyncio.Task[None]] = {}
+        self.given_up: set[int] = set()  # of this connection: each gateway counts from 1
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -160,6 +161,7 @@ class FakePeer(asyncio.Protocol):
                     self.answer(message, body)
             elif type(message) is Cancel:
                 self.replica.cancelled.append(message.id)
+                self.given_up.add(message.id)
                 if message.id in self.streams:
                     self.streams.pop(message.id).cancel()
             elif type(message) is Pause:
@@ -215,7 +217,7 @@ class FakePeer(asyncio.Protocol):
     def part(self, number: int, header: TensorHeader, data: bytes, index: int) -> None:
         """The next answer of a request, and those after it."""
         replica = self.replica
-        if self.transport.is_closing() or number in replica.cancelled:
+        if self.transport.is_closing() or number in self.given_up:
             return
         again = asyncio.get_running_loop().call_later
         if number in replica.paused:
