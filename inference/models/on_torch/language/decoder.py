@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's own name)
 
-from inference.errors import Rejected
+from inference.errors import InvalidInput, Rejected
 from inference.models.language import Step
 from inference.models.on_torch.language import attention, rope
+from inference.models.on_torch.language.adapters import DOWN, GATE_UP, OUTPUT, PLACES, QKV, Adapters, Applied
 from inference.models.on_torch.language.cache import BlockCache, block_bytes
 from inference.models.on_torch.language.spec import DecoderSpec
 from inference.models.on_torch.language.weights import WeightSource
@@ -60,6 +61,7 @@ class Decoder:
         tables = [rope.table(kind, spec.head_width, context) for kind in spec.rope_kinds]
         self._rotary = [(cosine.to(device), sine.to(device)) for cosine, sine in tables]
         self._unrotated = (torch.empty(0, 0, device=device), torch.empty(0, 0, device=device))
+        self.adapters: Adapters | None = None
         self.cache: BlockCache | None = None
 
     def block_bytes(self, block_size: int) -> int:
@@ -78,22 +80,24 @@ class Decoder:
         hidden = F.embedding(batch.tokens, self.embedding)
         if spec.embedding_scale != 1.0:
             hidden = hidden * torch.tensor(spec.embedding_scale, dtype=self.dtype)
+        inside, above = self._adapted(step)
         added = NONE
         for index, layer in enumerate(self.layers):
+            place = index * PLACES
             hidden, normed = self._norm(hidden, added, layer.before_attention)
-            mixed = F.linear(normed, layer.qkv, layer.qkv_bias)
+            mixed = _linear(normed, layer.qkv, layer.qkv_bias, inside, place + QKV)
             found = self._attend(index, layer, mixed, batch)
-            added = F.linear(found, layer.output, layer.output_bias)
+            added = _linear(found, layer.output, layer.output_bias, inside, place + OUTPUT)
             if spec.post_norms:
                 _, added = self._norm(added, NONE, layer.after_attention)
             hidden, normed = self._norm(hidden, added, layer.before_mlp)
-            both = F.linear(normed, layer.gate_up, layer.gate_up_bias)
-            added = F.linear(attention.gated(both, spec.activation), layer.down, layer.down_bias)
+            both = _linear(normed, layer.gate_up, layer.gate_up_bias, inside, place + GATE_UP)
+            added = _linear(attention.gated(both, spec.activation), layer.down, layer.down_bias, inside, place + DOWN)
             if spec.post_norms:
                 _, added = self._norm(added, NONE, layer.after_mlp)
         wanted = batch.wanted
         _, last = self._norm(hidden[wanted], added[wanted], self.norm)
-        logits = F.linear(last, self.head).float()
+        logits = _linear(last, self.head, None, above, spec.layers * PLACES).float()
         if spec.final_softcap:
             logits = torch.tanh(logits / spec.final_softcap) * spec.final_softcap
         return logits
@@ -113,6 +117,14 @@ class Decoder:
     def close(self) -> None:
         self.cache = None
 
+    def _adapted(self, step: Step) -> tuple[Applied, Applied] | tuple[None, None]:
+        """What adapters add in the layers, and above them."""
+        if step.adapters is None or not step.adapters.any():
+            return None, None
+        if self.adapters is None:
+            raise InvalidInput("this model takes no adapters: set generation.max_adapters")
+        return self.adapters.for_step(step, step.adapters)
+
     def _norm(self, hidden: Tensor, added: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Hidden + added (where there is any), and its RMS norm."""
         return attention.add_and_norm(hidden, added, weight, self.spec.norm_eps)
@@ -128,6 +140,14 @@ class Decoder:
         )
         shape = attention.Shape(spec.attention_scale, spec.windows[index], spec.attention_softcap)
         return attention.attend(queries, keys, values, batch, shape).flatten(1)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, applied: Applied | None, place: int) -> Tensor:
+    """[rows, outputs]: x @ weight.T + bias, and what the adapters add at that place."""
+    out = F.linear(x, weight, bias)
+    if applied is not None:
+        applied.add(place, x, out)
+    return out
 
 
 class _Reader:
