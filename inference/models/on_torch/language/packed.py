@@ -1,0 +1,158 @@
+"""Products of few rows with packed weights of 8 or 4 bits, as fast as memory gives the weights.
+
+Weights lie in panels of 32 outputs: [panels, inputs, 32], so that a vector register holds 16 outputs' weights of one
+input, and nothing is summed across a register. The inner loop is written as vectors in LLVM's own terms, since numba's
+loops become half as wide here; LLVM makes of it what the machine has (AVX2, AVX-512, NEON). A row's result does not
+depend on the rows beside it.
+"""
+
+# mypy: disable-error-code="misc, no-untyped-call, untyped-decorator, no-any-return"
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+Array = np.ndarray[Any, Any]
+PANEL = 32  # outputs that lie together
+LANES = 16
+_FLOATS = ir.VectorType(ir.FloatType(), LANES)
+_INTS = ir.VectorType(ir.IntType(32), LANES)
+_FLAGS: Any = {"nogil": True, "error_model": "numpy"}
+
+
+def _vector(builder: Any, address: Any, element: Any) -> Any:
+    kind = ir.VectorType(element, LANES)
+    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1)
+
+
+def _splat(builder: Any, value: Any, kind: Any) -> Any:
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(_INTS, [0] * LANES))
+
+
+def _shifted(builder: Any, whole: Any, left: int, right: int) -> Any:
+    if left:
+        whole = builder.shl(whole, ir.Constant(_INTS, [left] * LANES))
+    return builder.ashr(whole, ir.Constant(_INTS, [right] * LANES)) if right else whole
+
+
+def _unpacked(builder: Any, address: Any, bits: int) -> list[Any]:
+    """Weights of 16 outputs as floats, for one input (8 bits) or two (4 bits: the low half comes first)."""
+    whole = builder.sext(_vector(builder, address, ir.IntType(8)), _INTS)
+    parts = [whole] if bits == 8 else [_shifted(builder, whole, 28, 28), _shifted(builder, whole, 0, 4)]
+    return [builder.sitofp(part, _FLOATS) for part in parts]
+
+
+def _panel_code(bits: int, rows: int) -> Any:
+    """A compiled function: `rows` rows times one panel.
+
+    weights, scales, x, out: addresses; strides in floats. Scales are bfloat16, [inputs / group, 32].
+    """
+
+    def generate(context: Any, builder: Any, _signature: Any, given: Any) -> Any:
+        _write_panel(builder, bits, rows, given)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def panel(  # noqa: PLR0917
+        _typing: Any, weights: Any, scales: Any, x: Any, x_stride: Any, out: Any, out_stride: Any, inputs: Any, group: Any
+    ) -> Any:
+        return types.void(weights, scales, x, x_stride, out, out_stride, inputs, group), generate
+
+    @numba.njit(inline="never", **_FLAGS)
+    def run(weights: int, scales: int, x: int, x_stride: int, out: int, out_stride: int, inputs: int, group: int) -> None:  # noqa: PLR0917
+        panel(weights, scales, x, x_stride, out, out_stride, inputs, group)
+
+    return run
+
+
+def _write_panel(builder: Any, bits: int, rows: int, given: Any) -> None:
+    weights, scales, x, x_stride, out, out_stride, inputs, group = given
+    word, at_once = ir.IntType(64), 8 // bits
+    zero = ir.Constant(_FLOATS, [0.0] * LANES)
+    sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(2)] for _ in range(rows)]
+    lines = [_at(builder, x, builder.mul(x_stride, word(row)), 4) for row in range(rows)]
+    with cgutils.for_range(builder, builder.sdiv(inputs, group)) as of_group:
+        factors = _factors(builder, _at(builder, scales, of_group.index, 2 * PANEL))
+        first = builder.mul(of_group.index, builder.sdiv(group, word(at_once)))
+        with cgutils.for_range(builder, builder.sdiv(group, word(at_once))) as of_input:
+            k = builder.add(first, of_input.index)
+            line = _at(builder, weights, k, PANEL)
+            unpacked = [_unpacked(builder, builder.add(line, word(n * LANES)), bits) for n in range(2)]
+            for part in range(at_once):
+                scaled = [builder.fmul(unpacked[n][part], factors[n]) for n in range(2)]
+                for row in range(rows):
+                    place = builder.add(_at(builder, lines[row], k, 4 * at_once), word(4 * part))
+                    value = builder.load(builder.inttoptr(place, ir.FloatType().as_pointer()))
+                    _accumulate(builder, scaled, value, sums[row])
+    for row in range(rows):
+        for n in range(2):
+            place = _at(builder, out, builder.add(builder.mul(out_stride, word(row)), word(n * LANES)), 4)
+            builder.store(builder.load(sums[row][n]), builder.inttoptr(place, _FLOATS.as_pointer()), align=4)
+
+
+def _at(builder: Any, base: Any, index: Any, size: int) -> Any:
+    return builder.add(base, builder.mul(index, ir.IntType(64)(size)))
+
+
+def _factors(builder: Any, address: Any) -> list[Any]:
+    halves = [builder.add(address, ir.IntType(64)(n * 2 * LANES)) for n in range(2)]
+    widened = [builder.zext(_vector(builder, half, ir.IntType(16)), _INTS) for half in halves]
+    return [builder.bitcast(_shifted(builder, one, 16, 0), _FLOATS) for one in widened]
+
+
+def _accumulate(builder: Any, scaled: list[Any], value: Any, sums: list[Any]) -> None:
+    spread = _splat(builder, value, _FLOATS)
+    kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
+    fused = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
+    for n in range(2):
+        builder.store(builder.call(fused, [scaled[n], spread, builder.load(sums[n])]), sums[n])
+
+
+def _product_code(bits: int) -> Any:
+    """A compiled function: x [rows, inputs] times packed weights, into out [rows, outputs]; all C-contiguous."""
+    eight, four, two, one = (_panel_code(bits, rows) for rows in (8, 4, 2, 1))
+    at_once = 8 // bits
+
+    @numba.njit(parallel=True, **_FLAGS)
+    def product(weights: Array, scales: Array, x: Array, out: Array) -> None:
+        rows, inputs = x.shape
+        outputs, groups = out.shape[1], scales.shape[1]
+        group = inputs // groups
+        for panel in numba.prange(weights.shape[0]):
+            rest = np.empty((8, PANEL), np.float32)
+            held = np.intp(weights.ctypes.data) + panel * (inputs // at_once) * PANEL
+            factors = np.intp(scales.ctypes.data) + panel * groups * PANEL * 2
+            width = min(PANEL, outputs - panel * PANEL)
+            row = 0
+            while row < rows:
+                here = np.intp(x.ctypes.data) + row * inputs * 4
+                stride = outputs if width == PANEL else PANEL
+                there = np.intp(out.ctypes.data) + (row * outputs + panel * PANEL) * 4 if width == PANEL else np.intp(rest.ctypes.data)
+                left = rows - row
+                if left >= 8:
+                    count = 8
+                    eight(held, factors, here, inputs, there, stride, inputs, group)
+                elif left >= 4:
+                    count = 4
+                    four(held, factors, here, inputs, there, stride, inputs, group)
+                elif left >= 2:
+                    count = 2
+                    two(held, factors, here, inputs, there, stride, inputs, group)
+                else:
+                    count = 1
+                    one(held, factors, here, inputs, there, stride, inputs, group)
+                if width < PANEL:
+                    out[row : row + count, panel * PANEL :] = rest[:count, :width]
+                row += count
+
+    return product
+
+
+product_int8 = _product_code(8)
+product_int4 = _product_code(4)
