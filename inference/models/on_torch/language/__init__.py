@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TorchLanguageModel", "load", "source_of"]
 
+BITS = {"none": 0, "int8": 8, "int4": 4}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -57,7 +58,14 @@ class TorchLanguageModel(Decoder):
     def __init__(self, source: WeightSource, settings: GenerationSettings, device: str) -> None:
         spec = spec_of(source.config)
         context = min(settings.max_model_len or spec.context, spec.context)
-        super().__init__(spec, source, device=device, dtype=_dtype(settings, device), context=context)
+        super().__init__(
+            spec,
+            source,
+            device=device,
+            dtype=_dtype(settings, device),
+            context=context,
+            bits=BITS[settings.quantization],
+        )
         self.signature = language_signature()
         self.facts = _facts(spec, source, context)
         if settings.max_adapters:

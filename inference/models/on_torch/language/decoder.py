@@ -18,10 +18,12 @@ from inference.models.language import Step
 from inference.models.on_torch.language import attention, rope
 from inference.models.on_torch.language.adapters import DOWN, GATE_UP, OUTPUT, PLACES, QKV, Adapters, Applied
 from inference.models.on_torch.language.cache import BlockCache, block_bytes
+from inference.models.on_torch.language.quantised import Quantised, quantise
 from inference.models.on_torch.language.spec import DecoderSpec
 from inference.models.on_torch.language.weights import WeightSource
 
 Tensor = torch.Tensor
+Weight = torch.Tensor | Quantised
 NONE = torch.empty(0)
 
 
@@ -30,17 +32,17 @@ class Layer:
     """Weights of one layer; a norm or a bias that is not there is empty or None."""
 
     before_attention: Tensor
-    qkv: Tensor
+    qkv: Weight
     qkv_bias: Tensor | None
     query_norm: Tensor
     key_norm: Tensor
-    output: Tensor
+    output: Weight
     output_bias: Tensor | None
     after_attention: Tensor
     before_mlp: Tensor
-    gate_up: Tensor
+    gate_up: Weight
     gate_up_bias: Tensor | None
-    down: Tensor
+    down: Weight
     down_bias: Tensor | None
     after_mlp: Tensor
 
@@ -49,15 +51,15 @@ class Decoder:
     """Raises Rejected for weights that do not fit the spec."""
 
     def __init__(
-        self, spec: DecoderSpec, source: WeightSource, *, device: str, dtype: torch.dtype, context: int
+        self, spec: DecoderSpec, source: WeightSource, *, device: str, dtype: torch.dtype, context: int, bits: int = 0
     ) -> None:
         self.spec = spec
         self.device, self.dtype = device, dtype
-        self._reader = _Reader(spec, source, device, dtype)
-        self.embedding = self._reader.get("model.embed_tokens.weight", spec.vocabulary, spec.width)
+        self._reader = _Reader(spec, source, device, dtype, bits)
+        self.embedding: Weight = self._reader.embedding()
         self.layers = [self._reader.layer(index) for index in range(spec.layers)]
         self.norm = self._reader.norm("model.norm.weight")
-        self.head = self.embedding if spec.tied else self._reader.get("lm_head.weight", spec.vocabulary, spec.width)
+        self.head = self.embedding if spec.tied else self._reader.head("lm_head.weight")
         tables = [rope.table(kind, spec.head_width, context) for kind in spec.rope_kinds]
         self._rotary = [(cosine.to(device), sine.to(device)) for cosine, sine in tables]
         self._unrotated = (torch.empty(0, 0, device=device), torch.empty(0, 0, device=device))
@@ -77,7 +79,7 @@ class Decoder:
         assert self.cache is not None, "allocate comes first"
         spec = self.spec
         batch = attention.batch_of(step, self.device, self.dtype)
-        hidden = F.embedding(batch.tokens, self.embedding)
+        hidden = self._embedded(batch.tokens)
         if spec.embedding_scale != 1.0:
             hidden = hidden * torch.tensor(spec.embedding_scale, dtype=self.dtype)
         inside, above = self._adapted(step)
@@ -117,6 +119,11 @@ class Decoder:
     def close(self) -> None:
         self.cache = None
 
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        if isinstance(self.embedding, Quantised):
+            return self.embedding.rows(tokens).to(self.dtype)
+        return F.embedding(tokens, self.embedding)
+
     def _adapted(self, step: Step) -> tuple[Applied, Applied] | tuple[None, None]:
         """What adapters add in the layers, and above them."""
         if step.adapters is None or not step.adapters.any():
@@ -142,19 +149,21 @@ class Decoder:
         return attention.attend(queries, keys, values, batch, shape).flatten(1)
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None, applied: Applied | None, place: int) -> Tensor:
+def _linear(x: Tensor, weight: Weight, bias: Tensor | None, applied: Applied | None, place: int) -> Tensor:
     """[rows, outputs]: x @ weight.T + bias, and what the adapters add at that place."""
-    out = F.linear(x, weight, bias)
+    out = weight.product(x, bias) if isinstance(weight, Quantised) else F.linear(x, weight, bias)
     if applied is not None:
         applied.add(place, x, out)
     return out
 
 
 class _Reader:
-    """Takes weights out of a source by transformers' names, fuses them and checks their shapes."""
+    """Takes weights out of a source by transformers' names, fuses them, checks their shapes, and quantises (bits: 8, 4,
+    or 0 for none) those of linear layers: all in the layers, the head always to 8 bits.
+    """
 
-    def __init__(self, spec: DecoderSpec, source: WeightSource, device: str, dtype: torch.dtype) -> None:
-        self._spec, self._source, self._device, self._dtype = spec, source, device, dtype
+    def __init__(self, spec: DecoderSpec, source: WeightSource, device: str, dtype: torch.dtype, bits: int) -> None:
+        self._spec, self._source, self._device, self._dtype, self._bits = spec, source, device, dtype, bits
         self._names = set(source.names())
 
     def get(self, name: str, *shape: int) -> Tensor:
@@ -183,13 +192,13 @@ class _Reader:
             self._bias(attention_, "qkv_proj", queries, wanted=spec.attention_bias),
             self._head_norm(attention_ + "q_norm.weight"),
             self._head_norm(attention_ + "k_norm.weight"),
-            self.get(attention_ + "o_proj.weight", spec.width, out),
+            self._fitted(self.get(attention_ + "o_proj.weight", spec.width, out)),
             self.get(attention_ + "o_proj.bias", spec.width) if spec.output_bias else None,
             self.norm(prefix + "post_attention_layernorm.weight") if spec.post_norms else NONE,
             self.norm(prefix + second + ".weight"),
             self._fused(mlp, "gate_up_proj", gates, spec.width),
             self._bias(mlp, "gate_up_proj", gates, wanted=spec.mlp_bias),
-            self.get(mlp + "down_proj.weight", spec.width, inner),
+            self._fitted(self.get(mlp + "down_proj.weight", spec.width, inner)),
             self.get(mlp + "down_proj.bias", spec.width) if spec.mlp_bias else None,
             self.norm(prefix + "post_feedforward_layernorm.weight") if spec.post_norms else NONE,
         )
@@ -199,12 +208,25 @@ class _Reader:
             return torch.empty(0, dtype=self._dtype, device=self._device)
         return self.norm(name, self._spec.head_width)
 
-    def _fused(self, prefix: str, fused: str, parts: list[tuple[str, int]], width: int) -> Tensor:
+    def embedding(self) -> Weight:
+        """A tied one is the head too, and quantised with it."""
+        name = "model.embed_tokens.weight"
+        return self.head(name) if self._spec.tied else self.get(name, self._spec.vocabulary, self._spec.width)
+
+    def head(self, name: str) -> Weight:
+        found = self.get(name, self._spec.vocabulary, self._spec.width)
+        return quantise(found, 8) if self._bits else found
+
+    def _fitted(self, weight: Tensor) -> Weight:
+        return quantise(weight, self._bits) if self._bits else weight
+
+    def _fused(self, prefix: str, fused: str, parts: list[tuple[str, int]], width: int) -> Weight:
         """[sum of the parts' rows, width]; Phi-3 has them fused already."""
         name = f"{prefix}{fused}.weight"
         if name in self._names:
-            return self.get(name, sum(rows for _, rows in parts), width)
-        return torch.cat([self.get(f"{prefix}{part}.weight", rows, width) for part, rows in parts]).contiguous()
+            return self._fitted(self.get(name, sum(rows for _, rows in parts), width))
+        found = [self.get(f"{prefix}{part}.weight", rows, width) for part, rows in parts]
+        return self._fitted(torch.cat(found).contiguous())
 
     def _bias(self, prefix: str, fused: str, parts: list[tuple[str, int]], *, wanted: bool) -> Tensor | None:
         if not wanted:

@@ -60,12 +60,22 @@ def _panel_code(bits: int, rows: int) -> Any:
 
     @intrinsic
     def panel(  # noqa: PLR0917
-        _typing: Any, weights: Any, scales: Any, x: Any, x_stride: Any, out: Any, out_stride: Any, inputs: Any, group: Any
+        _typing: Any,
+        weights: Any,
+        scales: Any,
+        x: Any,
+        x_stride: Any,
+        out: Any,
+        out_stride: Any,
+        inputs: Any,
+        group: Any,
     ) -> Any:
         return types.void(weights, scales, x, x_stride, out, out_stride, inputs, group), generate
 
     @numba.njit(inline="never", **_FLAGS)
-    def run(weights: int, scales: int, x: int, x_stride: int, out: int, out_stride: int, inputs: int, group: int) -> None:  # noqa: PLR0917
+    def run(  # noqa: PLR0917
+        weights: int, scales: int, x: int, x_stride: int, out: int, out_stride: int, inputs: int, group: int
+    ) -> None:
         panel(weights, scales, x, x_stride, out, out_stride, inputs, group)
 
     return run
@@ -133,7 +143,11 @@ def _product_code(bits: int) -> Any:
             while row < rows:
                 here = np.intp(x.ctypes.data) + row * inputs * 4
                 stride = outputs if width == PANEL else PANEL
-                there = np.intp(out.ctypes.data) + (row * outputs + panel * PANEL) * 4 if width == PANEL else np.intp(rest.ctypes.data)
+                there = (
+                    np.intp(out.ctypes.data) + (row * outputs + panel * PANEL) * 4
+                    if width == PANEL
+                    else np.intp(rest.ctypes.data)
+                )
                 left = rows - row
                 if left >= 8:
                     count = 8
@@ -156,3 +170,67 @@ def _product_code(bits: int) -> Any:
 
 product_int8 = _product_code(8)
 product_int4 = _product_code(4)
+
+
+def _unpack_code(bits: int) -> Any:
+    """A compiled function: one panel as floats, out [inputs, 32 of out_stride]."""
+
+    def generate(context: Any, builder: Any, _signature: Any, given: Any) -> Any:
+        _write_unpack(builder, bits, given)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def unpack(_typing: Any, weights: Any, scales: Any, out: Any, out_stride: Any, inputs: Any, group: Any) -> Any:  # noqa: PLR0917
+        return types.void(weights, scales, out, out_stride, inputs, group), generate
+
+    @numba.njit(inline="never", **_FLAGS)
+    def run(weights: int, scales: int, out: int, out_stride: int, inputs: int, group: int) -> None:  # noqa: PLR0917
+        unpack(weights, scales, out, out_stride, inputs, group)
+
+    return run
+
+
+def _write_unpack(builder: Any, bits: int, given: Any) -> None:
+    weights, scales, out, out_stride, inputs, group = given
+    word, at_once = ir.IntType(64), 8 // bits
+    steps = builder.sdiv(group, word(at_once))
+    with cgutils.for_range(builder, builder.sdiv(inputs, group)) as of_group:
+        factors = _factors(builder, _at(builder, scales, of_group.index, 2 * PANEL))
+        with cgutils.for_range(builder, steps) as of_input:
+            k = builder.add(builder.mul(of_group.index, steps), of_input.index)
+            line = _at(builder, weights, k, PANEL)
+            for n in range(2):
+                unpacked = _unpacked(builder, builder.add(line, word(n * LANES)), bits)
+                for part in range(at_once):
+                    row = builder.add(builder.mul(k, word(at_once)), word(part))
+                    place = _at(builder, out, builder.add(builder.mul(row, out_stride), word(n * LANES)), 4)
+                    kind = builder.inttoptr(place, _FLOATS.as_pointer())
+                    builder.store(builder.fmul(unpacked[part], factors[n]), kind, align=4)
+
+
+def _dense_code(bits: int) -> Any:
+    """A compiled function: packed weights as float32 [inputs, outputs], into out."""
+    unpack = _unpack_code(bits)
+    at_once = 8 // bits
+
+    @numba.njit(parallel=True, **_FLAGS)
+    def dense(weights: Array, scales: Array, out: Array) -> None:
+        inputs, outputs = out.shape
+        groups = scales.shape[1]
+        for panel in numba.prange(weights.shape[0]):
+            held = np.intp(weights.ctypes.data) + panel * (inputs // at_once) * PANEL
+            factors = np.intp(scales.ctypes.data) + panel * groups * PANEL * 2
+            width = min(PANEL, outputs - panel * PANEL)
+            if width == PANEL:
+                there = np.intp(out.ctypes.data) + panel * PANEL * 4
+                unpack(held, factors, there, outputs, inputs, inputs // groups)
+            else:
+                rest = np.empty((inputs, PANEL), np.float32)
+                unpack(held, factors, np.intp(rest.ctypes.data), PANEL, inputs, inputs // groups)
+                out[:, panel * PANEL :] = rest[:, :width]
+
+    return dense
+
+
+dense_int8 = _dense_code(8)
+dense_int4 = _dense_code(4)
