@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 Array = np.ndarray[Any, Any]
 PANEL = 32  # outputs that lie together
 LANES = 16
+KINDS = {8: 1, 4: 2}  # numbers that a group of weights has: its scale, and with 4 bits its least weight
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 _INTS = ir.VectorType(ir.IntType(32), LANES)
 _FLAGS: Any = {"nogil": True, "error_model": "numpy"}
@@ -35,23 +36,51 @@ def _splat(builder: Any, value: Any, kind: Any) -> Any:
     return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(_INTS, [0] * LANES))
 
 
-def _shifted(builder: Any, whole: Any, left: int, right: int) -> Any:
-    if left:
-        whole = builder.shl(whole, ir.Constant(_INTS, [left] * LANES))
-    return builder.ashr(whole, ir.Constant(_INTS, [right] * LANES)) if right else whole
-
-
 def _unpacked(builder: Any, address: Any, bits: int) -> list[Any]:
-    """Weights of 16 outputs as floats, for one input (8 bits) or two (4 bits: the low half comes first)."""
-    whole = builder.sext(_vector(builder, address, ir.IntType(8)), _INTS)
-    parts = [whole] if bits == 8 else [_shifted(builder, whole, 28, 28), _shifted(builder, whole, 0, 4)]
-    return [builder.sitofp(part, _FLOATS) for part in parts]
+    """Whole numbers of 16 outputs as floats, for one input (8 bits) or two (4 bits: the low half comes first)."""
+    held = _vector(builder, address, ir.IntType(8))
+    if bits == 8:
+        return [builder.sitofp(builder.sext(held, _INTS), _FLOATS)]
+    both = builder.zext(held, _INTS)
+    low, high = (
+        builder.and_(both, ir.Constant(_INTS, [15] * LANES)),
+        builder.lshr(both, ir.Constant(_INTS, [4] * LANES)),
+    )
+    return [builder.sitofp(low, _FLOATS), builder.sitofp(high, _FLOATS)]
+
+
+def _factors(builder: Any, address: Any, bits: int) -> list[tuple[Any, ...]]:
+    """Of both halves of a panel: (scale,), or with 4 bits (scale, least weight)."""
+    return [
+        tuple(
+            _widened(builder, builder.add(address, ir.IntType(64)(2 * (kind * PANEL + n * LANES))))
+            for kind in range(KINDS[bits])
+        )
+        for n in range(2)
+    ]
+
+
+def _widened(builder: Any, address: Any) -> Any:
+    """16 bfloat16 numbers as floats."""
+    whole = builder.zext(_vector(builder, address, ir.IntType(16)), _INTS)
+    return builder.bitcast(builder.shl(whole, ir.Constant(_INTS, [16] * LANES)), _FLOATS)
+
+
+def _weights(builder: Any, whole: Any, factors: tuple[Any, ...]) -> Any:
+    return builder.fmul(whole, *factors) if len(factors) == 1 else _fused(builder, whole, *factors)
+
+
+def _fused(builder: Any, one: Any, two: Any, added: Any) -> Any:
+    kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
+    return builder.call(
+        cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32"), [one, two, added]
+    )
 
 
 def _panel_code(bits: int, rows: int) -> Any:
     """A compiled function: `rows` rows times one panel.
 
-    weights, scales, x, out: addresses; strides in floats. Scales are bfloat16, [inputs / group, 32].
+    weights, scales, x, out: addresses; strides in floats. Scales are bfloat16, [inputs / group, KINDS, 32].
     """
 
     def generate(context: Any, builder: Any, _signature: Any, given: Any) -> Any:
@@ -88,14 +117,14 @@ def _write_panel(builder: Any, bits: int, rows: int, given: Any) -> None:
     sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(2)] for _ in range(rows)]
     lines = [_at(builder, x, builder.mul(x_stride, word(row)), 4) for row in range(rows)]
     with cgutils.for_range(builder, builder.sdiv(inputs, group)) as of_group:
-        factors = _factors(builder, _at(builder, scales, of_group.index, 2 * PANEL))
+        factors = _factors(builder, _at(builder, scales, of_group.index, 2 * PANEL * KINDS[bits]), bits)
         first = builder.mul(of_group.index, builder.sdiv(group, word(at_once)))
         with cgutils.for_range(builder, builder.sdiv(group, word(at_once))) as of_input:
             k = builder.add(first, of_input.index)
             line = _at(builder, weights, k, PANEL)
             unpacked = [_unpacked(builder, builder.add(line, word(n * LANES)), bits) for n in range(2)]
             for part in range(at_once):
-                scaled = [builder.fmul(unpacked[n][part], factors[n]) for n in range(2)]
+                scaled = [_weights(builder, unpacked[n][part], factors[n]) for n in range(2)]
                 for row in range(rows):
                     place = builder.add(_at(builder, lines[row], k, 4 * at_once), word(4 * part))
                     value = builder.load(builder.inttoptr(place, ir.FloatType().as_pointer()))
@@ -110,24 +139,16 @@ def _at(builder: Any, base: Any, index: Any, size: int) -> Any:
     return builder.add(base, builder.mul(index, ir.IntType(64)(size)))
 
 
-def _factors(builder: Any, address: Any) -> list[Any]:
-    halves = [builder.add(address, ir.IntType(64)(n * 2 * LANES)) for n in range(2)]
-    widened = [builder.zext(_vector(builder, half, ir.IntType(16)), _INTS) for half in halves]
-    return [builder.bitcast(_shifted(builder, one, 16, 0), _FLOATS) for one in widened]
-
-
 def _accumulate(builder: Any, scaled: list[Any], value: Any, sums: list[Any]) -> None:
     spread = _splat(builder, value, _FLOATS)
-    kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
-    fused = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32")
     for n in range(2):
-        builder.store(builder.call(fused, [scaled[n], spread, builder.load(sums[n])]), sums[n])
+        builder.store(_fused(builder, scaled[n], spread, builder.load(sums[n])), sums[n])
 
 
 def _product_code(bits: int) -> Any:
     """A compiled function: x [rows, inputs] times packed weights, into out [rows, outputs]; all C-contiguous."""
     eight, four, two, one = (_panel_code(bits, rows) for rows in (8, 4, 2, 1))
-    at_once = 8 // bits
+    at_once, kinds = 8 // bits, KINDS[bits]
 
     @numba.njit(parallel=True, **_FLAGS)
     def product(weights: Array, scales: Array, x: Array, out: Array) -> None:
@@ -137,7 +158,7 @@ def _product_code(bits: int) -> Any:
         for panel in numba.prange(weights.shape[0]):
             rest = np.empty((8, PANEL), np.float32)
             held = np.intp(weights.ctypes.data) + panel * (inputs // at_once) * PANEL
-            factors = np.intp(scales.ctypes.data) + panel * groups * PANEL * 2
+            factors = np.intp(scales.ctypes.data) + panel * groups * PANEL * 2 * kinds
             width = min(PANEL, outputs - panel * PANEL)
             row = 0
             while row < rows:
@@ -195,7 +216,7 @@ def _write_unpack(builder: Any, bits: int, given: Any) -> None:
     word, at_once = ir.IntType(64), 8 // bits
     steps = builder.sdiv(group, word(at_once))
     with cgutils.for_range(builder, builder.sdiv(inputs, group)) as of_group:
-        factors = _factors(builder, _at(builder, scales, of_group.index, 2 * PANEL))
+        factors = _factors(builder, _at(builder, scales, of_group.index, 2 * PANEL * KINDS[bits]), bits)
         with cgutils.for_range(builder, steps) as of_input:
             k = builder.add(builder.mul(of_group.index, steps), of_input.index)
             line = _at(builder, weights, k, PANEL)
@@ -205,13 +226,13 @@ def _write_unpack(builder: Any, bits: int, given: Any) -> None:
                     row = builder.add(builder.mul(k, word(at_once)), word(part))
                     place = _at(builder, out, builder.add(builder.mul(row, out_stride), word(n * LANES)), 4)
                     kind = builder.inttoptr(place, _FLOATS.as_pointer())
-                    builder.store(builder.fmul(unpacked[part], factors[n]), kind, align=4)
+                    builder.store(_weights(builder, unpacked[part], factors[n]), kind, align=4)
 
 
 def _dense_code(bits: int) -> Any:
     """A compiled function: packed weights as float32 [inputs, outputs], into out."""
     unpack = _unpack_code(bits)
-    at_once = 8 // bits
+    at_once, kinds = 8 // bits, KINDS[bits]
 
     @numba.njit(parallel=True, **_FLAGS)
     def dense(weights: Array, scales: Array, out: Array) -> None:
@@ -219,7 +240,7 @@ def _dense_code(bits: int) -> Any:
         groups = scales.shape[1]
         for panel in numba.prange(weights.shape[0]):
             held = np.intp(weights.ctypes.data) + panel * (inputs // at_once) * PANEL
-            factors = np.intp(scales.ctypes.data) + panel * groups * PANEL * 2
+            factors = np.intp(scales.ctypes.data) + panel * groups * PANEL * 2 * kinds
             width = min(PANEL, outputs - panel * PANEL)
             if width == PANEL:
                 there = np.intp(out.ctypes.data) + panel * PANEL * 4

@@ -1,8 +1,9 @@
 """Weights of a linear layer in 8 or 4 bits, quantised when they are loaded; inputs and outputs stay floating-point.
 
-Symmetric, by groups of inputs of each output (as llama.cpp's Q8_0 and Q4_0): weight = whole number * scale, the scale in
-bfloat16. With 8 bits the largest weight of a group becomes 127; with 4 bits the largest becomes -8 (so that all sixteen
-numbers are used), and of several scales near it the one with the least squared error is taken.
+By groups of inputs of each output, as llama.cpp's Q8_0 and Q4_1: with 8 bits a weight is whole number * scale, with 4
+bits it is whole number * scale + the group's least weight (without that, a small model's perplexity grows three times as
+much). Scales are bfloat16. With 4 bits, of several ranges within the group's own the one with the least squared error
+is taken.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from inference.errors import Rejected
 Tensor = torch.Tensor
 PANEL = 32  # outputs whose weights lie together
 GROUPS = {8: 64, 4: 32}  # inputs that share a scale
-SHRUNK = (1.0, 0.96, 0.92, 0.88, 0.84)  # of the largest scale, for 4 bits
+RANGES = tuple((low, high) for low in (1.0, 0.92, 0.84) for high in (1.0, 0.92, 0.84))  # shares of least and largest
 MANY_ROWS = 192  # from so many rows on, a product with weights made dense costs less than one with packed ones
 TINY = 1e-30
 
@@ -25,7 +26,8 @@ TINY = 1e-30
 @dataclass(frozen=True, slots=True, eq=False)
 class Quantised:
     """weights: int8 [panels, inputs, 32], or with 4 bits [panels, inputs / 2, 32], of two inputs the first one's in the
-    low half; scales: bfloat16 [panels, groups, 32]. Panels are filled up with zeros.
+    low half; scales: bfloat16 [panels, groups, 1 or 2, 32]: the scale, and with 4 bits the least weight.
+    Panels are filled up with zeros.
     """
 
     bits: int
@@ -62,13 +64,15 @@ class Quantised:
     def rows(self, chosen: Tensor) -> Tensor:
         """Float32 [len(chosen), inputs]: the weights of those outputs (an embedding's lookup). chosen: int64."""
         panel, lane = chosen // PANEL, chosen % PANEL
-        return self._taken(self.weights[panel, :, lane][..., None], self.scales[panel, :, lane][..., None])[..., 0]
+        return self._taken(self.weights[panel, :, lane][..., None], self.scales[panel, :, :, lane][..., None])[..., 0]
 
     def _taken(self, weights: Tensor, scales: Tensor) -> Tensor:
-        """[..., inputs, n] out of weights [..., inputs or half of them, n] and scales [..., groups, n]."""
+        """[..., inputs, n] out of weights [..., inputs or half of them, n] and scales [..., groups, 1 or 2, n]."""
         if self.bits == 4:
-            weights = torch.stack(((weights << 4) >> 4, weights >> 4), dim=2).flatten(1, 2)
-        return weights.float() * scales.float().repeat_interleave(self.inputs // scales.shape[1], 1)
+            weights = torch.stack((weights & 15, (weights >> 4) & 15), dim=2).flatten(1, 2)
+        every = scales.float().repeat_interleave(self.inputs // scales.shape[1], 1)
+        found = weights.float() * every[:, :, 0]
+        return found + every[:, :, 1] if self.bits == 4 else found
 
 
 def quantise(weight: Tensor, bits: int) -> Quantised:
@@ -101,39 +105,32 @@ def _padded(weight: Tensor) -> Tensor:
 
 
 def _whole(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
-    """(whole numbers int8 [outputs, inputs], scales bfloat16 [outputs, groups])."""
+    """(whole numbers int8 [outputs, inputs], scales bfloat16 [outputs, groups, 1 or 2])."""
     grouped = weight.float().unflatten(1, (-1, group))
     if bits == 8:
-        scales = (grouped.abs().amax(-1, keepdim=True) / 127).clamp_min(TINY)
-        return _rounded(grouped, scales, 127)
-    largest = grouped.gather(-1, grouped.abs().argmax(-1, keepdim=True)) / -8
-    largest = torch.where(largest.abs() < TINY, TINY, largest)
-    best, least = None, None
-    for share in SHRUNK:
-        found = _rounded(grouped, largest * share, 7)
-        error = (_again(*found, group) - grouped).square().sum(-1, keepdim=True)
-        if best is None or least is None:
-            best, least = found, error
-            continue
-        is_better = error < least
-        whole = torch.where(is_better.expand_as(grouped).flatten(1), found[0], best[0])
-        best, least = (whole, torch.where(is_better[..., 0], found[1], best[1])), torch.minimum(error, least)
-    assert best is not None
-    return best
+        scales = (grouped.abs().amax(-1, keepdim=True) / 127).clamp_min(TINY).bfloat16()
+        return (grouped / scales.float()).round_().clamp_(-127, 127).to(torch.int8).flatten(1), scales
+    least, largest = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
+    best, error = _ranged(grouped, least, largest)
+    for low, high in RANGES[1:]:
+        found, its_error = _ranged(grouped, least * low, largest * high)
+        best = torch.where(its_error < error, found, best)
+        error = torch.minimum(error, its_error)
+    scales, offsets = best[..., :1], best[..., 1:]
+    whole = ((grouped - offsets) / scales).round_().clamp_(0, 15).to(torch.int8)
+    return whole.flatten(1), best.bfloat16()
 
 
-def _rounded(grouped: Tensor, scales: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    kept = scales.bfloat16()
-    whole = (grouped / kept.float()).round_().clamp_(-top - (top == 7), top)
-    return whole.to(torch.int8).flatten(1), kept[..., 0]
-
-
-def _again(whole: Tensor, scales: Tensor, group: int) -> Tensor:
-    return whole.float().unflatten(1, (-1, group)) * scales.float()[..., None]
+def _ranged(grouped: Tensor, least: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+    """(scale and offset [outputs, groups, 2], as bfloat16 has them; squared error [outputs, groups, 1])."""
+    scales = ((largest - least) / 15).clamp_min(TINY).bfloat16().float()
+    offsets = least.bfloat16().float()
+    again = ((grouped - offsets) / scales).round_().clamp_(0, 15).mul_(scales).add_(offsets)
+    return torch.cat((scales, offsets), -1), again.sub_(grouped).square_().sum(-1, keepdim=True)
 
 
 def _packed(whole: Tensor, scales: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     panels = whole.unflatten(0, (-1, PANEL)).transpose(1, 2)
     if bits == 4:
-        panels = (panels[:, 0::2] & 15) | (panels[:, 1::2] << 4)
-    return panels.contiguous(), scales.unflatten(0, (-1, PANEL)).transpose(1, 2).contiguous()
+        panels = panels[:, 0::2] | (panels[:, 1::2] << 4)
+    return panels.contiguous(), scales.unflatten(0, (-1, PANEL)).permute(0, 2, 3, 1).contiguous()
