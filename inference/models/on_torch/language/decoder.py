@@ -63,6 +63,10 @@ class Decoder:
         tables = [rope.table(kind, spec.head_width, context) for kind in spec.rope_kinds]
         self._rotary = [(cosine.to(device), sine.to(device)) for cosine, sine in tables]
         self._unrotated = (torch.empty(0, 0, device=device), torch.empty(0, 0, device=device))
+        if isinstance(self.head, Quantised):
+            for weight in (self.layers[0].qkv, self.head):
+                assert isinstance(weight, Quantised)
+                weight.compile()
         self.adapters: Adapters | None = None
         self.cache: BlockCache | None = None
 

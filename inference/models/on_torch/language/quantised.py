@@ -50,6 +50,11 @@ class Quantised:
         found = out.to(x.dtype)
         return found if bias is None else found.add_(bias)
 
+    def compile(self) -> None:
+        """Compiles what `product` runs, which takes seconds, so that no step waits for it."""
+        for rows in (1, MANY_ROWS):
+            self.product(torch.zeros(rows, self.inputs, device=self.weights.device), None)
+
     def dense(self) -> Tensor:
         """Float32 [inputs, outputs], on the weights' device."""
         if self.weights.device.type == "cpu":
