@@ -20,6 +20,7 @@ from numba.extending import intrinsic
 Array = np.ndarray[Any, Any]
 PANEL = 32  # outputs that lie together
 LANES = 16
+AHEAD = 2048  # bytes: how far before their use weights are asked for
 KINDS = {8: 1, 4: 2}  # numbers that a group of weights has: its scale, and with 4 bits its least weight
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 _INTS = ir.VectorType(ir.IntType(32), LANES)
@@ -122,6 +123,7 @@ def _write_panel(builder: Any, bits: int, rows: int, given: Any) -> None:
         with cgutils.for_range(builder, builder.sdiv(group, word(at_once))) as of_input:
             k = builder.add(first, of_input.index)
             line = _at(builder, weights, k, PANEL)
+            _prefetch(builder, builder.add(line, word(AHEAD)))
             unpacked = [_unpacked(builder, builder.add(line, word(n * LANES)), bits) for n in range(2)]
             for part in range(at_once):
                 scaled = [_weights(builder, unpacked[n][part], factors[n]) for n in range(2)]
@@ -133,6 +135,14 @@ def _write_panel(builder: Any, bits: int, rows: int, given: Any) -> None:
         for n in range(2):
             place = _at(builder, out, builder.add(builder.mul(out_stride, word(row)), word(n * LANES)), 4)
             builder.store(builder.load(sums[row][n]), builder.inttoptr(place, _FLOATS.as_pointer()), align=4)
+
+
+def _prefetch(builder: Any, address: Any) -> None:
+    """Asks for a line that will be needed; beyond the array it is no error."""
+    pointer, whole = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [pointer, whole, whole, whole])
+    ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(ask, [builder.inttoptr(address, pointer), whole(0), whole(3), whole(1)])
 
 
 def _at(builder: Any, base: Any, index: Any, size: int) -> Any:

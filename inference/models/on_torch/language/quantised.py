@@ -8,12 +8,18 @@ is taken.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from inference.errors import Rejected
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
 
 Tensor = torch.Tensor
 PANEL = 32  # outputs whose weights lie together
@@ -23,7 +29,7 @@ MANY_ROWS = 192  # from so many rows on, a product with weights made dense costs
 TINY = 1e-30
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Quantised:
     """weights: int8 [panels, inputs, 32], or with 4 bits [panels, inputs / 2, 32], of two inputs the first one's in the
     low half; scales: bfloat16 [panels, groups, 1 or 2, 32]: the scale, and with 4 bits the least weight.
@@ -35,6 +41,11 @@ class Quantised:
     inputs: int
     weights: Tensor
     scales: Tensor
+    _arrays: tuple[Array, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        on_host = self.weights.device.type == "cpu"
+        self._arrays = (self.weights.numpy(), self.scales.view(torch.int16).numpy()) if on_host else ()
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """[rows, outputs]: x [rows, inputs] times the weights, plus the bias, in x's dtype."""
@@ -45,9 +56,8 @@ class Quantised:
 
         out = torch.empty(len(x), self.outputs)
         multiply = packed.product_int8 if self.bits == 8 else packed.product_int4
-        scales = self.scales.view(torch.int16).numpy()
-        multiply(self.weights.numpy(), scales, x.float().contiguous().numpy(), out.numpy())
-        found = out.to(x.dtype)
+        multiply(*self._arrays, x.to(torch.float32).contiguous().numpy(), out.numpy())
+        found = out if x.dtype is torch.float32 else out.to(x.dtype)
         return found if bias is None else found.add_(bias)
 
     def compile(self) -> None:
@@ -62,7 +72,7 @@ class Quantised:
 
             out = torch.empty(self.inputs, self.outputs)
             unpack = packed.dense_int8 if self.bits == 8 else packed.dense_int4
-            unpack(self.weights.numpy(), self.scales.view(torch.int16).numpy(), out.numpy())
+            unpack(*self._arrays, out.numpy())
             return out
         return self._taken(self.weights, self.scales).transpose(0, 1).flatten(1)[:, : self.outputs]
 
