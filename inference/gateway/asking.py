@@ -39,6 +39,8 @@ class Asking(Flight):
         "id", "starving_since",
     )  # fmt: skip
 
+    most_ms = 0  # see dataplane.Asked
+
     def __init__(
         self, stream: Stream, body: envelopes.FrameBody, rest: memoryview, given: bytes | None, *, is_text: bool
     ) -> None:

@@ -72,7 +72,8 @@ class Done:
 class Asked:
     """What a door knows of a request before it is read.
 
-    sticky: the stable hash's key; timeout_ms: the door's own deadline, 0 for none.
+    sticky: the stable hash's key; timeout_ms: the door's own deadline, 0 for none; most_ms: the longest that such a
+    request may take where that is more than the endpoint's own limit, which is meant for single answers.
     """
 
     caller: Caller
@@ -80,6 +81,7 @@ class Asked:
     version: int | None
     sticky: str
     timeout_ms: int = 0
+    most_ms: int = 0
 
 
 class DataPlane:
@@ -152,7 +154,7 @@ class DataPlane:
                 call = self._settle_sequence(flight, asked, reader, call.sequence)
             if caller.limiter is not None:
                 caller.limiter.rows(call.rows)
-            _set_deadline(flight, asked.timeout_ms)
+            _set_deadline(flight, asked)
             if self.tracer is not None:
                 self.tracer.begin(flight, call)
             self._dispatch(flight)
@@ -435,11 +437,11 @@ def _key_of(flight: Flight, sequence: SequenceControl) -> SequenceKey:
     return SequenceKey(flight.endpoint.route.name, flight.variant.route.version, _name_of(flight, sequence))
 
 
-def _set_deadline(flight: Flight, timeout_ms: int) -> None:
+def _set_deadline(flight: Flight, asked: Asked) -> None:
     """The shortest of what the endpoint allows, the door was told and the request's own parameter says."""
-    limit_ms = float(flight.endpoint.route.timeout_ms)
-    if timeout_ms:
-        limit_ms = min(limit_ms, timeout_ms)
+    limit_ms = float(max(flight.endpoint.route.timeout_ms, asked.most_ms))
+    if asked.timeout_ms:
+        limit_ms = min(limit_ms, asked.timeout_ms)
     if flight.call.timeout_us:
         limit_ms = min(limit_ms, flight.call.timeout_us / 1e3)
     flight.deadline = flight.started + limit_ms / 1e3

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from inference.gateway.app import GET, NAME, POST, Doors
 from inference.gateway.generate import Generate
 from inference.gateway.live_doors import LiveDoors
+from inference.gateway.openai import doors as openai_doors
+from inference.gateway.openai.doors import OpenAI
 from inference.gateway.repository import Repository
 from inference.gateway.rest import Rest
 from inference.gateway.shared_doors import SharedDoors
@@ -17,13 +19,14 @@ _REGION = rf"sharedmemory(?:/region/({NAME}))?"
 
 @dataclass(frozen=True, slots=True)
 class Rooms:
-    """Those who answer."""
+    """Those who answer. openai: None for a gateway without that API (tests of the other doors)."""
 
     rest: Rest
     generate: Generate
     live: LiveDoors
     repository: Repository
     shared: SharedDoors
+    openai: OpenAI | None = None
 
 
 def open_all(rooms: Rooms) -> Doors:
@@ -40,6 +43,8 @@ def open_all(rooms: Rooms) -> Doors:
     doors.pattern("cuda status", f"/v2/cuda{_REGION}/status", GET, shared.cuda_status)
     doors.pattern("cuda register", f"/v2/cuda{_REGION}/register", POST, shared.cuda_register)
     doors.pattern("cuda unregister", f"/v2/cuda{_REGION}/unregister", POST, shared.cuda_unregister)
+    if rooms.openai is not None:
+        openai_doors.open_all(doors, rooms.openai)
     return doors
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from inference import metrics
 from inference.errors import SerinusError
+from inference.gateway import exposition_language
 from inference.gateway.connections import Link
 from inference.gateway.dataplane import DataPlane
 from inference.gateway.exposition_versions import families
@@ -86,6 +87,8 @@ class Sums:
     def _retire(self, last: ModelStatistics) -> None:
         last.queue_depth = last.in_flight = last.open_sequences = 0
         last.memory = {}
+        if last.generation is not None:
+            last.generation.forget_now()
         self.past.merge(last)
 
 
@@ -134,7 +137,9 @@ class TritonMetrics:
             lines += (f"# HELP {name} {text}", f"# TYPE {name} {kind}")
             lines += (_line(name, model, version, told[model, version][name]) for model, version in told)
         lines += _gpu_memory({name: one for sums in self._sums.values() for name, one in sums.now.items()})
-        return "\n".join([*lines, ""]).encode() + metrics.render(families(found))[1]
+        spoken = {key: one.generation for key, one in found.items() if one.generation is not None}
+        ours = [*families(found), *exposition_language.families(spoken)]
+        return "\n".join([*lines, ""]).encode() + metrics.render(ours)[1]
 
 
 def _name(link: Link) -> str:

@@ -19,6 +19,7 @@ from inference.errors import DeadlineExceeded, Malformed, SerinusError
 from inference.gateway import chunks, web
 from inference.gateway.bodies import Bodies, Held
 from inference.gateway.heads import MAX_HEAD_BYTES, Head, Heads
+from inference.gateway.incoming import Incoming
 from inference.gateway.web import Headers, Part
 
 HEAD_S = 9.0  # looked at once a second
@@ -42,6 +43,10 @@ class Application(Protocol):
     @property
     def draining(self) -> bool:
         """Whether connections are to close with their next answer."""
+        ...
+
+    def passes_on(self, head: Head) -> bool:
+        """Whether this request's body is passed on while it comes, in `Connection.incoming`, whatever its size."""
         ...
 
     def preflight(self, head: Head) -> None:
@@ -89,6 +94,7 @@ class Connection(asyncio.BufferedProtocol):
         "_stalled_since",
         "_view",
         "_writable",
+        "incoming",
         "owner",
         "transport",
     )  # fmt: skip
@@ -100,6 +106,7 @@ class Connection(asyncio.BufferedProtocol):
         self._open = connections
         self.transport: asyncio.Transport
         self.owner: Owner | None = None
+        self.incoming: Incoming | None = None
         self._part = b""  # of a head
         self._head: Head | None = None  # whose body is on its way
         self._view: memoryview | None = None  # the body's memory
@@ -138,6 +145,8 @@ class Connection(asyncio.BufferedProtocol):
             self._body_came(nbytes)
         elif self._closing:
             return
+        elif self.incoming is not None:
+            self._piece_came(self.incoming, bytes(_scratch[:nbytes]))
         elif self._busy_head is not None:
             self._hold(bytes(_scratch[:nbytes]))
         elif self._chunks is not None:
@@ -210,6 +219,10 @@ class Connection(asyncio.BufferedProtocol):
             self._begin(head, data[: head.length])
             return
         try:
+            if head.length > 0 and self._app.passes_on(head):
+                self._app.preflight(head)
+                self._pass_on(head, data)
+                return
             self._bodies.check(head.length)
             self._app.preflight(head)
             self._memory = Held(self._bodies)
@@ -229,6 +242,33 @@ class Connection(asyncio.BufferedProtocol):
         self._view = memoryview(own)
         self._view[: len(data)] = data
         self._filled = len(data)
+
+    def _pass_on(self, head: Head, data: bytes) -> None:
+        if head.expects:
+            self.transport.write(_CONTINUE)
+        self._busy_head = head
+        self._since = time.monotonic()
+        self.incoming = Incoming(head.length, self._stop_reading, self._go_on_reading)
+        self.incoming.feed(data)
+        self._app.handle(self, head, b"")
+
+    def _piece_came(self, incoming: Incoming, data: bytes) -> None:
+        size = incoming.left
+        if size:
+            self._since = time.monotonic() if size > len(data) else 0.0
+            incoming.feed(data[:size])
+        if len(data) > size:
+            self._hold(data[size:])
+
+    def _stop_reading(self) -> None:
+        self._since = 0.0  # it is not the client that is awaited
+        if not self._closing:
+            self.transport.pause_reading()
+
+    def _go_on_reading(self) -> None:
+        self._since = time.monotonic()
+        if not self._closing and not self._paused:
+            self.transport.resume_reading()
 
     def _body_came(self, size: int) -> None:
         self._filled += size
@@ -304,6 +344,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _keeps(self, head: Head | None, headers: Headers) -> bool:
         keeps = head is not None and head.keeps and not self._app.draining and _CLOSE not in headers
+        if self.incoming is not None and self.incoming.left:
+            keeps = False  # nobody reads the rest of this body
         if not keeps and _CLOSE not in headers:
             headers.append(_CLOSE)
         elif head is not None and keeps and not head.is_http11:
@@ -339,6 +381,9 @@ class Connection(asyncio.BufferedProtocol):
     def _done(self, *, keeps: bool) -> None:
         self.owner = None
         self._busy_head = None
+        if self.incoming is not None:
+            self.incoming = None
+            self.transport.resume_reading()
         self._release()
         if not keeps:
             self._close()
@@ -393,6 +438,9 @@ class Connection(asyncio.BufferedProtocol):
             self.abort()
         elif not self._since or self._closing:
             return
+        elif self.incoming is not None:
+            if now - self._since > BODY_IDLE_S:
+                self.incoming.fail(DeadlineExceeded("the request's body did not come in time"))
         elif self._head is not None:
             if now - self._since > BODY_IDLE_S:
                 self._refuse(self._head, DeadlineExceeded("the request's body did not come in time"))

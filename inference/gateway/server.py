@@ -39,6 +39,12 @@ from inference.gateway.grpc.door import Door
 from inference.gateway.listener import Listener
 from inference.gateway.live_doors import LiveDoors
 from inference.gateway.live_settings import LINE, LiveSettings
+from inference.gateway.openai.completions import Completions
+from inference.gateway.openai.doors import OpenAI
+from inference.gateway.openai.embeddings import Embeddings
+from inference.gateway.openai.files import Files
+from inference.gateway.openai.models import Models
+from inference.gateway.openai.responses import Responses
 from inference.gateway.predict import Predict
 from inference.gateway.repository import Repository
 from inference.gateway.rest import Rest
@@ -104,9 +110,14 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
         extensions=_extensions(config),
     )
     predict = Predict(plane, limit_bytes=config.max_body_bytes, regions=regions, forward=config.header_forward_pattern)
-    repository = Repository(rest, config.console_url)
+    repository, files = Repository(rest, config.console_url), Files(rest, config.console_url)
     rooms = Rooms(
-        rest, Generate(plane), LiveDoors(plane, rest, settings), repository, SharedDoors(plane, rest, regions)
+        rest,
+        Generate(plane),
+        LiveDoors(plane, rest, settings),
+        repository,
+        SharedDoors(plane, rest, regions),
+        OpenAI(Completions(plane), Embeddings(plane), Models(plane, rest), files, Responses(plane, rest)),
     )
     for handler in logging.getLogger().handlers:
         handler.addFilter(settings.allows)
@@ -129,7 +140,7 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     await _drain(plane, streams, server, grpc_door, config.drain_s)
     for task in work:
         task.cancel()
-    await asyncio.gather(*work, repository.close(), return_exceptions=True)
+    await asyncio.gather(*work, repository.close(), files.close(), return_exceptions=True)
     if spans is not None:
         await asyncio.to_thread(spans.close)
 

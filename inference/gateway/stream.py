@@ -29,6 +29,7 @@ from inference.gateway import envelopes, rfc6455
 from inference.gateway.admission import Caller
 from inference.gateway.asking import Asking
 from inference.gateway.dataplane import Asked, DataPlane
+from inference.gateway.openai import chatting
 from inference.gateway.sockets import Socket
 from inference.gateway.table import Endpoint
 
@@ -142,6 +143,8 @@ class Stream:
         if kind in _INFERS:
             given = envelopes.generate_body(head, body) if kind == "generate" else None
             self._ask(Asking(self, body, rest, given, is_text=is_text), body)
+        elif kind in chatting.KINDS:
+            self._ask(chatting.Chatting(self, body, head, is_text=is_text), body)
         elif kind == "cancel":
             self._cancel(body.id)
         elif kind == "credit":
@@ -168,7 +171,7 @@ class Stream:
         self._check_new(asking.id)
         name, number = self._target(body)
         caller, endpoint = self._admit(name)
-        asked = Asked(caller, endpoint, number, body.session or self.sticky, self.timeout_ms)
+        asked = Asked(caller, endpoint, number, body.session or self.sticky, self.timeout_ms, asking.most_ms)
         self.plane.start(asking, asked, asking.read)
         self._add(asking.id, asking)
 

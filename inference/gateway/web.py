@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from http import HTTPStatus
 
 from inference.gateway.heads import Head
+from inference.gateway.incoming import Incoming
 
 Headers = list[tuple[bytes, bytes]]
 Given = dict[bytes, bytes]
@@ -19,8 +20,9 @@ _REASONS = {status.value: status.phrase for status in HTTPStatus}
 
 @dataclass(slots=True)
 class Request:
-    """A request whose body is all there. name, number: endpoint and version of its address; rest: what else the
-    route's pattern caught. `id` is the client's own request id where it sent a good one.
+    """A request whose body is all there, or comes as `incoming` where it is passed on. name, number: endpoint and
+    version of its address; rest: what else the route's pattern caught. `id` is the client's own request id where it
+    sent a good one.
     """
 
     head: Head
@@ -30,6 +32,7 @@ class Request:
     name: str = ""
     number: int | None = None
     rest: tuple[str, ...] = ()
+    incoming: Incoming | None = None
 
     @property
     def method(self) -> str:

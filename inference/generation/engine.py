@@ -21,7 +21,7 @@ from inference.generation.grammar import MaskWanted
 from inference.generation.plan import Flat, Item, Plan, flatten
 from inference.generation.requests import Output, Request, Run
 from inference.generation.sampler import Rows, Sampled, Sampler
-from inference.generation.scheduler import Scheduler
+from inference.generation.scheduler import Counts, Scheduler
 from inference.generation.sequence import Sequence, Status
 from inference.models.language import LanguageModel, Step
 from inference.runtime.runner import is_out_of_memory
@@ -75,7 +75,7 @@ class Engine:
         self.spent = Spent()
         self.drafts = drafts
         self.sampler = Sampler(model.facts.vocabulary, str(getattr(model, "device", "cpu")))
-        self._grammars = grammars
+        self.grammars = grammars
         self._clock = clock
         self._runs: dict[int, Run] = {}
         self._host: dict[int, torch.Tensor] = {}
@@ -123,6 +123,12 @@ class Engine:
     def fail_all(self, error: SerinusError) -> list[Output]:
         """Ends everything with `error`."""
         return self._fail(list(self._runs.values()), error)
+
+    def forget(self) -> None:
+        """Sums and prefixes of the warm-up are nobody's."""
+        self.spent = Spent()
+        self.scheduler.counts = Counts()
+        self.scheduler.pool.forget()
 
     def close(self) -> None:
         self._masks.shutdown(wait=False, cancel_futures=True)
@@ -222,15 +228,13 @@ class Engine:
             for one in asked
             if one.item.wants_logits and one.run.matcher is not None and one.run.matches
         ]
-        if not wanted or self._grammars is None:
+        if not wanted or self.grammars is None:
             return None
-        return self._masks.submit(_filled, self._grammars, wanted, rows)
+        return self._masks.submit(_filled, self.grammars, wanted, rows)
 
     # --- what it gave ---------------------------------------------------------------------------------------------
 
-    def _take(
-        self, plan: Plan, asked: list[Asked], logits: torch.Tensor, masks: Future[Masks] | None
-    ) -> list[Output]:
+    def _take(self, plan: Plan, asked: list[Asked], logits: torch.Tensor, masks: Future[Masks] | None) -> list[Output]:
         outputs: list[Output] = []
         told: dict[int, Output] = {}
         for one in asked:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 HOST_SHARE = 0.25  # of the memory that is free, where the version says nothing
 HOST_MOST_BYTES = 2 << 30
+WORK_BYTES = 256 << 20  # what a pass needs beside keys and values
 DEVICE_SHARE = 0.9
 
 
@@ -32,12 +33,17 @@ class CacheSize:
 
 
 def cache_size(
-    model: LanguageModel, settings: GenerationSettings, *, device: str = "cpu", device_bytes: int = 0
+    model: LanguageModel,
+    settings: GenerationSettings,
+    *,
+    device: str = "cpu",
+    device_bytes: int = 0,
+    left_bytes: int = 0,
 ) -> CacheSize:
     """As many blocks as `cache_bytes` says, else as the free memory allows, and never more than all sequences can use.
 
-    device_bytes: what this process may take of its accelerator in all, 0 for what is free. Raises Rejected where not
-    even one sequence of 16 blocks fits.
+    device_bytes: what this process may take of its accelerator in all, 0 for what is free; left_bytes: of the host's
+    memory before this process meets its bound, 0 for none. Raises Rejected where not even 16 blocks fit.
     """
     one = model.block_bytes(settings.block_size)
     per_sequence = -(-model.facts.max_context // settings.block_size)
@@ -45,6 +51,7 @@ def cache_size(
     room = settings.cache_bytes or _free_bytes(device, device_bytes)
     if not settings.cache_bytes and device == "cpu":
         room = max(min(room, HOST_MOST_BYTES), min(per_sequence * one, psutil.virtual_memory().available // 2))
+        room = min(room, max(0, left_bytes - WORK_BYTES)) if left_bytes else room
     blocks = min(most, room // one)
     if blocks < min(16, per_sequence):
         raise Rejected(

@@ -111,7 +111,7 @@ class Sampler:
         self._top_p[slot] = sampling.top_p
         self._top_k[slot] = sampling.top_k if 0 < sampling.top_k < self.vocabulary else self.vocabulary
         seed = sampling.seed if sampling.seed is not None else secrets.randbits(64)
-        self._seed[slot] = _mixed(np.array([(seed & (1 << 64) - 1)], np.uint64) + np.uint64(choice) * _GOLDEN)[0]
+        self._seed[slot] = _mixed(np.array([(seed + choice * int(_GOLDEN)) & (1 << 64) - 1], np.uint64))[0]
         self._logprobs[slot] = -1 if sampling.logprobs is None else sampling.logprobs
         self._penalties[slot] = sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty
         self._place[slot] = self._place_for(slot, prompt)
@@ -208,7 +208,9 @@ class Sampler:
         found = tokens.tolist()
         return Sampled(found, *self._logprobs_of(told, top, found, slots))
 
-    def logprobs(self, logits: torch.Tensor, tokens: Sequence[int], top: int) -> tuple[list[float], list[list[int]], list[list[float]]]:
+    def logprobs(
+        self, logits: torch.Tensor, tokens: Sequence[int], top: int
+    ) -> tuple[list[float], list[list[int]], list[list[float]]]:
         """The model's log-probability of `tokens` after each row, and the `top` likeliest there: for prompts."""
         told = torch.log_softmax(logits, dim=-1)
         own = told.gather(1, torch.tensor(list(tokens), device=told.device)[:, None])[:, 0]
@@ -296,7 +298,9 @@ class Sampler:
                 break
         return found
 
-    def _kept(self, logits: torch.Tensor, slots: Ints, most: int) -> tuple[torch.Tensor, torch.Tensor, np.ndarray[Any, Any]]:
+    def _kept(
+        self, logits: torch.Tensor, slots: Ints, most: int
+    ) -> tuple[torch.Tensor, torch.Tensor, np.ndarray[Any, Any]]:
         """(probabilities with 0 for what is filtered out [R, most], ids [R, most], rows [R] where no more were kept)."""
         device = logits.device
         top_k = torch.from_numpy(self._top_k[slots]).to(device)[:, None]

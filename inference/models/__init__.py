@@ -18,11 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["LOADERS", "LoadContext", "Model", "load"]
 
+LANGUAGE = frozenset({Format.HF_DECODER, Format.GGUF})
 LOADERS: dict[Format, str] = {
     Format.ECHO: "inference.models.echo",
     Format.TORCH_EXPORT: "inference.models.on_torch.export",
     Format.TORCHSCRIPT: "inference.models.on_torch.torchscript",
     Format.HF_ENCODER: "inference.models.on_torch.hf_encoder",
+    Format.HF_DECODER: "inference.models.on_torch.language",
+    Format.GGUF: "inference.models.on_torch.language",
     Format.JAX_EXPORT: "inference.models.on_jax.export",
     Format.ONNX: "inference.models.on_onnx.session",
     Format.PYTHON: "inference.models.python_package",
@@ -46,7 +49,7 @@ def load(format: str, context: LoadContext) -> Model:  # noqa: A002 (the field's
             check="load",
         ) from None
     settings = context.settings
-    if settings.generation is not None:
+    if settings.generation is not None and format not in LANGUAGE:
         raise Rejected(
             f"the settings `generation` are for language models, and this is {format}",
             remedy="upload it without generation",
@@ -59,6 +62,8 @@ def load(format: str, context: LoadContext) -> Model:  # noqa: A002 (the field's
             check="load",
         )
     loader = cast("Callable[[LoadContext], Model]", importlib.import_module(room).load)
+    if format in LANGUAGE:
+        return loader(context)
     model = shaped(_as_clients_see_it(loader, context), context)
     if settings.bucket_lengths and format != Format.HF_ENCODER:
         return bucketed(model, settings.bucket_lengths)

@@ -65,7 +65,9 @@ class VariantRoute(msgspec.Struct, frozen=True):
 
 
 class EndpointRoute(msgspec.Struct, frozen=True):
-    """A public name. `salt` seeds the stable hash that assigns callers to variants."""
+    """A public name. `salt` seeds the stable hash that assigns callers to variants. created_unix_s, team: since when it
+    is there and whose it is, 0 and "" where that is not said.
+    """
 
     name: str
     model: str
@@ -74,6 +76,8 @@ class EndpointRoute(msgspec.Struct, frozen=True):
     timeout_ms: int
     queue_limit: int
     variants: list[VariantRoute] = msgspec.field(default_factory=list)
+    created_unix_s: int = 0
+    team: str = ""
 
 
 class KeyRoute(msgspec.Struct, frozen=True):

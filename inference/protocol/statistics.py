@@ -7,6 +7,8 @@ Every request of a batch is charged the batch's whole compute times and its own 
 
 from __future__ import annotations
 
+from bisect import bisect_left
+
 import msgspec
 
 
@@ -33,12 +35,79 @@ class BatchStatistics(msgspec.Struct):
     compute_output: Duration = msgspec.field(default_factory=Duration)
 
 
+class Histogram(msgspec.Struct):
+    """edges: upper ones, s; counts: one more, for what is above; total: sum of the values, s."""
+
+    edges: tuple[float, ...] = ()
+    counts: list[int] = msgspec.field(default_factory=list)
+    total: float = 0.0
+
+    @staticmethod
+    def over(edges: tuple[float, ...]) -> Histogram:
+        return Histogram(edges, [0] * (len(edges) + 1))
+
+    def observe(self, value: float, times: int = 1) -> None:
+        self.counts[bisect_left(self.edges, value)] += times
+        self.total += value * times
+
+    def merge(self, other: Histogram) -> None:
+        """Adds `other`, which has these edges, or none yet."""
+        if not other.edges:
+            return
+        if not self.edges:
+            self.edges, self.counts = other.edges, [0] * len(other.counts)
+        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
+        self.total += other.total
+
+
+class GenerationStatistics(msgspec.Struct):
+    """What a language model's replica did. running, waiting: sequences now; cache_usage: 0..1 of the blocks for keys
+    and values (of several replicas, the sum: divide by `replicas`). prefix_queries, prefix_hits: prompt tokens, and
+    those of them that the prefix cache had. drafted, accepted: tokens. first_token: s from arrival; next_token: s from
+    one token to the next. finished: answers by finish reason. iterations: passes, and where their time went.
+    """
+
+    replicas: int = 1
+    running: int = 0
+    waiting: int = 0
+    cache_usage: float = 0.0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    preempted: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    iterations: int = 0
+    scheduling_ns: int = 0
+    forward_ns: int = 0
+    sampling_ns: int = 0
+    first_token: Histogram = msgspec.field(default_factory=Histogram)
+    next_token: Histogram = msgspec.field(default_factory=Histogram)
+    finished: dict[str, int] = msgspec.field(default_factory=dict)
+
+    def forget_now(self) -> None:
+        """Leaves the sums: this replica is gone."""
+        self.replicas = self.running = self.waiting = 0
+        self.cache_usage = 0.0
+
+    def merge(self, other: GenerationStatistics) -> None:
+        """Adds another replica's."""
+        for name in self.__struct_fields__:
+            if name not in {"first_token", "next_token", "finished"}:
+                setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.first_token.merge(other.first_token)
+        self.next_token.merge(other.next_token)
+        for reason, count in other.finished.items():
+            self.finished[reason] = self.finished.get(reason, 0) + count
+
+
 class ModelStatistics(msgspec.Struct):
     """Sums of one replica, or of several that were merged.
 
     inference_count: rows; execution_count: passes; last_inference_ms: unix time of the newest. rejected: refusals by
     error code; cancelled: dropped before they ran; padded_rows and padding_elements over elements: work done for
-    nothing; queue_depth, in_flight: now. memory: bytes by device.
+    nothing; queue_depth, in_flight: now. memory: bytes by device. generation: of language models only.
     """
 
     last_inference_ms: int = 0
@@ -62,6 +131,7 @@ class ModelStatistics(msgspec.Struct):
     in_flight: int = 0
     open_sequences: int = 0
     memory: dict[str, int] = msgspec.field(default_factory=dict)
+    generation: GenerationStatistics | None = None
 
     def merge(self, other: ModelStatistics) -> None:
         """Adds another replica's sums to these."""
@@ -77,6 +147,9 @@ class ModelStatistics(msgspec.Struct):
         for mine, theirs in ((self.rejected, other.rejected), (self.memory, other.memory)):
             for key, count in theirs.items():
                 mine[key] = mine.get(key, 0) + count
+        if other.generation is not None:
+            self.generation = self.generation or GenerationStatistics(replicas=0)
+            self.generation.merge(other.generation)
 
 
 _DURATIONS = (

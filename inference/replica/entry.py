@@ -24,10 +24,11 @@ from inference.config import BadSetting, integer
 from inference.errors import OutOfMemory, Rejected, SerinusError
 from inference.models import LoadContext, load
 from inference.protocol.child import StartReplica, StartValidation
+from inference.protocol.generation import PLATFORM
 from inference.protocol.messages import Hello
 from inference.protocol.signatures import public_signature
 from inference.protocol.status import ReplicaPhase
-from inference.replica import executors, heartbeat
+from inference.replica import executors, heartbeat, language_start
 from inference.replica.control import Control
 from inference.replica.ground import lay_out
 from inference.replica.lifecycle import EXIT_HUNG, EXIT_NOT_LOADED, Lifecycle
@@ -36,6 +37,7 @@ from inference.replica.server import Served, Server
 from inference.runtime import devices, samples
 from inference.runtime.runner import Runner, is_out_of_memory
 from inference.runtime.warmup import WarmUp, warm_up, warm_up_stream
+from inference.runtime.work import Executor
 
 log = logging.getLogger(__name__)
 WARM_REPEATS = 2
@@ -47,12 +49,13 @@ DELAY = "TRITONSERVER_DELAY_SCHEDULER"
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model that is warm, and how it is to be run."""
+    """A model that is warm, and how it is to be run. language: of a language model, whose runner only holds it."""
 
     runner: Runner
     settings: RuntimeSettings
     warm: WarmUp
     device: str
+    language: language_start.Language | None = None
 
 
 def run_replica(message: StartReplica, control_fd: int, listener_fd: int) -> int:
@@ -109,6 +112,9 @@ def _prepare(message: StartReplica, life: Lifecycle, control: Control, *, keep: 
     context = LoadContext(ground.artifact, settings, device, threads, *bounds, spec.model)
     runner = Runner(load(spec.format, context), rejects_nonfinite=settings.nan_policy == "reject")
     life.move(ReplicaPhase.WARMING)
+    if runner.signature.platform == PLATFORM:
+        language = language_start.prepare(runner, context)
+        return Loaded(runner, settings, WarmUp({}, {}), device, language)
     own = samples.read(ground.artifact, settings.warmup, batched=bool(runner.signature.max_batch_size))
     if settings.decoupled:
         return Loaded(runner, settings, warm_up_stream(runner, samples=own), device)
@@ -164,8 +170,13 @@ async def _serve(message: StartReplica, loaded: Loaded, life: Lifecycle, control
 
 def _server(message: StartReplica, loaded: Loaded, hung: Callable[[], None]) -> Server:
     spec, settings = message.spec, loaded.settings
-    signature = public_signature(loaded.runner.signature, settings)
-    executor = executors.make(loaded.runner, settings, loaded.warm, on_hang=hung, model=spec.model)
+    executor: Executor
+    if loaded.language is not None:
+        signature = loaded.runner.signature  # gateways ask by the tensors that clients do not see
+        executor = language_start.executor(loaded.runner, loaded.language, settings, on_hang=hung)
+    else:
+        signature = public_signature(loaded.runner.signature, settings)
+        executor = executors.make(loaded.runner, settings, loaded.warm, on_hang=hung, model=spec.model)
     hello = Hello(spec.id, spec.generation, spec.model, spec.version, settings.queue_limit)
     return Server(Served(hello, signature), executor)
 

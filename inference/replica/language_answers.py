@@ -73,16 +73,13 @@ class Answers:
             used += 1  # the token that ended it was made too
         said.made += used
         finish = "stop" if stopped is not None else output.finish
-        if not said.has_begun and self._asked.echo:
-            pushed_text = self._prepared.text + pushed.text
-        else:
-            pushed_text = pushed.text
+        echoed = self._prepared.text if self._asked.echo and not said.has_begun else ""
         reason: str | int | None = stopped
         if stopped is None and output.stop_token is not None and output.stop_token not in self._eos:
             reason = output.stop_token
         piece = Piece(
             output.run.index,
-            pushed_text,
+            echoed + pushed.text,
             pushed.reasoning,
             pushed.tools,
             output.tokens[:used] if self._asked.return_token_ids else [],
@@ -139,7 +136,7 @@ class Answers:
 
 
 def _finite(value: float) -> float:
-    return value if value > NO_LOGPROB else NO_LOGPROB
+    return max(NO_LOGPROB, value)
 
 
 def _is_something(piece: Piece) -> bool:

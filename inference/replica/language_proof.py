@@ -15,6 +15,7 @@ import msgspec
 from inference.artifacts import causal, lora
 from inference.errors import Rejected
 from inference.generation import perplexity
+from inference.generation.memory import cache_size
 from inference.models import LoadContext, load
 from inference.models.language_tokenizer import LanguageTokenizer, load_tokenizer
 from inference.protocol.generation import language_signature
@@ -61,7 +62,8 @@ def prove(state: Run, verdict: Verdict, folder: Path, walls: Walls) -> None:
     with checklist.step("latency") as step:
         latency_ms, per_s = _latency(model, ids, (state.settings.generation or GenerationSettings()).max_num_seqs)
         seen = msgspec.structs.replace(seen, prompt_tokens_per_s=round(per_s, 1))
-        peak = max(0, amounts.peak_bytes() - baseline)
+        cache = cache_size(model, state.settings.generation or GenerationSettings(), device=state.message.spec.device)
+        peak = max(0, amounts.peak_bytes() - baseline) + cache.bytes
         model.close()
         del model
         if seen.quantization != "none":
@@ -180,7 +182,7 @@ def _spoken(seen: LanguageSeen) -> str:
 
 def _timed(latency_ms: dict[int, float], seen: LanguageSeen, peak: int) -> str:
     listed = ", ".join(f"{ms:g} ms at {rows}" for rows, ms in latency_ms.items())
-    said = f"one step takes {listed}; {seen.prompt_tokens_per_s:g} prompt tokens/s; peak memory {amounts.size(peak)}"
+    said = f"one step takes {listed}; {seen.prompt_tokens_per_s:g} prompt tokens/s; memory with a full cache {amounts.size(peak)}"
     if seen.perplexity_plain:
         change = seen.perplexity / seen.perplexity_plain - 1
         said += f"; {seen.quantization} weights change perplexity {seen.perplexity_plain:.2f} to {seen.perplexity:.2f} ({change:+.1%})"

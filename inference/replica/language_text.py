@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from inference.errors import InvalidInput, NotFound
+from inference.errors import InvalidInput, NotFound, Unsupported
 from inference.generation.detokenizer import Decoders, Detokenizer
 from inference.generation.formatter import Choice
-from inference.generation.grammar import Grammars
+from inference.generation.grammar import Grammar, Grammars
 from inference.generation.reasoning import CLOSE, Reasoning, opens_reasoning, reasoning_parser_for
 from inference.generation.requests import Request
 from inference.generation.templates import ChatTemplates
@@ -94,16 +93,12 @@ class LanguageText:
         self._tool_parser = tool_parser_for(facts.family, self._templates.source, settings.tool_parser)
         self._thinks = reasoning_parser_for(settings.reasoning_parser, self._templates.source) == "think"
         self._close_id: int | None = tokenizer.backend.token_to_id(CLOSE)
-        self._grammars: Grammars | None = None
-        self._lock = threading.Lock()
-
-    @property
-    def grammars(self) -> Grammars:
-        """Made when first needed. Raises Unsupported for a tokenizer that cannot be used."""
-        with self._lock:
-            if self._grammars is None:
-                self._grammars = Grammars(self.tokenizer, vocabulary_size=self.facts.vocabulary, stops=self.stops)
-            return self._grammars
+        self.grammars: Grammars | None
+        self._no_grammars = ""
+        try:
+            self.grammars = Grammars(tokenizer, vocabulary_size=facts.vocabulary, stops=self.stops)
+        except Unsupported as error:
+            self.grammars, self._no_grammars = None, error.message
 
     # --- requests -------------------------------------------------------------------------------------------------
 
@@ -114,7 +109,7 @@ class LanguageText:
         text, ids = self.prompt(asked.prompt, special=asked.add_special_tokens)
         manner = self._manner(asked, text)
         limit = self._limit(sampling, len(ids))
-        grammar = self.grammars.compile(manner.structure) if manner.structure is not None else None
+        grammar = self._compiled(manner.structure) if manner.structure is not None else None
         request = Request(
             ids,
             sampling,
@@ -146,6 +141,11 @@ class LanguageText:
         if ids and max(ids) >= self.facts.vocabulary:
             raise InvalidInput("the text has a token that the model has no embedding for")
         return ids
+
+    def _compiled(self, structure: Structure) -> Grammar:
+        if self.grammars is None:
+            raise Unsupported(self._no_grammars)
+        return self.grammars.compile(structure)
 
     def _limit(self, sampling: Sampling, prompt: int) -> int:
         most = self.max_context
@@ -230,38 +230,41 @@ class LanguageText:
         return raw.decode("utf-8", "replace"), raw
 
 
+BOUNDS: dict[str, tuple[float, float]] = {
+    "temperature": (0, 100),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+    "top_k": (-1, 1 << 31),
+    "repetition_penalty": (0, 100),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "min_tokens": (0, 1 << 31),
+    "max_tokens": (0, 1 << 31),
+    "logprobs": (0, MAX_TOP_LOGPROBS),
+    "prompt_logprobs": (0, MAX_TOP_LOGPROBS),
+    "n": (1, MAX_CHOICES),
+}
+ABOVE_ZERO = ("top_p", "repetition_penalty")
+
+
 def check_sampling(sampling: Sampling, vocabulary: int) -> None:
     """Raises InvalidInput that names the parameter."""
-    bounds: dict[str, tuple[float, float]] = {
-        "temperature": (0, 100),
-        "top_p": (0, 1),
-        "min_p": (0, 1),
-        "top_k": (-1, 1 << 31),
-        "presence_penalty": (-2, 2),
-        "frequency_penalty": (-2, 2),
-        "min_tokens": (0, 1 << 31),
-        "n": (1, MAX_CHOICES),
-    }
-    for name, (low, high) in bounds.items():
-        if not low <= getattr(sampling, name) <= high:
-            raise InvalidInput(f"{name} must be {low:g} to {high:g}, not {getattr(sampling, name):g}")
-    if not sampling.top_p > 0:
-        raise InvalidInput("top_p must be above 0")
-    if not 0 < sampling.repetition_penalty <= 100:
-        raise InvalidInput("repetition_penalty must be above 0")
-    if sampling.max_tokens is not None and sampling.max_tokens < 0:
-        raise InvalidInput("max_tokens must be at least 1")
+    for name, (low, high) in BOUNDS.items():
+        value = getattr(sampling, name)
+        if value is not None and not low <= value <= high:
+            raise InvalidInput(f"{name} must be {low:g} to {high:g}, not {value:g}")
+    for name in ABOVE_ZERO:
+        if getattr(sampling, name) == 0:
+            raise InvalidInput(f"{name} must be above 0")
     if sampling.max_tokens is not None and sampling.min_tokens > sampling.max_tokens:
         raise InvalidInput(f"min_tokens ({sampling.min_tokens}) is more than max_tokens ({sampling.max_tokens})")
-    for name in ("logprobs", "prompt_logprobs"):
-        if not 0 <= (getattr(sampling, name) or 0) <= MAX_TOP_LOGPROBS:
-            raise InvalidInput(f"{name} must be 0 to {MAX_TOP_LOGPROBS}")
     if len(sampling.stop_token_ids) > MAX_STOP_IDS:
         raise InvalidInput(f"{len(sampling.stop_token_ids)} stop_token_ids are too many: {MAX_STOP_IDS} is the most")
-    if wrong := [token for token in sampling.logit_bias if not 0 <= token < vocabulary]:
-        raise InvalidInput(f"logit_bias names {wrong[0]}, which is no token id: they are 0 to {vocabulary - 1}")
-    if any(not -100 <= value <= 100 for value in sampling.logit_bias.values()):
-        raise InvalidInput("a logit_bias is -100 to 100")
+    for token, value in sampling.logit_bias.items():
+        if not 0 <= token < vocabulary:
+            raise InvalidInput(f"logit_bias names {token}, which is no token id: they are 0 to {vocabulary - 1}")
+        if not -100 <= value <= 100:
+            raise InvalidInput(f"a logit_bias is -100 to 100, not {value:g}")
 
 
 def from_parameters(text: str, parameters: Mapping[str, Scalar]) -> Generate:
@@ -278,8 +281,8 @@ def from_parameters(text: str, parameters: Mapping[str, Scalar]) -> Generate:
         sampling = msgspec.convert(known, Sampling, strict=False)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"a parameter has a wrong type: {error}") from None
-    echoes = parameters.get("exclude_input_in_output", True) in {False, "false", 0}
-    streams = parameters.get("stream", False) in {True, "true", 1}
+    echoes = parameters.get("exclude_input_in_output", True) in {False, "false"}
+    streams = parameters.get("stream", False) in {True, "true"}
     return Generate(text, sampling, stream=streams, echo=echoes)
 
 
@@ -290,4 +293,3 @@ def _listed(stop: str) -> list[str]:
         except (msgspec.DecodeError, msgspec.ValidationError):
             pass
     return [stop]
-

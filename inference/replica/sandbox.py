@@ -241,6 +241,12 @@ def _set_limits(limits: Limits, *, device: str) -> None:
         resource.setrlimit(resource.RLIMIT_AS, _within(resource.RLIMIT_AS, whole))
 
 
+def memory_left() -> int:
+    """Bytes of private memory that this process may still take; 0 where nothing bounds it."""
+    bound, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    return 0 if bound == resource.RLIM_INFINITY else max(1, bound - memory_in_use()[1])
+
+
 def memory_in_use() -> tuple[int, int]:
     """(address space, private writable memory) of this process in bytes, as RLIMIT_AS and RLIMIT_DATA count them."""
     found = {"VmSize": 0, "VmData": 0}

@@ -26,6 +26,7 @@ MAX_FRAME_BYTES = 1 << 30
 OPEN_S = 10.0
 SLACK_S = 5.0
 CREDIT = 8
+CHAT_S, CHAT_CREDIT = 600.0, 64
 PROTOCOL = "serinus.v1"
 
 Frame = tuple[dict[str, Any], memoryview]
@@ -151,6 +152,59 @@ class Stream:
             frame, _ = await request.next()
             request.is_over = frame.get("final", True)
         return {name: value for name, value in frame.items() if name not in {"id", "type", "final"}}
+
+    async def chat(
+        self,
+        model: str,
+        messages: list[dict[str, Any]],
+        *,
+        version: int | None = None,
+        timeout_s: float = CHAT_S,
+        credit: int = CHAT_CREDIT,
+        **body: Any,
+    ) -> AsyncIterator[dict[str, Any]]:
+        """A chat's chunks as OpenAI's API has them; `body` are its other fields (temperature, tools, ...). Leaving the
+        loop early ends the generation. Raises as `infer`.
+        """
+        given = {"model": model, "messages": messages, **body}
+        async for chunk in self._chunks("chat", given, version=version, timeout_s=timeout_s, credit=credit):
+            yield chunk
+
+    async def completion(
+        self,
+        model: str,
+        prompt: str | list[int],
+        *,
+        version: int | None = None,
+        timeout_s: float = CHAT_S,
+        credit: int = CHAT_CREDIT,
+        **body: Any,
+    ) -> AsyncIterator[dict[str, Any]]:
+        """As `chat`, of a plain prompt."""
+        given = {"model": model, "prompt": prompt, **body}
+        async for chunk in self._chunks("completion", given, version=version, timeout_s=timeout_s, credit=credit):
+            yield chunk
+
+    async def _chunks(
+        self, kind: str, body: dict[str, Any], *, version: int | None, timeout_s: float, credit: int
+    ) -> AsyncIterator[dict[str, Any]]:
+        parameters = {"timeout": int(timeout_s * 1e6)}
+        frame = {"type": kind, "credit": credit, "parameters": parameters, "body": body}
+        if version is not None:
+            frame["version"] = version
+        async with _Request(self, timeout_s) as request:
+            await request.send(json.dumps({**frame, "id": request.id}))
+            taken = 0
+            while True:
+                found, _ = await request.next()
+                if found.get("type") == "done":
+                    request.is_over = True
+                    return
+                yield found["data"]
+                taken += 1
+                if taken == credit // 2:
+                    await self._send(json.dumps({"type": "credit", "id": request.id, "n": taken}))
+                    taken = 0
 
     def sequence(self, model: str, identity: int | str, *, version: int | None = None) -> Sequence:
         """A stateful sequence: `async with stream.sequence("vad", 7) as speaker: await speaker.infer(inputs)`."""

@@ -78,7 +78,7 @@ def token_secret() -> str:
 
 def build_table(*, secret: str = "") -> RoutingTable:
     """The table as the rows have it now, in one fixed order, so that equal rows give equal bytes. Generation 0."""
-    endpoints = list(Endpoint.objects.select_related("model").order_by("name"))
+    endpoints = list(Endpoint.objects.select_related("model", "team").order_by("name"))
     variants: dict[int, list[Variant]] = {}
     rows = Variant.objects.select_related("version").order_by("endpoint_id", "version__number")
     for variant in rows:
@@ -154,6 +154,8 @@ def _endpoint(
         timeout_ms=endpoint.timeout_ms,
         queue_limit=endpoint.queue_limit,
         variants=[_variant(v, replicas, steps.get(v.version_id, [])) for v in variants if v.version.signature],
+        created_unix_s=int(endpoint.created_at.timestamp()),
+        team=endpoint.team.name,
     )
 
 

@@ -149,6 +149,8 @@ def _welcome(config: UpConfig, shown: dict[str, Any], platform: Platform, *, as_
         if shown.get("curl"):
             out.print("Try it:\n")
             sys.stdout.write(shown["curl"] + "\n\n")
+        if shown.get("chat"):
+            sys.stdout.write(shown["chat"] + "\n\n")
         out.print("Ctrl-C stops everything.")
     sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""`python -m serinus.demo digits | digits-torch | digits-jax | minilm | vad OUTDIR`: one JSON line of what was made.
+"""`python -m serinus.demo digits | digits-torch | digits-jax | minilm | vad | smollm2 OUTDIR`: one JSON line of what was made.
 
 `digits` makes OUTDIR/torch and OUTDIR/jax: two versions of one model, with the same inputs and outputs. Each folder is
 what one uploads; OUTDIR/sample_input.json is a request to try it with.
@@ -17,6 +17,7 @@ MAKERS = {
     "digits-jax": ("serinus.demo.digits_jax", "jax"),
     "minilm": ("serinus.demo.minilm", "minilm"),
     "vad": ("serinus.demo.vad", "vad"),
+    "smollm2": ("serinus.demo.smollm2", "smollm2"),
 }
 
 

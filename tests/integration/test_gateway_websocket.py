@@ -122,7 +122,7 @@ async def test_many_are_in_flight_and_come_back_as_they_are_ready(connect, repli
     [
         ("{", "malformed"), ("[]", "malformed"), ("\x00", "malformed"), ('{"id":1}', "malformed"), ("[" * 5000, "malformed"),
         (json.dumps(request()), "invalid_input"), ('{"id":"x"}', "invalid_input"),
-        ('{"type":"chat","id":"x"}', "unsupported"), ('{"type":"generate"}', "invalid_input"),
+        ('{"type":"talk","id":"x"}', "unsupported"), ('{"type":"chat","id":"x"}', "invalid_input"), ('{"type":"generate"}', "invalid_input"),
         ('{"type":"stats"}', "invalid_input"), ('{"id":"x","credit":-1}', "malformed"),
         ('{"id":"x","version":"one"}', "invalid_input"), ('{"id":"x","model":"big"}', "invalid_input"),
         (json.dumps({"id": "x" * 257} | request()), "invalid_input"),

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from inference.protocol.generation import language_signature
 from inference.protocol.routes import EndpointRoute, VariantRoute
 from tests.support.browser import Visitor, chromium, executable
+from tests.support.fake_language import FakeLanguage
 from tests.support.gateway_house import MLP, TEXT, House, until
 
 pytestmark = [
@@ -31,9 +33,12 @@ def house():
     found.replica("text")
     text = [VariantRoute(1, "primary", 10_000, TEXT, [found.route("text")])]
     mlp = VariantRoute(1, "primary", 10_000, MLP, [found.route()])
-    found.publish(
-        found.table([mlp], queue_limit=200, endpoints=[EndpointRoute("text", "t", "s", False, 5000, 100, text)])
-    )
+    found.replicas["lm"] = found.run(FakeLanguage(str(found.folder / "lm.sock"), name="lm").start())
+    language = [VariantRoute(1, "primary", 10_000, language_signature(), [found.route("lm")])]
+    endpoints = [
+        EndpointRoute("text", "t", "s", False, 5000, 100, text), EndpointRoute("lm", "l", "s", False, 600, 100, language),
+    ]  # fmt: skip
+    found.publish(found.table([mlp], queue_limit=200, endpoints=endpoints))
     found.gateway().wait_live().wait_ready().wait_ready("text")
     yield found
     found.close()
@@ -94,6 +99,33 @@ def test_a_stream_is_an_async_iterator_and_leaving_it_cancels(page, house):
     run(page, "for await (const _ of stream.stream('mlp', { x: row }, { parameters: { parts: 1000 } })) break")
     until(lambda: len(house.replicas["r1"].cancelled) > before, 2)
     house.replicas["r1"].latency_s = 0.0
+
+
+CHAT = "const say = (content) => [{ role: 'user', content }]; const seen = [];"
+
+
+def test_a_chat_comes_in_chunks_and_ends_when_it_is_left(page, house):
+    replica = house.replicas["lm"]
+    body = "{ credit: 1, body: { temperature: 0.5, stream_options: { include_usage: true } } }"
+    found = run(
+        page, f"{CHAT} for await (const c of stream.chat('lm', say('a b c'), {body})) seen.push(c); return seen"
+    )
+    assert "".join(one["choices"][0]["delta"].get("content", "") for one in found[:-1]) == "a b c"
+    assert found[-1]["usage"]["completion_tokens"] == 3
+    assert replica.asked[-1].sampling.temperature == 0.5
+    found = run(page, "const seen = []; for await (const c of stream.completion('lm', 'a b')) seen.push(c.choices[0].text);"
+                      "return seen")  # fmt: skip
+    assert found == ["a", " b"]
+    before = len(replica.cancelled)
+    run(page, f"{CHAT} for await (const _ of stream.chat('lm', say('slow' + ' w'.repeat(400)))) break")
+    until(lambda: len(replica.cancelled) == before + 1, 2)
+    work = "const c = new AbortController(); setTimeout(() => c.abort(), 100);"
+    talk = "for await (const _ of stream.chat('lm', say('slow' + ' w'.repeat(400)), { signal: c.signal })) ;"
+    assert run(page, CHAT + work + code_of(talk)) == "cancelled"
+    until(lambda: len(replica.cancelled) == before + 2, 2)
+    assert (
+        run(page, CHAT + code_of("await stream.chat('lm', say('a'), { body: { top_p: 7 } }).next()")) == "invalid_input"
+    )
 
 
 def test_a_signal_cancels(page, house):

@@ -205,5 +205,5 @@ class House:
         self._folder.cleanup()
 
 
-def key(name: str, secret: str, endpoints: list[str], expires: float | None = None) -> KeyRoute:
-    return KeyRoute(name, hashlib.sha256(secret.encode()).hexdigest(), endpoints, expires)
+def key(name: str, secret: str, endpoints: list[str], expires: float | None = None, **more) -> KeyRoute:
+    return KeyRoute(name, hashlib.sha256(secret.encode()).hexdigest(), endpoints, expires, **more)

@@ -51,6 +51,9 @@ class App:
         self.draining = self.holds = False
         self.preflight_error = None
 
+    def passes_on(self, head):
+        return False
+
     def preflight(self, head):
         if self.preflight_error:
             raise self.preflight_error

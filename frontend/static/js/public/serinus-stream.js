@@ -6,6 +6,7 @@
  *     const answer = await stream.infer("digits", { x: tensor("FP32", [1, 64], new Float32Array(64)) });
  *     answer.outputs.y.data;
  *     for await (const part of stream.stream("speech", { audio })) console.log(part.outputs);
+ *     for await (const chunk of stream.chat("smollm2", messages)) console.log(chunk.choices[0]?.delta.content);
  *
  * No dependencies. The protocol is in docs/websocket.md. A key in a page is seen by whoever opens the page: give it a
  * key of its own, with one endpoint, or a short-lived token.
@@ -25,6 +26,7 @@ const CREDIT = 8;
 const DEAD_MS = 50_000; // the server pings after 20 s of silence
 const OPEN_MS = 10_000;
 const SLACK_MS = 5_000;
+const GENERATION_MS = 3_600_000;
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 
@@ -282,6 +284,35 @@ export class SerinusStream {
       const [{ id, type, final, ...found }] = await this.#next(frames, head.id, options);
       isOver = final ?? true;
       return found;
+    } finally {
+      this.#end(head.id, isOver);
+    }
+  }
+
+  /** A chat's chunks as OpenAI's API has them. options: body (temperature, tools, ...), version, credit, timeoutMs (an
+   * hour), signal. Leaving the loop, or the signal, ends the generation. */
+  chat(model, messages, options = {}) {
+    return this.#chunks("chat", { ...options.body, model, messages }, options);
+  }
+
+  /** As `chat`, of a plain prompt. */
+  completion(model, prompt, options = {}) {
+    return this.#chunks("completion", { ...options.body, model, prompt }, options);
+  }
+
+  async *#chunks(type, body, given) {
+    const options = { timeoutMs: GENERATION_MS, ...given };
+    const head = { ...this.#head(body.model, options), type, credit: options.credit ?? CREDIT, body };
+    let isOver = false;
+    try {
+      const frames = this.#begin(head.id, JSON.stringify(head));
+      for (;;) {
+        const [frame] = await this.#next(frames, head.id, options);
+        isOver = frame.type === "done";
+        if (isOver) return;
+        yield frame.data;
+        this.#send(JSON.stringify({ type: "credit", id: head.id, n: 1 }));
+      }
     } finally {
       this.#end(head.id, isOver);
     }
