@@ -6,7 +6,7 @@ loops become half as wide here; LLVM makes of it what the machine has (AVX2, AVX
 depend on the rows beside it.
 """
 
-# mypy: disable-error-code="misc, no-untyped-call, untyped-decorator, no-any-return"
+# mypy: disable-error-code="misc, no-untyped-call, untyped-decorator, no-any-return, call-arg, import-untyped"
 from __future__ import annotations
 
 from typing import Any

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 Tensor = torch.Tensor
 PANEL = 32  # outputs whose weights lie together
 GROUPS = {8: 64, 4: 32}  # inputs that share a scale
-RANGES = tuple((low, high) for low in (1.0, 0.92, 0.84) for high in (1.0, 0.92, 0.84))  # shares of least and largest
+# Shares of a group's least and largest weight.
+RANGES = ((1.0, 1.0), (0.92, 0.92), (0.92, 1.0), (1.0, 0.92), (0.84, 0.84))
 MANY_ROWS = 192  # from so many rows on, a product with weights made dense costs less than one with packed ones
 TINY = 1e-30
 
@@ -95,7 +96,7 @@ def quantise(weight: Tensor, bits: int) -> Quantised:
     outputs, inputs = weight.shape
     group = _group(inputs, bits)
     parts: list[tuple[Tensor, Tensor]] = [
-        _packed(*_whole(piece, bits, group), bits) for piece in _padded(weight).split(PANEL * 256)
+        _packed(*_whole(piece, bits, group), bits) for piece in torch.split(_padded(weight), PANEL * 256)
     ]
     weights, scales = (torch.cat(part) for part in zip(*parts, strict=True))
     return Quantised(bits, outputs, inputs, weights, scales)
@@ -121,7 +122,7 @@ def _padded(weight: Tensor) -> Tensor:
 
 def _whole(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
     """(whole numbers int8 [outputs, inputs], scales bfloat16 [outputs, groups, 1 or 2])."""
-    grouped = weight.float().unflatten(1, (-1, group))
+    grouped = weight.float().reshape(len(weight), -1, group)
     if bits == 8:
         scales = (grouped.abs().amax(-1, keepdim=True) / 127).clamp_min(TINY).bfloat16()
         return (grouped / scales.float()).round_().clamp_(-127, 127).to(torch.int8).flatten(1), scales
@@ -145,7 +146,7 @@ def _ranged(grouped: Tensor, least: Tensor, largest: Tensor) -> tuple[Tensor, Te
 
 
 def _packed(whole: Tensor, scales: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    panels = whole.unflatten(0, (-1, PANEL)).transpose(1, 2)
+    panels = whole.reshape(-1, PANEL, whole.shape[1]).transpose(1, 2)
     if bits == 4:
         panels = panels[:, 0::2] | (panels[:, 1::2] << 4)
-    return panels.contiguous(), scales.unflatten(0, (-1, PANEL)).permute(0, 2, 3, 1).contiguous()
+    return panels.contiguous(), scales.reshape(-1, PANEL, *scales.shape[1:]).permute(0, 2, 3, 1).contiguous()
