@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from inference.errors import InvalidInput, Rejected
 from inference.models.on_torch.language import TorchLanguageModel
+from inference.models.on_torch.language.quantised import quantise
 from inference.models.on_torch.language.weights import SafetensorsWeights
 from inference.protocol.settings import GenerationSettings
 from tests.support.decoders import BLOCK, BLOCKS, Text, expected, made, random_tokens, step_of
@@ -179,3 +180,17 @@ def test_an_adapter_of_another_model_is_refused_with_the_reason(names, changes, 
     (tmp_path / "adapter" / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(Rejected, match=words):
         served(tmp_path / "base").load_adapter(1, tmp_path / "adapter")
+
+
+def test_adapters_change_a_quantised_model_too(tmp_path):
+    theirs, _ = made("llama", tmp_path / "base")
+    left = copy.deepcopy(theirs)
+    for module in left.modules():
+        if isinstance(module, torch.nn.Linear):
+            module.weight.data = quantise(module.weight.data, 8).dense().T.contiguous()
+    merged = adapter(left, tmp_path / "adapter", (*ALL, "lm_head"))
+    ours = served(tmp_path / "base", GenerationSettings(max_adapters=1, quantization="int8"))
+    ours.load_adapter(1, tmp_path / "adapter")
+    texts = [Text(random_tokens(20, seed), list(range(3 * seed, 3 * seed + 3))) for seed in range(2)]
+    found = ours.forward(step_with([(texts[0], 20, 1), (texts[1], 20, 0)]))
+    close(found, torch.cat([expected(merged, texts[0].tokens), expected(left, texts[1].tokens)]))
