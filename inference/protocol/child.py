@@ -1,7 +1,8 @@
 """Messages between the supervisor, its fork server and the forked children.
 
 The fork server is told over a socket pair what to fork; descriptors travel beside the message (SCM_RIGHTS) in the
-order control, listener. Each child reports over its control socket and is told there to drain. Frames, no body.
+order control, listener. Each child reports over its control socket and is told there to drain, and which adapters to
+have. Frames, no body.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import hashlib
 import msgspec
 
 from inference.protocol.status import ReplicaPhase
-from inference.protocol.supervision import CheckSeen, ReplicaSpec, ValidationSeen, ValidationSpec
+from inference.protocol.supervision import AdapterSeen, CheckSeen, ReplicaSpec, ValidationSeen, ValidationSpec
 
 
 class ChildPaths(msgspec.Struct, frozen=True):
     """Where a child finds and leaves things: the read-only blob store, and a folder of its own (0700) that it may
-    write to and that its parent removes after it. blobs/ab/abcdef... holds the file with that sha256.
+    write to and that its parent removes after it. blobs/ab/abcdef... holds the file with that sha256. What lies in
+    work_dir/adapters is its parent's: the child may only read it.
     """
 
     artifacts_dir: str
@@ -86,6 +88,12 @@ class ValidationReport(msgspec.Struct, tag="validation", frozen=True):
     seen: ValidationSeen
 
 
+class AdaptersReport(msgspec.Struct, tag="adapters_seen", frozen=True):
+    """Child -> supervisor, whenever an adapter of a language model has come, gone or failed: all of them."""
+
+    adapters: list[AdapterSeen]
+
+
 class CheckReport(msgspec.Struct, tag="check", frozen=True):
     check: CheckSeen
 
@@ -96,10 +104,23 @@ class Drain(msgspec.Struct, tag="drain", frozen=True):
     timeout_s: float
 
 
+class AdapterAt(msgspec.Struct, frozen=True):
+    """An adapter whose verified files lie in WORK/adapters/DIGEST."""
+
+    name: str
+    digest: str
+
+
+class SetAdapters(msgspec.Struct, tag="adapters", frozen=True):
+    """Supervisor -> child: have exactly these adapters. Those that leave finish what has begun with them."""
+
+    adapters: list[AdapterAt]
+
+
 ToForkServer = StartReplica | StartValidation
 FromForkServer = Forked | Exited | Standby
-FromChild = PhaseReport | ValidationReport | CheckReport
-ToChild = Drain
+FromChild = PhaseReport | ValidationReport | CheckReport | AdaptersReport
+ToChild = Drain | SetAdapters
 
 
 def short(name: str) -> str:

@@ -19,13 +19,35 @@ class FileRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: str
 
 
+class AdapterSpec(msgspec.Struct, frozen=True):
+    """A LoRA adapter for a replica of the version that it changes. name: how requests name it; label: MODEL:NUMBER of the
+    adapter's own version, whose digest and files these are.
+    """
+
+    name: str
+    label: str
+    digest: str
+    files: list[FileRef]
+
+
+class AdapterSeen(msgspec.Struct, frozen=True):
+    """Where an adapter stands in a replica. state: "waiting" (for files or for a slot), "loaded", "failed", or "leaving"
+    while requests that began with it still run; message: why, where it is not loaded.
+    """
+
+    name: str
+    digest: str
+    state: str
+    message: str = ""
+
+
 class ReplicaSpec(msgspec.Struct, frozen=True):
     """Everything a replica is started from. It holds no secret.
 
     settings: the version's RuntimeSettings as a mapping (see inference.artifacts.manifest).
     device: "cpu", "cuda:N" or "tpu:N"; memory_bytes: of the host's memory, 0 for no limit.
     device_memory_bytes, device_memory_share: what its framework may take of an accelerator, and that as a part (0..1)
-    of the whole device; 0 where it was not said.
+    of the whole device; 0 where it was not said. adapters: the only part that changes while the replica runs.
     """
 
     id: str
@@ -43,6 +65,7 @@ class ReplicaSpec(msgspec.Struct, frozen=True):
     threads: int = 1
     device_memory_bytes: int = 0
     device_memory_share: float = 0.0
+    adapters: list[AdapterSpec] = msgspec.field(default_factory=list)
 
 
 class ReplicaSeen(msgspec.Struct, frozen=True):
@@ -63,6 +86,7 @@ class ReplicaSeen(msgspec.Struct, frozen=True):
     ready_since_s: float = 0.0
     device_memory_bytes: int = 0
     compiles_after_ready: int = 0
+    adapters: list[AdapterSeen] = msgspec.field(default_factory=list)
 
 
 class ValidationSpec(msgspec.Struct, frozen=True):

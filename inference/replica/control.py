@@ -11,7 +11,7 @@ from collections.abc import Callable
 import msgspec
 
 from inference.errors import ClientError
-from inference.protocol.child import Drain, ToChild
+from inference.protocol.child import AdapterAt, Drain, SetAdapters, ToChild
 from inference.protocol.frames import Decoder, encode
 
 log = logging.getLogger(__name__)
@@ -26,6 +26,8 @@ class Control:
         self._socket.setblocking(True)
         self._lock = threading.Lock()
         self._drain: Callable[[float], None] = lambda _: os._exit(0)
+        self._adapters: Callable[[list[AdapterAt]], None] | None = None
+        self._last_adapters: list[AdapterAt] | None = None
 
     def tell(self, message: msgspec.Struct) -> None:
         """Sends a report, however long that takes. A supervisor that is gone is noticed by `listen`."""
@@ -60,6 +62,15 @@ class Control:
         """`drain` is called with the timeout in seconds, in the thread that hears."""
         self._drain = drain
 
+    def on_adapters(self, want: Callable[[list[AdapterAt]], None]) -> None:
+        """`want` is called with all adapters that there shall be, in the thread that hears; at once where that was said
+        already.
+        """
+        with self._lock:
+            self._adapters, last = want, self._last_adapters
+        if last is not None:
+            want(last)
+
     def _hear(self) -> None:
         decoder: Decoder[ToChild] = Decoder(ToChild, max_body_bytes=0)
         while data := self._receive():
@@ -70,7 +81,15 @@ class Control:
             for message, _ in messages:
                 if isinstance(message, Drain):
                     self._drain(message.timeout_s)
+                elif isinstance(message, SetAdapters):
+                    self._set_adapters(message.adapters)
         os._exit(0)
+
+    def _set_adapters(self, adapters: list[AdapterAt]) -> None:
+        with self._lock:
+            self._last_adapters, want = adapters, self._adapters
+        if want is not None:
+            want(adapters)
 
     def _receive(self) -> bytes:
         try:

@@ -1,7 +1,8 @@
 """The folder a child works in, laid out before its sandbox closes, and the sandbox around it.
 
 WORK/artifact: links to the version's blobs, read-only. WORK/scratch: home and temporary files. WORK/out: what a
-conversion makes. WORK/served: the artifact with what was converted in the place of the original.
+conversion makes. WORK/served: the artifact with what was converted in the place of the original. WORK/adapters/DIGEST:
+files of a LoRA adapter, which the supervisor brings there, while this process runs too, and only it may write.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ class Ground:
         return self.work / "served"
 
     @property
+    def adapters(self) -> Path:
+        return self.work / "adapters"
+
+    @property
     def size_bytes(self) -> int:
         return sum(file.size_bytes for file in self.files)
 
@@ -51,7 +56,7 @@ class Ground:
 
     def enter(self, *, device: str, limits: Limits, keep: tuple[int, ...], writes_out: bool = False) -> Walls:
         """Closes the sandbox around this process; only the scratch folder (and the one for conversions) is writable."""
-        readable = (self.artifact, self.served, *self.store.targets(self.files))
+        readable = (self.artifact, self.served, self.adapters, *self.store.targets(self.files))
         also = (self.out,) if writes_out else ()
         plan = Plan(self.scratch, readable, keep, device=device, limits=limits, also_writable=also)
         return sandbox.enter(plan)
@@ -60,7 +65,7 @@ class Ground:
 def lay_out(paths: ChildPaths, files: Sequence[FileRef]) -> Ground:
     """Makes the folders and links. Raises Rejected, NotFound or OSError."""
     ground = Ground(Path(paths.work_dir).resolve(), Store(Path(paths.artifacts_dir).resolve()), tuple(files))
-    for folder in (ground.artifact, ground.scratch, ground.out, ground.served):
+    for folder in (ground.artifact, ground.scratch, ground.out, ground.served, ground.adapters):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     ground.store.lay_out(files, ground.artifact)
     return ground

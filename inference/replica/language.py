@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -64,10 +64,13 @@ class LanguageBounds:
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """A request under way. prepared: once its prompt is read; began: its first token (monotonic s)."""
+    """A request under way. adapter: the name it asked for; prepared: once its prompt is read; began: its first token
+    (monotonic s).
+    """
 
     ticket: Ticket
     is_oip: bool
+    adapter: str = ""
     answers: Answers | None = None
     prepared: Prepared | None = None
     timer: asyncio.TimerHandle | None = None
@@ -138,7 +141,7 @@ class LanguageExecutor:
             raise self._counts.refused(Overloaded(retry_after_s=RETRY_S))
         is_oip = generation.REQUEST not in ticket.inputs
         asked = _asked(ticket)
-        job = self._jobs[ticket] = _Job(ticket, is_oip)
+        job = self._jobs[ticket] = _Job(ticket, is_oip, asked.adapter if isinstance(asked, Generate) else "")
         self._queued += 1
         if left_s < inf:
             job.timer = self._loop.call_later(left_s, self._late, job)
@@ -176,6 +179,33 @@ class LanguageExecutor:
         self._fail_all(ReplicaLost())
         self._thread.stop()
         self._reader.shutdown(wait=False, cancel_futures=True)
+
+    # --- adapters: asked by another thread ------------------------------------------------------------------------
+
+    def uses_adapter(self, name: str, slot: int) -> Future[bool]:
+        """Whether a request that began with this adapter is still under way."""
+        found: Future[bool] = Future()
+
+        def look() -> None:
+            found.set_result(any(_has_adapter(job, name, slot) for job in self._jobs.values()))
+
+        self._soon(look)
+        return found
+
+    def when_idle(self, act: Callable[[], None]) -> Future[None]:
+        """Has the engine's thread call `act` between two iterations, behind everything that it was asked before."""
+        found: Future[None] = Future()
+
+        def acting(_: Engine) -> None:
+            try:
+                act()
+            except Exception as error:  # noqa: BLE001 (whoever waits raises it)
+                found.set_exception(error)
+            else:
+                found.set_result(None)
+
+        self._thread.ask(acting)
+        return found
 
     # --- from the prompt to the engine ----------------------------------------------------------------------------
 
@@ -358,6 +388,10 @@ class LanguageExecutor:
 
 def _ended(output: Output, engine: Engine) -> None:
     engine.end(output.run)
+
+
+def _has_adapter(job: _Job, name: str, slot: int) -> bool:
+    return job.prepared.request.adapter == slot if job.prepared is not None else job.adapter == name
 
 
 def _asked(ticket: Ticket) -> Asked:

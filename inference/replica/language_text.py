@@ -66,10 +66,20 @@ class _Manner:
     opened: bool
 
 
+@dataclass(frozen=True, slots=True)
+class AdapterSlot:
+    """A LoRA adapter that is loaded. number: its slot, from 1 on; digest: of its version, part of each request's salt,
+    so that what a slot held before is never taken for its prefixes.
+    """
+
+    number: int
+    digest: str = ""
+
+
 class LanguageText:
     """Everything about text of one model. Its methods may be called by any thread.
 
-    adapters: name -> slot of a LoRA adapter. max_context: tokens of prompt and answer together, as the cache allows.
+    adapters: those that requests may name; replaced as a whole. max_context: tokens of prompt and answer together, as the cache allows.
     """
 
     def __init__(
@@ -79,13 +89,13 @@ class LanguageText:
         settings: GenerationSettings,
         *,
         max_context: int,
-        adapters: Mapping[str, int] | None = None,
+        adapters: Mapping[str, AdapterSlot] | None = None,
     ) -> None:
         self.tokenizer = tokenizer
         self.facts = facts
         self.stops = facts.stops | tokenizer.eos_ids
         self.max_context = max_context
-        self.adapters = dict(adapters or {})
+        self.adapters: Mapping[str, AdapterSlot] = dict(adapters or {})
         self._templates = ChatTemplates(
             settings.chat_template or tokenizer.chat_template, special_tokens=tokenizer.special_tokens
         )
@@ -108,6 +118,7 @@ class LanguageText:
         check_sampling(sampling, self.facts.vocabulary)
         text, ids = self.prompt(asked.prompt, special=asked.add_special_tokens)
         manner = self._manner(asked, text)
+        adapter = self._adapter(asked.adapter)
         limit = self._limit(sampling, len(ids))
         grammar = self._compiled(manner.structure) if manner.structure is not None else None
         request = Request(
@@ -119,8 +130,8 @@ class LanguageText:
             grammar,
             self._close_id if grammar is not None and manner.opened else None,
             asked.priority,
-            asked.salt.encode(),
-            self._adapter(asked.adapter),
+            asked.salt.encode() + adapter.digest.encode(),
+            adapter.number,
         )
         choices = [self._choice(sampling, ids, manner) for _ in range(sampling.n)]
         return Prepared(asked, request, text if asked.echo else "", choices, keeps_token=limit > 0)
@@ -206,12 +217,13 @@ class LanguageText:
                     found.append(ids)
         return found
 
-    def _adapter(self, name: str) -> int:
+    def _adapter(self, name: str) -> AdapterSlot:
         if not name:
-            return 0
-        if name not in self.adapters:
-            raise NotFound(f"there is no adapter {name!r} on this replica")
-        return self.adapters[name]
+            return AdapterSlot(0)
+        found = self.adapters.get(name)
+        if found is None:
+            raise NotFound(f"there is no adapter {name[:128]!r} on this replica")
+        return found
 
     # --- the rest -------------------------------------------------------------------------------------------------
 
