@@ -17,9 +17,10 @@ from inference.host import wire
 from inference.host.exits import Exit
 from inference.host.processes import resident_bytes
 from inference.host.standby import Birth, ForkServerProcess
-from inference.protocol.child import Drain, FromChild, StartReplica, StartValidation
+from inference.protocol.child import AdapterAt, Drain, FromChild, SetAdapters, StartReplica, StartValidation
 
 STATUS_WAIT_S = 2.0
+TELL_S = 5.0
 MAX_REPORTS_PER_S = 500
 _LAST_READS = 64
 
@@ -84,6 +85,11 @@ class Child:
         """Ask it to finish. A child whose socket is full is not listening: the caller's clock ends it."""
         with contextlib.suppress(OSError):
             wire.send(self._control, Drain(timeout_s), [])
+
+    async def set_adapters(self, adapters: list[AdapterAt]) -> None:
+        """Tell it which adapters to have. Raises OSError, or TimeoutError when it does not listen. One at a time."""
+        async with asyncio.timeout(TELL_S):
+            await wire.send_soon(self._control, SetAdapters(adapters), [])
 
     def resident_bytes(self) -> int:
         return resident_bytes(self.pid)

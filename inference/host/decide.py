@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from msgspec import structs
+
 from inference.protocol.status import ReplicaPhase
 from inference.protocol.supervision import ReplicaSpec
 
@@ -44,7 +46,9 @@ def is_exclusive(device: str) -> bool:
 
 
 def accept(wanted: Wanted, newest: Mapping[str, int], specs: Iterable[ReplicaSpec]) -> Wanted:
-    """The new wanted set by id. A spec older than the newest generation seen leaves what was wanted as it was."""
+    """The new wanted set by id. A spec older than the newest generation seen leaves what was wanted as it was; one of the
+    same generation changes its adapters, and nothing else.
+    """
     accepted: Wanted = {}
     for spec in specs:
         if spec.generation < newest.get(spec.id, spec.generation):
@@ -52,7 +56,8 @@ def accept(wanted: Wanted, newest: Mapping[str, int], specs: Iterable[ReplicaSpe
                 accepted[spec.id] = wanted[spec.id]
         elif spec.id not in accepted or accepted[spec.id].generation <= spec.generation:
             same = wanted.get(spec.id)
-            accepted[spec.id] = same if same and same.generation == spec.generation else spec
+            is_same = same is not None and same.generation == spec.generation
+            accepted[spec.id] = structs.replace(same, adapters=spec.adapters) if same and is_same else spec
     return accepted
 
 

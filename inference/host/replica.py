@@ -13,11 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import structlog
 
 from inference.config import BadSetting, SupervisorConfig
 from inference.errors import NotReady
 from inference.host import folders as places
+from inference.host.adapters import ReplicaAdapters
 from inference.host.child import Child
 from inference.host.decide import Held
 from inference.host.devices import Found
@@ -26,9 +28,9 @@ from inference.host.folders import Folders
 from inference.host.processes import resident_bytes
 from inference.host.restarts import RestartPolicy, after_crash
 from inference.host.standby import ForkServerProcess
-from inference.protocol.child import ChildPaths, FromChild, PhaseReport, StartReplica
+from inference.protocol.child import AdaptersReport, ChildPaths, FromChild, PhaseReport, StartReplica
 from inference.protocol.status import ReplicaPhase, check_move
-from inference.protocol.supervision import ReplicaSeen, ReplicaSpec
+from inference.protocol.supervision import AdapterSpec, ReplicaSeen, ReplicaSpec
 
 log = structlog.get_logger()
 TERM_WAIT_S = 2.0
@@ -60,6 +62,7 @@ class Replica:
         self.stopping = False
         self._ground = ground
         self._changed = changed
+        self._adapters = ReplicaAdapters(ground.folders.artifacts, spec.adapters)
         self._path = ground.folders.listener_path(spec.id, spec.generation)
         self._listener: socket.socket | None = None
         self._child: Child | None = None
@@ -98,6 +101,7 @@ class Replica:
             ready_since_s=self._ground.clock() - self._ready_at if ready else 0.0,
             device_memory_bytes=self._device_memory_bytes(child.pid) if child else 0,
             compiles_after_ready=self._report.compiles_after_ready,
+            adapters=self._adapters.seen(),
         )
 
     def _device_memory_bytes(self, pid: int) -> int:
@@ -134,6 +138,12 @@ class Replica:
         self._wake.set()
         if self._child:
             self._child.kill("the process was restarted by a person")
+
+    def adapt(self, adapters: list[AdapterSpec]) -> None:
+        """Have exactly these adapters; the process goes on."""
+        if not self.stopping:
+            self.spec = msgspec.structs.replace(self.spec, adapters=adapters)
+            self._adapters.want(adapters)
 
     async def over(self) -> None:
         if self._task:
@@ -174,6 +184,7 @@ class Replica:
                 if self.stopping or not await self._may_return(ended):
                     break
         finally:
+            self._adapters.stop()
             self._close_listener()
             self._move(ReplicaPhase.STOPPED)
 
@@ -186,6 +197,7 @@ class Replica:
             if child is None:
                 return None
             self._child, self._message, self._last_words = child, "", ""
+            self._adapters.attach(child)
             if self.stopping:
                 child.kill("the process was stopped")
             self._move(ReplicaPhase.LOADING)
@@ -194,6 +206,7 @@ class Replica:
             return await child.exit()
         finally:
             self._child = None
+            self._adapters.attach(None)
             self._report = PhaseReport(self.phase)
             # Not waited for: between the child's end and the next phase nobody may look.
             self._cleaning = asyncio.create_task(asyncio.to_thread(places.remove, work))
@@ -201,7 +214,8 @@ class Replica:
     async def _fork(self, work: Path) -> Child | None:
         """Waits for standby, but no longer than this replica is wanted."""
         paths = ChildPaths(artifacts_dir=str(self._ground.folders.artifacts), work_dir=str(work))
-        start = StartReplica(self.spec, paths, is_fake_device=self._ground.found_devices().is_fake(self.spec.device))
+        spec = msgspec.structs.replace(self.spec, adapters=await self._adapters.begin(work))
+        start = StartReplica(spec, paths, is_fake_device=self._ground.found_devices().is_fake(self.spec.device))
         forking = asyncio.create_task(Child.fork(self._ground.server, start, self._listener))
         waking = asyncio.create_task(self._stopped())
         try:
@@ -226,6 +240,8 @@ class Replica:
             self._wake.clear()
 
     def _hear(self, report: FromChild) -> None:
+        if isinstance(report, AdaptersReport):
+            self._adapters.hear(report.adapters)
         if not isinstance(report, PhaseReport):
             return
         self._heard = self._ground.clock()

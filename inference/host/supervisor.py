@@ -142,6 +142,9 @@ class Supervisor:
                 replica.start()
             else:
                 self._replicas[action.id, action.generation].stop()
+        for spec in self._wanted.values():
+            if (held := self._replicas.get((spec.id, spec.generation))) is not None:
+                held.adapt(spec.adapters)
 
     async def _watch(self) -> None:
         """Every half second: who hangs, who eats, who is an orphan, which devices are free, which logs have grown."""

@@ -52,7 +52,8 @@ class PipelineRoute(msgspec.Struct, frozen=True):
 class VariantRoute(msgspec.Struct, frozen=True):
     """One version behind an endpoint. Weight 0: reachable only by /versions/{n}.
 
-    pipeline: set where the version is a graph of other versions; it then has no replicas of its own.
+    pipeline: set where the version is a graph of other versions; it then has no replicas of its own. adapters: names of
+    the LoRA adapters that its replicas have loaded for this endpoint.
     """
 
     version: int
@@ -62,6 +63,7 @@ class VariantRoute(msgspec.Struct, frozen=True):
     replicas: list[ReplicaRoute] = msgspec.field(default_factory=list)
     settings: RuntimeSettings = RuntimeSettings()
     pipeline: PipelineRoute | None = None
+    adapters: list[str] = msgspec.field(default_factory=list)
 
 
 class EndpointRoute(msgspec.Struct, frozen=True):

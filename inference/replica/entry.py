@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import msgspec
 
@@ -38,6 +38,9 @@ from inference.runtime import devices, samples
 from inference.runtime.runner import Runner, is_out_of_memory
 from inference.runtime.warmup import WarmUp, warm_up, warm_up_stream
 from inference.runtime.work import Executor
+
+if TYPE_CHECKING:
+    from inference.replica.language import LanguageExecutor
 
 log = logging.getLogger(__name__)
 WARM_REPEATS = 2
@@ -114,6 +117,8 @@ def _prepare(message: StartReplica, life: Lifecycle, control: Control, *, keep: 
     life.move(ReplicaPhase.WARMING)
     if runner.signature.platform == PLATFORM:
         language = language_start.prepare(runner, context)
+        most = settings.generation.max_adapters if settings.generation else 0
+        language = language_start.with_adapters(language, spec.adapters, ground.adapters, control, most)
         return Loaded(runner, settings, WarmUp({}, {}), device, language)
     own = samples.read(ground.artifact, settings.warmup, batched=bool(runner.signature.max_batch_size))
     if settings.decoupled:
@@ -155,6 +160,9 @@ async def _serve(message: StartReplica, loaded: Loaded, life: Lifecycle, control
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
     server = _server(message, loaded, hung)
+    if loaded.language is not None and loaded.language.adapters is not None:
+        loaded.language.adapters.serve(cast("LanguageExecutor", server.executor))
+        control.on_adapters(loaded.language.adapters.want)
     await server.start(sock)
     drain = _drainer(loop, server, life, end)
     control.on_drain(partial(_in_loop, loop, drain))

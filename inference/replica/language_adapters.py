@@ -7,11 +7,13 @@ so that neither the event loop nor the engine waits for a file.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -87,10 +89,8 @@ class LanguageAdapters:
 
     def _work(self, executor: LanguageExecutor) -> None:
         while True:
-            try:
+            with contextlib.suppress(queue.Empty):
                 self._wanted = self._inbox.get(timeout=POLL_S if self._leaving else None)
-            except queue.Empty:
-                pass
             try:
                 self._converge(executor)
             except Exception:
@@ -100,12 +100,14 @@ class LanguageAdapters:
         """1. Who is not wanted cannot be named any more. 2. Slots that nobody uses are emptied. 3. Who is new is loaded."""
         wanted = {(one.name, one.digest) for one in self._wanted}
         self._failed = {one: why for one, why in self._failed.items() if one in self._wanted}
+        self._held += [one for one in self._leaving if (one.name, one.digest) in wanted]  # wanted again in time
+        self._leaving = [one for one in self._leaving if (one.name, one.digest) not in wanted]
         self._leaving += [one for one in self._held if (one.name, one.digest) not in wanted]
         self._held = [one for one in self._held if (one.name, one.digest) in wanted]
         self._name()
         for one in list(self._leaving):
             if not executor.uses_adapter(one.name, one.slot).result(ANSWER_S):
-                executor.when_idle(lambda slot=one.slot: self._model.drop_adapter(slot)).result(ANSWER_S)  # type: ignore[misc]
+                executor.when_idle(partial(self._model.drop_adapter, one.slot)).result(ANSWER_S)
                 self._leaving.remove(one)
                 log.info("adapter %s left slot %d", one.name, one.slot)
         self._load()
@@ -125,7 +127,7 @@ class LanguageAdapters:
     def _loaded(self, one: AdapterAt, slot: int) -> bool:
         try:
             self._model.load_adapter(slot, self._folder / one.digest)
-        except Exception as error:  # noqa: BLE001 (a boundary: whatever an uploaded file makes native code raise)
+        except Exception as error:
             log.warning("adapter %s is not loaded", one.name, exc_info=error)
             self._failed[one] = _words(error)
             return False

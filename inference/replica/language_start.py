@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from inference.errors import Rejected
@@ -13,12 +13,18 @@ from inference.protocol.settings import GenerationSettings
 from inference.replica import sandbox
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
     from inference.artifacts.manifest import RuntimeSettings
     from inference.generation.engine import Engine
     from inference.generation.requests import Output
     from inference.models.contract import LoadContext
     from inference.models.language import LanguageModel
+    from inference.protocol.supervision import AdapterSpec
+    from inference.replica.control import Control
     from inference.replica.language import LanguageExecutor
+    from inference.replica.language_adapters import LanguageAdapters, Slots
     from inference.replica.language_text import LanguageText
     from inference.runtime.runner import Runner
 
@@ -31,6 +37,7 @@ WARM_PROMPTS = (1, 24, 4)  # several at once, of different lengths, so that ever
 class Language:
     engine: Engine
     text: LanguageText
+    adapters: LanguageAdapters | None = None
 
 
 def prepare(runner: Runner, context: LoadContext) -> Language:
@@ -57,6 +64,23 @@ def prepare(runner: Runner, context: LoadContext) -> Language:
     _warm(engine)
     runner.mark_ready()
     return Language(engine, text)
+
+
+def with_adapters(
+    language: Language, wanted: Sequence[AdapterSpec], folder: Path, control: Control, most: int
+) -> Language:
+    """`language` with those adapters loaded, out of `folder`/DIGEST, into the `most` slots that its version has."""
+    from inference.protocol.child import AdapterAt, AdaptersReport
+    from inference.replica.language_adapters import LanguageAdapters
+
+    if not most:
+        return language
+    model = cast("Slots", language.engine.model)
+    adapters = LanguageAdapters(
+        model, language.text, folder, most=most, told=lambda seen: control.tell(AdaptersReport(seen))
+    )
+    adapters.load_first([AdapterAt(one.name, one.digest) for one in wanted])
+    return replace(language, adapters=adapters)
 
 
 def engine_of(model: LanguageModel, settings: GenerationSettings, blocks: int, *, host_blocks: int = 0) -> Engine:

@@ -200,12 +200,18 @@ def test_tokenize_and_detokenize(gateway):
 
 
 def test_models_are_those_that_the_key_may_use(client, gateway):
-    assert [one.id for one in client.models.list()] == ["empty", "lm", "narrow", "open-lm"]
+    assert [one.id for one in client.models.list()] == ["empty", "lm", "lm:polite", "narrow", "open-lm"]
     found = client.models.retrieve("lm")
     assert (found.id, found.object, found.created, found.owned_by) == ("lm", "model", 1_700_000_000, "red")
     assert client.models.retrieve("lm/polite").id == "lm/polite"
     assert gateway.get("/v1/models/lm:polite").json()["parent"] == "lm"
-    assert [one["id"] for one in gateway.get("/v1/models", key="ser_one.s1").json()["data"]] == ["lm", "open-lm"]
+    assert [one["id"] for one in gateway.get("/v1/models", key="ser_one.s1").json()["data"]] == [
+        "lm",
+        "lm:polite",
+        "open-lm",
+    ]
+    for missing in ("nope", "lm:rude", "lm@2:polite"):
+        error(gateway.get(f"/v1/models/{missing}"), 404, "model_not_found", "model")
     error(gateway.get("/v1/models/nope"), 404, "model_not_found", "model")
 
 

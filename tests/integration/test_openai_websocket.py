@@ -24,7 +24,9 @@ def house():
     replica = FakeLanguage(str(found.folder / "r1.sock"), name="r1")
     found.replicas["r1"] = found.run(replica.start())
     gateway = found.gateway()
-    variants = [VariantRoute(1, "primary", 10_000, generation.language_signature(), [found.route()])]
+    variants = [
+        VariantRoute(1, "primary", 10_000, generation.language_signature(), [found.route()], adapters=["polite"])
+    ]
     found.publish(found.table(variants))
     gateway.wait_live().wait_ready()
     yield found
@@ -85,6 +87,8 @@ def test_the_address_or_the_frame_may_name_the_model(house, replica):
         send(type="chat", id="d", body=say("a", model="mlp:polite"))
         until_done(receive, "d")
         assert replica.asked[-1].adapter == "polite"
+        send(type="chat", id="f", body=say("a", model="mlp:rude"))
+        assert until_done(receive, "f")[1]["error"].startswith("The model 'mlp:rude' does not exist")
         send(type="chat", id="e", body=say("a", model="other"))
         assert until_done(receive, "e")[1]["code"] == "invalid_input"
 

@@ -59,12 +59,14 @@ def folder(path: Path, *, pickled: bool = False, **changes: Any) -> Any:
     return model
 
 
-def adapter(path: Path, *, rank: int = 4, modules: tuple[str, ...] = ("q_proj", "v_proj"), **changes: Any) -> None:
+def adapter(
+    path: Path, *, rank: int = 4, seed: int = 6, modules: tuple[str, ...] = ("q_proj", "v_proj"), **changes: Any
+) -> None:
     """A random LoRA for `folder`'s model, named as PEFT names it."""
     import torch
     from safetensors.torch import save_file
 
-    torch.manual_seed(6)
+    torch.manual_seed(seed)
     outputs = {"q_proj": 32, "k_proj": 16, "v_proj": 16, "o_proj": 32}
     tensors = {}
     for layer in range(2):
@@ -79,3 +81,32 @@ def adapter(path: Path, *, rank: int = 4, modules: tuple[str, ...] = ("q_proj", 
     path.mkdir(parents=True, exist_ok=True)
     (path / "adapter_config.json").write_text(json.dumps(config | changes))
     save_file(tensors, path / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def merged(model: Any, folder: Path) -> Any:
+    """A copy of the transformers model with the adapter in `folder` added to its weights."""
+    import copy
+
+    from safetensors.torch import load_file
+
+    found, tensors = copy.deepcopy(model), load_file(folder / "adapter_model.safetensors")
+    config = json.loads((folder / "adapter_config.json").read_text())
+    for name, down in tensors.items():
+        if name.endswith(".lora_A.weight"):
+            module = name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            up = tensors[name.replace("lora_A", "lora_B")]
+            found.get_submodule(module).weight.data += config["lora_alpha"] / config["r"] * up @ down
+    return found
+
+
+def greedy(model: Any, text: str, count: int) -> list[int]:
+    """The `count` token ids that transformers says after `text`, whatever they are."""
+    import torch
+
+    ids = torch.tensor([tokenizer().encode(text).ids])
+    with torch.inference_mode():
+        made = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, min_new_tokens=count, do_sample=False,
+            eos_token_id=None, pad_token_id=0,
+        )  # fmt: skip
+    return list(map(int, made[0, ids.shape[1] :]))

@@ -1,6 +1,6 @@
 """A gateway process with a fake language model behind it, as the tests of OpenAI's API ask it.
 
-Endpoints: "lm" (version 1; 2 by its number alone; the owner is the team "red"), "open-lm" without a key, "narrow" for
+Endpoints: "lm" (version 1, which has the adapter "polite"; 2 by its number alone; the owner is the team "red"), "open-lm" without a key, "narrow" for
 two requests at a time, "empty" without a replica, "text" and "mlp" that are no language models. Keys: "all"; "one" for
 "lm"; "few" for "lm" every other second.
 """
@@ -26,7 +26,7 @@ def open_house() -> House:
     gateway = found.gateway()
     language = generation.language_signature()
     lm = EndpointRoute("lm", "lm", "salt", False, 600, 64, [
-        VariantRoute(1, "primary", 10_000, language, [found.route("lm")]),
+        VariantRoute(1, "primary", 10_000, language, [found.route("lm")], adapters=["polite"]),
         VariantRoute(2, "canary", 0, language, [found.route("lm2")]),
     ], 1_700_000_000, "red")  # fmt: skip
     open_lm = EndpointRoute("open-lm", "lm", "salt", True, 5000, 64, [

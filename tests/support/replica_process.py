@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,10 +15,13 @@ import msgspec
 import numpy as np
 
 from inference.protocol.child import (
+    AdapterAt,
+    AdaptersReport,
     ChildPaths,
     Drain,
     FromChild,
     PhaseReport,
+    SetAdapters,
     StartReplica,
     StartValidation,
     ValidationReport,
@@ -26,7 +30,14 @@ from inference.protocol.frames import Decoder, encode
 from inference.protocol.messages import Answer, FromReplica, Hello, Infer, SequenceControl, TensorHeader
 from inference.protocol.oip import Signature
 from inference.protocol.status import ReplicaPhase
-from inference.protocol.supervision import FileRef, ReplicaSpec, ValidationSeen, ValidationSpec
+from inference.protocol.supervision import (
+    AdapterSeen,
+    AdapterSpec,
+    FileRef,
+    ReplicaSpec,
+    ValidationSeen,
+    ValidationSpec,
+)
 
 SERVE = """
 import sys, msgspec
@@ -94,11 +105,29 @@ def stored(store: Path, folder: Path) -> list[FileRef]:
 class Replica:
     """The child, its control socket and its listener, as the supervisor would hold them."""
 
-    def __init__(self, root: Path, folder: Path, format: str, settings: dict[str, Any]) -> None:  # noqa: A002
+    def __init__(
+        self,
+        root: Path,
+        folder: Path,
+        format: str,  # noqa: A002
+        settings: dict[str, Any],
+        adapters: list[AdapterSpec] | None = None,
+    ) -> None:
         self.root = root
-        (root / "work").mkdir(parents=True)
+        self.adapters: list[AdapterSeen] = []
+        (root / "work").mkdir(parents=True, exist_ok=True)
         spec = ReplicaSpec(
-            "r1", 1, "m", 1, "d", format, "data", stored(root / "store", folder), Signature([], []), settings
+            "r1",
+            1,
+            "m",
+            1,
+            "d",
+            format,
+            "data",
+            stored(root / "store", folder),
+            Signature([], []),
+            settings,
+            adapters=adapters or [],
         )
         message = StartReplica(spec, ChildPaths(str(root / "store"), str(root / "work")))
         self.path = str(root / "l")
@@ -114,10 +143,31 @@ class Replica:
     def ready(self) -> Replica:
         while True:
             report, _ = self.control.next()
+            if isinstance(report, AdaptersReport):
+                self.adapters = report.adapters
+                continue
             assert isinstance(report, PhaseReport)
             assert report.phase is not ReplicaPhase.FAILED, report.message
             if report.phase is ReplicaPhase.READY:
                 return self
+
+    def bring(self, name: str, folder: Path) -> AdapterSpec:
+        """Puts an adapter's files where the supervisor does."""
+        digest = hashlib.sha256(name.encode() + (folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+        shutil.copytree(folder, self.root / "work" / "adapters" / digest)
+        return AdapterSpec(name, f"{name}:1", digest, [])
+
+    def set_adapters(self, *adapters: AdapterSpec) -> None:
+        self.control.send(SetAdapters([AdapterAt(one.name, one.digest) for one in adapters]))
+
+    def wait_adapters(self, **states: str) -> dict[str, str]:
+        """Waits until they stand so; name -> message."""
+        while True:
+            report, _ = self.control.next()
+            if isinstance(report, AdaptersReport):
+                self.adapters = report.adapters
+            if {one.name: one.state for one in self.adapters} == states:
+                return {one.name: one.message for one in self.adapters}
 
     def connect(self) -> Wire:
         sock = socket.socket(socket.AF_UNIX)
@@ -140,7 +190,7 @@ class Replica:
 
 def validated(root: Path, folder: Path, settings: dict[str, Any]) -> ValidationSeen:
     """The verdict."""
-    (root / "work").mkdir(parents=True)
+    (root / "work").mkdir(parents=True, exist_ok=True)
     files = stored(root / "store", folder)
     spec = ValidationSpec("run", 1, "m", 1, "d", "", files, settings)
     message = StartValidation(spec, ChildPaths(str(root / "store"), str(root / "work")))

@@ -96,7 +96,26 @@ def find(plane: DataPlane, model: str, who: Who) -> Target:
             endpoint.pinned(version)
     except NotFound as error:
         raise no_such(model) from error
+    if adapter:
+        version = holder(endpoint, version, adapter)
     return Target(caller, endpoint, version, adapter)
+
+
+def holder(endpoint: Endpoint, version: int | None, adapter: str) -> int | None:
+    """The version that a request for `adapter` goes to: where only some have it, the one of these with most traffic; None
+    where all that have traffic do. Raises NoSuchModel.
+    """
+    variants = [one for number, one in endpoint.variants.items() if version in {None, number}]
+    holding = [one for one in variants if adapter in one.route.adapters]
+    if not holding:
+        raise no_adapter(endpoint.route.name, adapter)
+    if version is None and all(one in holding for one in variants if one.route.weight_bp):
+        return None
+    return max(holding, key=lambda one: (one.route.weight_bp, one.route.version)).route.version
+
+
+def no_adapter(name: str, adapter: str) -> NoSuchModel:
+    return NoSuchModel(f"The model '{name}:{adapter[:128]}' does not exist: there is no adapter of that name.")
 
 
 def language_call(message: generation.Asked, name: str, traceparent: str) -> Reader:

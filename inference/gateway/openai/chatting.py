@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -18,7 +19,7 @@ from inference.gateway.calls import MAX_ID_CHARS, Call, Parameters
 from inference.gateway.openai import asking, checks, completions
 from inference.gateway.openai.asking import Target
 from inference.gateway.openai.chunks import ChatChunks, CompletionChunks, Wrap, Writer
-from inference.gateway.openai.problems import BadField
+from inference.gateway.openai.problems import BadField, NoSuchModel
 from inference.gateway.parameters import whole
 from inference.gateway.table import Variant
 from inference.protocol.generation import Generate
@@ -63,6 +64,10 @@ class Chatting(Asking):
         self.openai.model = self.openai.model or body.model or stream.name
         self._timeout_us = whole(given.parameters or {}, "timeout", "a whole number of microseconds")
         body.model, version, self._adapter = asking.split(self.openai.model)
+        found = stream.plane.table.now.endpoints.get(body.model)
+        if self._adapter and found is not None:
+            with contextlib.suppress(NoSuchModel):  # said once the caller is known to be let in
+                version = asking.holder(found, version, self._adapter)
         if version is not None:
             body.version = version
         self._owed = 0
@@ -80,6 +85,8 @@ class Chatting(Asking):
         frame, body = self.body, self.openai
         assert frame is not None
         self.body = None
+        if self._adapter and self._adapter not in variant.route.adapters:
+            raise asking.no_adapter(self.endpoint.route.name, self._adapter)
         target = Target(Caller(self.key, frozenset()), self.endpoint, None, self._adapter)
         message = _message(body, target)
         call = asking.language_call(message, self.endpoint.route.name, frame.traceparent)(variant)

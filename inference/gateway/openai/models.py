@@ -1,4 +1,4 @@
-"""`/v1/models`: the endpoints that this key may use and this API can ask."""
+"""`/v1/models`: the endpoints that this key may use and this API can ask, and the adapters of each."""
 
 from __future__ import annotations
 
@@ -34,17 +34,23 @@ class Models:
     async def all(self, request: Request) -> Response:
         caller = self._rest.known(request.headers)
         found = sorted(self._plane.table.now.endpoints.items())
-        data = [self._shown(name, one) for name, one in found if _may(caller, one) and is_asked(one)]
+        data = [shown for name, one in found if _may(caller, one) and is_asked(one) for shown in self._named(name, one)]
         return Response(200, [JSON_TYPE], _encode({"object": "list", "data": data}))
 
     async def one(self, request: Request) -> Response:
-        """An adapter's name is answered with its base as `parent`; whether it is there only its replica knows."""
+        """An adapter is shown with its endpoint as `parent`."""
         name = unquote_to_bytes(request.rest[0]).decode("utf-8", "replace")
         target: Target = find(self._plane, name, who_of(request))
         shown = self._shown(target.endpoint.route.name, target.endpoint)
         if name != target.endpoint.route.name:
-            shown |= {"id": name, "root": target.endpoint.route.name, "parent": target.endpoint.route.name}
+            shown |= {"id": name, "parent": target.endpoint.route.name}
         return Response(200, [JSON_TYPE], _encode(shown))
+
+    def _named(self, name: str, endpoint: Endpoint) -> list[dict[str, Any]]:
+        """The endpoint itself, then ENDPOINT:ADAPTER of each of its adapters."""
+        own = self._shown(name, endpoint)
+        adapters = sorted({adapter for one in endpoint.variants.values() for adapter in one.route.adapters})
+        return [own, *(own | {"id": f"{name}:{adapter}", "parent": name} for adapter in adapters)]
 
     def _shown(self, name: str, endpoint: Endpoint) -> dict[str, Any]:
         created = endpoint.route.created_unix_s or self._seen.setdefault(name, int(time.time()))
