@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from serinus.commands import keys, machines, models, traffic, triton, tune
+from serinus.commands import adapters, keys, machines, models, traffic, triton, tune
 
 app = typer.Typer(
     name="serinus",
@@ -16,6 +16,7 @@ app = typer.Typer(
 for group in (machines, models, traffic, triton, tune):
     group.register(app)
 app.add_typer(keys.app, name="keys")
+app.add_typer(adapters.app, name="adapter")
 
 
 def main() -> None:

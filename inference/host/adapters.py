@@ -22,6 +22,9 @@ from inference.protocol.supervision import AdapterSeen, AdapterSpec, FileRef
 
 log = structlog.get_logger()
 FOLDER = "adapters"
+STATES = frozenset({"waiting", "loaded", "failed", "leaving"})
+MAX_TOLD = 1024
+MAX_MESSAGE = 500
 
 
 class ReplicaAdapters:
@@ -56,8 +59,11 @@ class ReplicaAdapters:
             self._go_on()
 
     def hear(self, seen: list[AdapterSeen]) -> None:
-        """What the child tells of them."""
-        self._seen = seen
+        """What the child tells of them; it is not trusted, so it is bounded."""
+        known = [one for one in seen[:MAX_TOLD] if one.state in STATES]
+        self._seen = [
+            AdapterSeen(one.name[:64], one.digest[:64], one.state, one.message[:MAX_MESSAGE]) for one in known
+        ]
 
     def seen(self) -> list[AdapterSeen]:
         """Every wanted adapter once, and those that are leaving."""

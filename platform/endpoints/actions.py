@@ -24,6 +24,7 @@ from fleet import messages
 from fleet.standing import ready_counts
 from inference.errors import Conflict, InvalidInput
 from inference.protocol.routes import WEIGHT_TOTAL_BP
+from registry.adapters import is_adapter
 from registry.models import Version
 from registry.pipelines import steps_of
 
@@ -47,6 +48,11 @@ def deploy(
     make room for in proportion. Raises InvalidInput, Conflict or Forbidden.
     """
     require(actor, Verb.DEPLOY, version)
+    if is_adapter(version):
+        raise InvalidInput(
+            f"{version} is an adapter, which runs in the replicas of the version that it changes: add it to an endpoint "
+            f"that runs that ('serinus adapter add ENDPOINT {version}', or on the endpoint's page)"
+        )
     if weight_bp is not None and not 0 <= weight_bp <= WEIGHT_TOTAL_BP:
         raise InvalidInput(f"a weight is from 0 to {WEIGHT_TOTAL_BP} basis points")
     with transaction.atomic():
@@ -65,7 +71,7 @@ def deploy(
         _write_shares(endpoint, shares)
         _want(version, replicas, device)
         after = {"weights": _named(weights_of(endpoint)), "replicas": replicas, "device": device}
-        _changed(endpoint, actor, "deploy", before={"weights": _named(before)}, after=after)
+        changed(endpoint, actor, "deploy", before={"weights": _named(before)}, after=after)
     return endpoint
 
 
@@ -88,7 +94,7 @@ def set_weights(
     if any(not 0 <= share <= WEIGHT_TOTAL_BP for share in weights.values()) or sum(weights.values()) != WEIGHT_TOTAL_BP:
         raise InvalidInput(f"weights must be from 0 to {WEIGHT_TOTAL_BP} and sum to {WEIGHT_TOTAL_BP} basis points")
     with transaction.atomic():
-        endpoint = _locked(endpoint, revision)
+        endpoint = locked(endpoint, revision)
         before = weights_of(endpoint)
         unknown = sorted(set(weights) - set(before))
         if unknown:
@@ -97,7 +103,7 @@ def set_weights(
             _require_ready(endpoint, [number for number, share in weights.items() if share and not before[number]])
         _write_shares(endpoint, dict.fromkeys(before, 0) | weights)
         named = {"weights": _named(weights_of(endpoint))}
-        _changed(endpoint, actor, "set_weights", before={"weights": _named(before)}, after=named, reason=reason)
+        changed(endpoint, actor, "set_weights", before={"weights": _named(before)}, after=named, reason=reason)
     return endpoint
 
 
@@ -108,7 +114,7 @@ def undeploy(*, endpoint: Endpoint, number: int, actor: Actor, revision: int | N
     """
     require(actor, Verb.DEPLOY, endpoint)
     with transaction.atomic():
-        endpoint = _locked(endpoint, revision)
+        endpoint = locked(endpoint, revision)
         before = weights_of(endpoint)
         variant = endpoint.variants.select_related("version").filter(version__number=number).first()
         if variant is None:
@@ -119,7 +125,7 @@ def undeploy(*, endpoint: Endpoint, number: int, actor: Actor, revision: int | N
         variant.delete()
         _release(variant.version)
         named = {"weights": _named(weights_of(endpoint))}
-        _changed(endpoint, actor, "undeploy", before={"weights": _named(before)}, after=named)
+        changed(endpoint, actor, "undeploy", before={"weights": _named(before)}, after=named)
     return endpoint
 
 
@@ -127,7 +133,7 @@ def delete_endpoint(*, endpoint: Endpoint, actor: Actor) -> None:
     """Removes the public name; replicas that no other endpoint needs stop."""
     require(actor, Verb.DEPLOY, endpoint)
     with transaction.atomic():
-        endpoint = _locked(endpoint, None)
+        endpoint = locked(endpoint, None)
         before = {"weights": _named(weights_of(endpoint)), "access": endpoint.access}
         versions = [variant.version for variant in endpoint.variants.select_related("version")]
         audit.record(actor, "delete", "endpoint", endpoint.name, team=endpoint.team, before=before)
@@ -142,10 +148,10 @@ def set_access(*, endpoint: Endpoint, access: str, actor: Actor, revision: int |
     require(actor, Verb.OPERATE, endpoint)
     _check_access(access)
     with transaction.atomic():
-        endpoint = _locked(endpoint, revision)
+        endpoint = locked(endpoint, revision)
         before = {"access": endpoint.access}
         Endpoint.objects.filter(pk=endpoint.pk).update(access=access)
-        _changed(endpoint, actor, "set_access", before=before, after={"access": access})
+        changed(endpoint, actor, "set_access", before=before, after={"access": access})
     return endpoint
 
 
@@ -183,7 +189,7 @@ def _check_access(access: str) -> None:
         raise InvalidInput(f"access must be one of {', '.join(Endpoint.Access.values)}")
 
 
-def _locked(endpoint: Endpoint, revision: int | None) -> Endpoint:
+def locked(endpoint: Endpoint, revision: int | None) -> Endpoint:
     """The endpoint as it is now, locked. Raises Conflict when it is gone or not at `revision` any more."""
     found = Endpoint.objects.select_for_update(of=("self",)).select_related("team").filter(pk=endpoint.pk).first()
     if found is None:
@@ -196,11 +202,10 @@ def _locked(endpoint: Endpoint, revision: int | None) -> Endpoint:
 def _write_shares(endpoint: Endpoint, shares: dict[int, int]) -> None:
     """Writes weights; who takes everything is the primary, and the others are canaries."""
     for number, share in shares.items():
-        changed = {"weight_bp": share}
         if share == WEIGHT_TOTAL_BP:
             endpoint.variants.exclude(version__number=number).exclude(role=ROLE.SHADOW).update(role=ROLE.CANARY)
             endpoint.variants.filter(version__number=number).update(role=ROLE.PRIMARY)
-        endpoint.variants.filter(version__number=number).update(**changed)
+        endpoint.variants.filter(version__number=number).update(weight_bp=share)
 
 
 def _require_ready(endpoint: Endpoint, numbers: list[int]) -> None:
@@ -233,7 +238,7 @@ def _release(version: Version) -> None:
             fleet.want(version=held, replicas=0)
 
 
-def _changed(
+def changed(
     endpoint: Endpoint,
     actor: Actor,
     verb: str,

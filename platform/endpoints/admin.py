@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.contrib import admin
 
 from accounts.admin import ReadOnly
-from endpoints.models import Endpoint, Variant
+from endpoints.models import Adapter, Endpoint, Variant
 
 
 @admin.register(Endpoint)
@@ -18,3 +18,9 @@ class EndpointAdmin(ReadOnly):
 class VariantAdmin(ReadOnly):
     list_display = ("endpoint", "version", "weight_bp", "role")
     list_select_related = ("endpoint", "version__model")
+
+
+@admin.register(Adapter)
+class AdapterAdmin(ReadOnly):
+    list_display = ("variant", "name", "version")
+    list_select_related = ("variant__endpoint", "variant__version__model", "version__model")

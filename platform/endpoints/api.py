@@ -6,7 +6,7 @@ from typing import Any
 
 from django.db.models import QuerySet
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import OpenApiParameter, extend_schema
+from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_field
 from rest_framework import mixins, serializers, status, viewsets
 from rest_framework.decorators import action
 from rest_framework.request import Request
@@ -15,8 +15,8 @@ from rest_framework.response import Response
 from accounts.pagination import KeysetPagination
 from accounts.permissions import Actor, actor_of, visible
 from accounts.serializers import StrictSerializer
-from endpoints import actions
-from endpoints.models import Endpoint, Variant
+from endpoints import actions, adapters
+from endpoints.models import Adapter, Endpoint, Variant
 from fleet.actions import MAX_REPLICAS
 from fleet.models import Deployment, Replica
 from inference.errors import InvalidInput, NotFound
@@ -64,14 +64,56 @@ def _ready(wish: Deployment | None) -> int:
     return sum(row.wanted == "run" and row.phase == "ready" for row in rows)
 
 
+class AdapterSerializer(serializers.ModelSerializer[Adapter]):
+    """A LoRA adapter that clients name ENDPOINT:NAME. base: the version here that it changes; loaded, replicas: in how
+    many of its ready replicas it is.
+    """
+
+    model = serializers.CharField(source="version.model.name")
+    version = serializers.IntegerField(source="version.number")
+    base = serializers.IntegerField(source="variant.version.number")
+    state = serializers.SerializerMethodField()
+    loaded = serializers.SerializerMethodField()
+    replicas = serializers.SerializerMethodField()
+    reason = serializers.SerializerMethodField()
+
+    class Meta:
+        model = Adapter
+        fields = ("name", "model", "version", "base", "state", "loaded", "replicas", "reason")
+
+    def _standing(self, adapter: Adapter) -> adapters.Standing:
+        wish: Deployment | None = getattr(adapter.variant.version, "deployment", None)
+        return adapters.standing(adapter, wish.replica_set.all() if wish else [])
+
+    def get_state(self, adapter: Adapter) -> str:
+        return self._standing(adapter).state
+
+    def get_loaded(self, adapter: Adapter) -> int:
+        return self._standing(adapter).loaded
+
+    def get_replicas(self, adapter: Adapter) -> int:
+        return self._standing(adapter).replicas
+
+    def get_reason(self, adapter: Adapter) -> str:
+        return self._standing(adapter).reason
+
+
 class EndpointSerializer(serializers.ModelSerializer[Endpoint]):
     model = serializers.CharField(source="model.name")
     team = serializers.CharField(source="team.name")
     variants = VariantSerializer(many=True)
+    adapters = serializers.SerializerMethodField()
 
     class Meta:
         model = Endpoint
-        fields = ("name", "model", "team", "access", "revision", "timeout_ms", "queue_limit", "variants", "created_at")
+        fields = (
+            "name", "model", "team", "access", "revision", "timeout_ms", "queue_limit", "variants", "adapters", "created_at"
+        )  # fmt: skip
+
+    @extend_schema_field(AdapterSerializer(many=True))
+    def get_adapters(self, endpoint: Endpoint) -> Any:
+        rows = [adapter for variant in endpoint.variants.all() for adapter in variant.adapters.all()]
+        return AdapterSerializer(rows, many=True).data
 
 
 class DeploySerializer(StrictSerializer):
@@ -110,6 +152,15 @@ class AccessSerializer(StrictSerializer):
     revision = serializers.IntegerField(required=False, min_value=1)
 
 
+class AttachSerializer(StrictSerializer):
+    """Have the replicas load this adapter; without `name` it has its model's."""
+
+    model = serializers.CharField(max_length=64)
+    version = serializers.IntegerField(min_value=1, max_value=2**31 - 1)
+    name = serializers.CharField(required=False, max_length=64)
+    revision = serializers.IntegerField(required=False, min_value=1)
+
+
 class UndeploySerializer(StrictSerializer):
     version = serializers.IntegerField(min_value=1, max_value=2**31 - 1)
     revision = serializers.IntegerField(required=False, min_value=1)
@@ -129,7 +180,9 @@ class EndpointViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets
 
     def get_queryset(self) -> QuerySet[Endpoint]:
         rows = Endpoint.objects.select_related("team", "model").prefetch_related(
-            "variants__version__deployment__replica_set", "variants__version__steps__version__deployment__replica_set"
+            "variants__version__deployment__replica_set",
+            "variants__version__steps__version__deployment__replica_set",
+            "variants__adapters__version__model",
         )
         return visible(actor_of(self.request), rows)
 
@@ -183,6 +236,28 @@ class EndpointViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets
         actions.undeploy(endpoint=self.get_object(), number=wish.pop("version"), actor=actor_of(request), **wish)
         return self._answer(name)
 
+    @extend_schema(request=AttachSerializer, responses={201: EndpointSerializer})
+    @action(detail=True, methods=["post"], url_path="adapters")
+    def attach(self, request: Request, name: str) -> Response:
+        """Adds a LoRA adapter to the version that it changes, while that serves: clients name it ENDPOINT:NAME."""
+        endpoint = self.get_object()
+        asked = AttachSerializer(data=request.data)
+        asked.is_valid(raise_exception=True)
+        wish = dict(asked.validated_data)
+        version = _version(actor_of(request), wish.pop("model"), wish.pop("version"))
+        adapters.attach(endpoint=endpoint, version=version, actor=actor_of(request), **wish)
+        return self._answer(name, status.HTTP_201_CREATED)
+
+    @extend_schema(
+        parameters=[OpenApiParameter("adapter", OpenApiTypes.STR, OpenApiParameter.PATH, description="its name here")],
+        responses=EndpointSerializer,
+    )
+    @action(detail=True, methods=["delete"], url_path="adapters/(?P<adapter>[A-Za-z0-9_-]{1,64})")
+    def detach(self, request: Request, name: str, adapter: str) -> Response:
+        """Takes a LoRA adapter away; what began with it ends with it."""
+        adapters.detach(endpoint=self.get_object(), name=adapter, actor=actor_of(request))
+        return self._answer(name)
+
     @extend_schema(
         parameters=[OpenApiParameter("seconds", OpenApiTypes.INT, description="how far back, up to a day")],
         responses=OpenApiTypes.OBJECT,
@@ -200,17 +275,22 @@ class EndpointViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets
                          "summary": queries.summary(endpoint.name, seconds)})  # fmt: skip
 
     def _deploy(self, actor: Actor, asked: dict[str, Any]) -> Response:
-        versions = Version.objects.select_related("model__team").filter(model__name=asked.pop("model"))
-        number = asked.pop("version")
-        version = visible(actor, versions, "model__team").filter(number=number).first()
-        if version is None:
-            raise NotFound(f"there is no version {number} of this model")
+        version = _version(actor, asked.pop("model"), asked.pop("version"))
         name = asked.pop("name", None) or version.model.name
         actions.deploy(version=version, endpoint_name=name, actor=actor, **asked)
         return self._answer(name, status.HTTP_201_CREATED)
 
     def _answer(self, name: str, code: int = status.HTTP_200_OK) -> Response:
         return Response(EndpointSerializer(self.get_queryset().get(name=name)).data, code)
+
+
+def _version(actor: Actor, model: str, number: int) -> Version:
+    """Raises NotFound for what is not there, or not for this actor."""
+    versions = Version.objects.select_related("model__team").filter(model__name=model, number=number)
+    version = visible(actor, versions, "model__team").first()
+    if version is None:
+        raise NotFound(f"there is no version {number} of this model")
+    return version
 
 
 def _mapping(data: object) -> dict[str, object]:

@@ -64,6 +64,22 @@ class Variant(models.Model):
         return f"{self.endpoint} -> {self.version} ({self.weight_bp} bp)"
 
 
+class Adapter(models.Model):
+    """A LoRA adapter that the replicas of a variant's version hold, for requests to ENDPOINT:NAME. version: its own."""
+
+    variant = models.ForeignKey(Variant, models.CASCADE, related_name="adapters")
+    version = models.ForeignKey(Version, models.PROTECT, related_name="adapter_of")
+    name = models.SlugField(max_length=64)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints: ClassVar = [models.UniqueConstraint(fields=["variant", "name"], name="adapter_once_per_variant")]
+        ordering: ClassVar = ["name", "id"]
+
+    def __str__(self) -> str:
+        return f"{self.variant.endpoint}:{self.name}"
+
+
 class RepositoryModel(models.Model):
     """A model in the folder that `serinus up --model-repository` was given, imported or not.
 

@@ -27,7 +27,8 @@ from django.db.models.functions import Now
 from redis.exceptions import RedisError, WatchError
 
 from accounts.models import ApiKey
-from endpoints.models import Endpoint, PublishedTable, Variant
+from endpoints.adapters import standing
+from endpoints.models import Adapter, Endpoint, PublishedTable, Variant
 from fleet.models import Replica
 from inference.protocol.oip import Signature
 from inference.protocol.routes import (
@@ -83,10 +84,12 @@ def build_table(*, secret: str = "") -> RoutingTable:
     rows = Variant.objects.select_related("version").order_by("endpoint_id", "version__number")
     for variant in rows:
         variants.setdefault(variant.endpoint_id, []).append(variant)
-    replicas, steps = _replicas(), _steps()
+    replicas, steps, adapters = _replicas(), _steps(), _adapters()
     return RoutingTable(
         generation=0,
-        endpoints=[_endpoint(endpoint, variants.get(endpoint.pk, []), replicas, steps) for endpoint in endpoints],
+        endpoints=[
+            _endpoint(endpoint, variants.get(endpoint.pk, []), replicas, steps, adapters) for endpoint in endpoints
+        ],
         keys=_keys(endpoints),
         token_secret=secret,
     )
@@ -145,6 +148,7 @@ def _endpoint(
     variants: list[Variant],
     replicas: dict[int, list[Replica]],
     steps: dict[int, list[PipelineStep]],
+    adapters: dict[int, list[Adapter]],
 ) -> EndpointRoute:
     return EndpointRoute(
         name=endpoint.name,
@@ -153,21 +157,29 @@ def _endpoint(
         public=endpoint.access == Endpoint.Access.PUBLIC,
         timeout_ms=endpoint.timeout_ms,
         queue_limit=endpoint.queue_limit,
-        variants=[_variant(v, replicas, steps.get(v.version_id, [])) for v in variants if v.version.signature],
+        variants=[
+            _variant(v, replicas, steps.get(v.version_id, []), adapters.get(v.pk, []))
+            for v in variants
+            if v.version.signature
+        ],
         created_unix_s=int(endpoint.created_at.timestamp()),
         team=endpoint.team.name,
     )
 
 
-def _variant(variant: Variant, replicas: dict[int, list[Replica]], steps: list[PipelineStep]) -> VariantRoute:
+def _variant(
+    variant: Variant, replicas: dict[int, list[Replica]], steps: list[PipelineStep], adapters: list[Adapter]
+) -> VariantRoute:
+    rows = replicas.get(variant.version_id, [])
     return VariantRoute(
         version=variant.version.number,
         arm=variant.role,
         weight_bp=variant.weight_bp,
         signature=msgspec.convert(variant.version.signature, Signature),
         settings=_settings(variant.version),
-        replicas=_routes(replicas.get(variant.version_id, [])),
+        replicas=_routes(rows),
         pipeline=PipelineRoute([_step(step, replicas.get(step.version_id, [])) for step in steps]) if steps else None,
+        adapters=[adapter.name for adapter in adapters if standing(adapter, rows).is_served],
     )
 
 
@@ -196,6 +208,14 @@ def _steps() -> dict[int, list[PipelineStep]]:
     rows = PipelineStep.objects.filter(pipeline__in=behind).select_related("version__model")
     for row in rows.order_by("pipeline_id", "position"):
         found.setdefault(row.pipeline_id, []).append(row)
+    return found
+
+
+def _adapters() -> dict[int, list[Adapter]]:
+    """Variant's id -> its adapters."""
+    found: dict[int, list[Adapter]] = {}
+    for row in Adapter.objects.select_related("version").order_by("variant_id", "name"):
+        found.setdefault(row.variant_id, []).append(row)
     return found
 
 

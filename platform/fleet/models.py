@@ -69,7 +69,8 @@ class Replica(models.Model):
     that, "lost" when its host's lease lapsed. route_address and route_generation: what gateways are told, that is
     where it was last ready; they stay while it restarts, is lost or moves, until a newer generation is ready.
     device_memory_share: the part (0..1) of its accelerator that its framework may take, 0 where nothing is bound;
-    device_memory_bytes: what it holds of it.
+    device_memory_bytes: what it holds of it. adapters: where each of its LoRA adapters stands, as the supervisor sees it
+    (inference.protocol.supervision.AdapterSeen).
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4)
@@ -91,6 +92,7 @@ class Replica(models.Model):
     device_memory_bytes = models.BigIntegerField(default=0)
     compiles_after_ready = models.IntegerField(default=0)
     queue_depth = models.IntegerField(default=0)
+    adapters = models.JSONField(default=list)
     lease_until = models.DateTimeField(null=True)
     ready_at = models.DateTimeField(null=True)
     created_at = models.DateTimeField(auto_now_add=True)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterable
 from datetime import timedelta
 
+import msgspec
 from django.db import transaction
 from django.db.models import Case, F, Value, When
 from django.db.models.functions import Coalesce, Now
@@ -100,6 +101,7 @@ def record_seen(host: str, seen: Seen) -> int:
 
 def _record_replica(row: Replica, report: ReplicaSeen) -> int:
     """1 when the route of this replica changed, else 0."""
+    adapters = msgspec.to_builtins(report.adapters)
     state: dict[str, object] = {
         "phase": report.phase.value,
         "seen_generation": report.generation,
@@ -111,6 +113,7 @@ def _record_replica(row: Replica, report: ReplicaSeen) -> int:
         "device_memory_bytes": report.device_memory_bytes,
         "compiles_after_ready": report.compiles_after_ready,
         "queue_depth": report.queue_depth,
+        "adapters": adapters,
         "lease_until": lease_end(),
     }
     if report.phase is ReplicaPhase.READY:
@@ -125,4 +128,4 @@ def _record_replica(row: Replica, report: ReplicaSeen) -> int:
     if fenced.update(**state) != 1:
         return 0
     route = report.address if report.phase is ReplicaPhase.READY else row.route_address
-    return int(row.phase != report.phase.value or row.route_address != route)
+    return int(row.phase != report.phase.value or row.route_address != route or row.adapters != adapters)

@@ -41,6 +41,7 @@ WAKE = "fleet.tasks.wake"
 USED_BY = {
     "aliases": ("an alias", Q()),
     "variants": ("an endpoint", Q()),
+    "adapter_of": ("an endpoint", Q()),
     "used_in": ("a pipeline", ~Q(pipeline__status=VersionStatus.ARCHIVED)),
 }
 

@@ -20,7 +20,7 @@ from fleet import actions as fleet
 from fleet.models import Host
 from inference.errors import SerinusError
 from inference.protocol.status import ReplicaPhase
-from inference.protocol.supervision import ReplicaSpec, Seen, ValidationSeen, ValidationSpec
+from inference.protocol.supervision import ReplicaSeen, ReplicaSpec, Seen, ValidationSeen, ValidationSpec
 from registry.models import ValidationRun
 from registry.validation import claim_validations, finish_validation, running_validations, validation_progress
 from worker.specs import replica_specs, validation_specs
@@ -62,8 +62,12 @@ def converge_once(host: str, supervisor: Supervisor, clock: Callable[[], float] 
     open_runs = _hand_in(held, seen.validations)
     if seen.standby_ready and _claim(host, VALIDATIONS_AT_ONCE - open_runs):
         return AT_ONCE_S
-    unsettled = len(replicas) != len(seen.replicas) or any(r.phase not in SETTLED for r in seen.replicas)
+    unsettled = len(replicas) != len(seen.replicas) or not all(map(_is_settled, seen.replicas))
     return BUSY_S if unsettled or open_runs else IDLE_S
+
+
+def _is_settled(replica: ReplicaSeen) -> bool:
+    return replica.phase in SETTLED and all(adapter.state != "waiting" for adapter in replica.adapters)
 
 
 def _hand_in(held: list[ValidationRun], seen: list[ValidationSeen]) -> int:

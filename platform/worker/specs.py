@@ -7,10 +7,12 @@ from collections.abc import Iterable
 
 import msgspec
 
+from endpoints.adapters import adapters_for
+from endpoints.models import Adapter
 from fleet.models import Host, Replica
 from fleet.reconciling import device_memory_bytes, peak_memory_bytes
 from inference.protocol.oip import Signature
-from inference.protocol.supervision import FileRef, ReplicaSpec, ValidationSpec
+from inference.protocol.supervision import AdapterSpec, FileRef, ReplicaSpec, ValidationSpec
 from registry.models import ValidationRun, Version
 
 FLOOR_BYTES = 2 << 30
@@ -28,7 +30,8 @@ def replica_specs(host: str) -> list[ReplicaSpec]:
     )
     cpus = Host.objects.filter(name=host).values_list("cpus", flat=True).first() or 1
     threads = max(1, cpus // max(1, len(rows)))
-    specs = (_replica(row, threads) for row in rows)
+    adapters = adapters_for(row.deployment.version_id for row in rows)
+    specs = (_replica(row, threads, adapters.get(row.deployment.version_id, [])) for row in rows)
     return [spec for spec in specs if spec is not None]
 
 
@@ -51,7 +54,7 @@ def validation_specs(runs: Iterable[ValidationRun]) -> list[ValidationSpec]:
     ]
 
 
-def _replica(row: Replica, threads: int) -> ReplicaSpec | None:
+def _replica(row: Replica, threads: int, adapters: list[Adapter]) -> ReplicaSpec | None:
     version = row.deployment.version
     try:
         return ReplicaSpec(
@@ -70,10 +73,17 @@ def _replica(row: Replica, threads: int) -> ReplicaSpec | None:
             threads=threads,
             device_memory_bytes=device_memory_bytes(version) if row.device_memory_share else 0,
             device_memory_share=row.device_memory_share,
+            adapters=[_adapter(adapter) for adapter in adapters],
         )
     except (msgspec.ValidationError, KeyError):
         log.exception("replica %s of %s cannot be started from its rows", row.id, version)
         return None
+
+
+def _adapter(adapter: Adapter) -> AdapterSpec:
+    version = adapter.version
+    files = msgspec.convert(version.served_files or version.manifest["files"], list[FileRef])
+    return AdapterSpec(adapter.name, str(version), version.digest, files)
 
 
 def _limit_bytes(version: Version, device: str) -> int:
