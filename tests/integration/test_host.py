@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -16,8 +17,8 @@ import pytest
 from inference.errors import NotFound
 from inference.host.client import SupervisorClient, SupervisorUnreachable
 from inference.protocol.status import ReplicaPhase
-from inference.protocol.supervision import FileRef
-from tests.support.hosts import Host, find, running, spec, validation
+from inference.protocol.supervision import AdapterSpec, FileRef
+from tests.support.hosts import Host, find, running, spec, stored, validation
 
 
 @pytest.fixture
@@ -384,3 +385,62 @@ def test_a_child_on_a_fake_device_is_told_so(tmp_path: Path, device: str, is_fak
         host.wait_ready()
         seen = witness(host)
     assert seen["is_fake_device"] is is_fake
+
+
+def adapter(host: Host, name: str, content: bytes) -> AdapterSpec:
+    return AdapterSpec(name, f"{name}:1", hashlib.sha256(content).hexdigest(), stored(host, {"weights": content}))
+
+
+def states(host: Host) -> dict[str, tuple[str, str]]:
+    return {one.name: (one.state, one.message) for one in find(host.client.look()).adapters}
+
+
+def test_adapters_come_and_go_without_a_restart_and_come_back_with_a_new_process(host: Host) -> None:
+    host.client.converge([spec()])
+    first = host.wait_ready()
+    fr, de = adapter(host, "fr", b"un"), adapter(host, "de", b"eins")
+    for wanted in ([fr], [fr, de], [de]):
+        host.client.converge([spec(adapters=wanted)])
+        told = {one.name: ("loaded", f"weights={'un' if one is fr else 'eins'}") for one in wanted}
+        host.wait(lambda seen, told=told: {a.name: (a.state, a.message) for a in find(seen).adapters} == told)
+    work = next(host.data.glob("work/*/adapters"))
+    host.wait(lambda _: [one.name for one in work.iterdir()] == [de.digest])
+    seen = find(host.client.look())
+    assert (seen.pid, seen.restarts, seen.generation) == (first.pid, 0, 1)
+    os.kill(first.pid, signal.SIGKILL)
+    host.wait_ready(not_pid=first.pid)
+    assert states(host) == {"de": ("loaded", "weights=eins")}
+
+
+def test_an_adapter_whose_files_changed_is_told_and_never_reaches_the_replica(host: Host) -> None:
+    bad, good = adapter(host, "bad", b"one"), adapter(host, "good", b"two")
+    blob = host.data / "artifacts" / "blobs" / bad.files[0].sha256[:2] / bad.files[0].sha256
+    blob.chmod(0o644)
+    blob.write_bytes(b"eno")
+    gone = AdapterSpec("gone", "gone:1", "1" * 64, [FileRef("weights", 3, "2" * 64)])
+    odd = AdapterSpec("odd", "odd:1", "3" * 64, [FileRef("../weights", 3, bad.files[0].sha256)])
+    host.client.converge([spec(adapters=[bad, good, gone, odd])])
+    first = host.wait_ready()
+    wanted = {
+        "bad": ("failed", "artifact changed: weights no longer has the content it was uploaded with"),
+        "good": ("loaded", "weights=two"),
+        "gone": ("failed", "its files cannot be brought to the replica: No such file or directory"),
+        "odd": ("failed", "one of its files has a name that cannot be taken"),
+    }
+    assert states(host) == wanted
+    host.client.converge([spec(adapters=[good])])
+    host.wait(lambda seen: len(find(seen).adapters) == 1)
+    assert states(host) == {"good": wanted["good"]}
+    assert find(host.client.look()).pid == first.pid
+
+
+def test_adapters_outlive_the_supervisor(host: Host) -> None:
+    fr = adapter(host, "fr", b"un")
+    host.client.converge([spec()])
+    host.wait_ready()
+    host.client.converge([spec(adapters=[fr])])
+    host.wait(lambda seen: find(seen).adapters != [])
+    host.kill()
+    host.start()
+    host.wait_ready(timeout_s=20)
+    assert states(host) == {"fr": ("loaded", "weights=un")}

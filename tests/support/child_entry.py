@@ -17,10 +17,19 @@ import sys
 import time
 from pathlib import Path
 
-from inference.protocol.child import CheckReport, Drain, PhaseReport, StartReplica, StartValidation, ValidationReport
+from inference.protocol.child import (
+    AdaptersReport,
+    CheckReport,
+    PhaseReport,
+    SetAdapters,
+    StartReplica,
+    StartValidation,
+    ToChild,
+    ValidationReport,
+)
 from inference.protocol.frames import Decoder, encode
 from inference.protocol.status import ReplicaPhase
-from inference.protocol.supervision import CheckSeen, FileRef, ValidationSeen
+from inference.protocol.supervision import AdapterSeen, CheckSeen, FileRef, ValidationSeen
 
 
 def run_replica(message: StartReplica, control_fd: int, listener_fd: int) -> int:
@@ -42,12 +51,15 @@ def run_replica(message: StartReplica, control_fd: int, listener_fd: int) -> int
         time.sleep(600)
     if act == "slow_load":
         time.sleep(float(message.spec.settings.get("load_s", 0.5)))
+    work = Path(message.paths.work_dir)
+    if message.spec.adapters:
+        control.sendall(encode(_held(work, [(one.name, one.digest) for one in message.spec.adapters])))
     control.sendall(encode(PhaseReport(ReplicaPhase.WARMING)))
-    return _serve(control, listener, act)
+    return _serve(control, listener, act, work)
 
 
-def _serve(control: socket.socket, listener: socket.socket, act: str) -> int:
-    decoder: Decoder[Drain] = Decoder(Drain)
+def _serve(control: socket.socket, listener: socket.socket, act: str, work: Path) -> int:
+    decoder: Decoder[ToChild] = Decoder(ToChild)
     listener.setblocking(False)
     held = bytearray(400 << 20) if act == "eat" else bytearray()
     began = time.monotonic()
@@ -66,12 +78,24 @@ def _serve(control: socket.socket, listener: socket.socket, act: str) -> int:
             if not data:
                 return 0
             for drain, _ in decoder.feed(data):
+                if isinstance(drain, SetAdapters):
+                    control.sendall(encode(_held(work, [(one.name, one.digest) for one in drain.adapters])))
+                    continue
                 if act == "deaf":
                     signal.signal(signal.SIGTERM, signal.SIG_IGN)
                     time.sleep(600)
                 assert drain.timeout_s >= 0
                 Path(os.environ["HOME"], "..", "..", "drained").resolve().write_text(str(os.getpid()))
                 return 0
+
+
+def _held(work: Path, adapters: list[tuple[str, str]]) -> AdaptersReport:
+    """Each is loaded, and says what its folder holds."""
+    folders = [work / "adapters" / digest for _, digest in adapters]
+    texts = [",".join(f"{p.name}={p.read_text()}" for p in sorted(folder.iterdir())) for folder in folders]
+    return AdaptersReport(
+        [AdapterSeen(name, digest, "loaded", text) for (name, digest), text in zip(adapters, texts, strict=True)]
+    )
 
 
 def _tell_what_i_see(work: Path, **more: object) -> None:
