@@ -102,7 +102,9 @@ def endpoint_data(pk: int) -> Data:
         raise NotFound("This endpoint has been deleted.")
     versions = list(endpoint.variants.values_list("version_id", flat=True))
     replicas = replicas_of([*versions, *step_ids(versions)])
-    marks = [(str(r.id), r.phase, r.wanted, r.message, r.restarts, r.host_id, r.generation) for r in replicas]
+    marks = [
+        (str(r.id), r.phase, r.wanted, r.message, r.restarts, r.host_id, r.generation, r.adapters) for r in replicas
+    ]
     traffic = traffic_of([endpoint.name])[endpoint.name]
     return {
         **_figures(traffic),

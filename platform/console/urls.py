@@ -5,6 +5,7 @@ from __future__ import annotations
 from django.urls import path
 
 from console.views import (
+    adapters,
     audit,
     endpoints,
     fleet,
@@ -52,6 +53,8 @@ urlpatterns = [
     path(f"{ENDPOINT}weights/", endpoints.weights, name="weights"),
     path(f"{ENDPOINT}access/", endpoints.access, name="access"),
     path(f"{ENDPOINT}delete/", endpoints.delete, name="delete_endpoint"),
+    path(f"{ENDPOINT}adapters/", adapters.attach, name="attach_adapter"),
+    path(f"{ENDPOINT}adapters/<slug:adapter>/remove/", adapters.detach, name="detach_adapter"),
     path(f"{ENDPOINT}try/", tryout.try_it, name="try"),
     path(f"{ENDPOINT}versions/<int:number>/undeploy/", endpoints.undeploy, name="undeploy"),
     path(f"{ENDPOINT}versions/<int:number>/scale/", endpoints.scale, name="scale"),

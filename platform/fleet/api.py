@@ -40,17 +40,27 @@ class HostSerializer(serializers.ModelSerializer[Host]):
         )  # fmt: skip
 
 
+class AdapterStateSerializer(serializers.Serializer[dict[str, str]]):
+    """Where a LoRA adapter stands in this replica: waiting, loaded, failed or leaving. digest: of its version."""
+
+    name = serializers.CharField()
+    digest = serializers.CharField()
+    state = serializers.CharField()
+    message = serializers.CharField()
+
+
 class ReplicaSerializer(serializers.ModelSerializer[Replica]):
     model = serializers.CharField(source="deployment.version.model.name", read_only=True)
     version = serializers.IntegerField(source="deployment.version.number", read_only=True)
     host = serializers.CharField(source="host_id", read_only=True, allow_null=True)
+    adapters = AdapterStateSerializer(many=True, read_only=True)
 
     class Meta:
         model = Replica
         fields = (
             "id", "model", "version", "host", "device", "generation", "wanted", "phase", "pid", "restarts", "message",
             "memory_bytes", "device_memory_bytes", "device_memory_share", "compiles_after_ready", "queue_depth",
-            "ready_at", "created_at",
+            "adapters", "ready_at", "created_at",
         )  # fmt: skip
 
 

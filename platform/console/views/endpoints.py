@@ -20,6 +20,7 @@ from console.pipelines import pipeline_of
 from console.reading import MAX_SHOWN, endpoint_named, endpoint_states, replicas_of
 from console.snippets import snippets
 from console.traffic import traffic_of
+from console.views.adapters import adapters_of_page
 from endpoints import actions
 from endpoints.models import Endpoint, Variant
 from fleet import actions as fleet
@@ -47,7 +48,7 @@ def endpoint(request: HttpRequest, name: str) -> HttpResponse:
     actor = actor_of(request)
     found = endpoint_named(actor, name)
     variants = list(found.variants.select_related("endpoint", "version__model", "version__deployment"))
-    context = {"endpoint": found, "may": rights(actor, found), **_placed(variants)}
+    context = {"endpoint": found, "may": rights(actor, found), **_placed(found, variants)}
     if request.GET.get("part") == "replicas":
         return render(request, "part/endpoint_replicas.html", context)
     signature = _signature(variants)
@@ -73,17 +74,21 @@ def _needs_key(found: Endpoint) -> bool:
     return found.access == Endpoint.Access.KEY and not settings.INSECURE
 
 
-def _placed(variants: list[Variant]) -> dict[str, Any]:
-    """Variants with their deployment, every replica of them and of their steps, and the graph with the most traffic."""
+def _placed(endpoint: Endpoint, variants: list[Variant]) -> dict[str, Any]:
+    """Variants with their deployment, every replica of them and of their steps, their adapters, and the graph with the
+    most traffic.
+    """
     versions = [variant.version_id for variant in variants]
     ready = ready_counts(set(versions))
     wishes = {wish.version_id: wish for wish in Deployment.objects.filter(version__in=versions)}
+    replicas = replicas_of([*versions, *step_ids(versions)])
     return {
         "variants": [
             {"row": variant, "ready": ready.get(variant.version_id, 0), "wish": wishes.get(variant.version_id)}
             for variant in variants
         ],
-        "replicas": replicas_of([*versions, *step_ids(versions)]),
+        "replicas": replicas,
+        **adapters_of_page(endpoint, variants, replicas),
         **_graph(variants),
     }
 
