@@ -29,6 +29,18 @@ def facts_of(version: Version) -> Facts:
     return {**seen, "perplexity_change": now / plain - 1 if plain else None}
 
 
+def language_of(versions: list[Version]) -> Facts:
+    """Of an endpoint with language models: what is true of all of them; {} for any other endpoint."""
+    held = [facts_of(version) for version in versions if is_language(version)]
+    if not held:
+        return {}
+    contexts = [facts["context"] for facts in held if facts.get("context")]
+    return {
+        "has_chat_template": all(facts.get("has_chat_template", True) for facts in held),
+        "context": min(contexts, default=0),
+    }
+
+
 def steps_of(measured: Facts) -> list[Facts]:
     """Rows of sequences at once, median of one step in ms, tokens per second of each and of all; ascending."""
     pairs = sorted(

@@ -18,7 +18,7 @@ from inference.protocol.routes import EndpointRoute, RoutingTable, VariantRoute
 from registry.models import Model, Version
 from tests.support.cast import Cast
 from tests.support.fake_language import CONTEXT, FakeLanguage
-from tests.support.gateway_house import House
+from tests.support.gateway_house import House, key
 from tests.support.showroom import report, version
 
 SEEN = {
@@ -90,7 +90,7 @@ def publish(house: House) -> None:
                 EndpointRoute("tiny", "tiny", "salt", False, 5000, 64, variants),
                 EndpointRoute("asleep", "asleep", "salt", False, 300, 64, asleep),
             ],
-            keys=[],
+            keys=[key("all", "s2", ["*"])],
             token_secret=token_secret(),
         )
     )

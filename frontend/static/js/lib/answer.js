@@ -5,6 +5,7 @@ import { count, ms } from "./format.js";
 
 const MAX_SPANS = 4096; // a longer answer goes on as plain text: the page stays quick
 const MAX_TEXT_CHARS = 4096;
+const RATE_MS = 20; // a shorter time says nothing about speed
 const HIDDEN_MS = 250; // a hidden tab has no animation frames
 
 export const tokensOf = new WeakMap(); // span -> its tokens
@@ -114,7 +115,7 @@ export class Answer {
   measured() {
     const { begun, first, last } = this.marks;
     if (first === null) return "Waiting for the first token";
-    const perSecond = this.tokens > 1 && last > first ? `${count(((this.tokens - 1) / (last - first)) * 1000)} tokens/s` : null;
+    const perSecond = this.tokens > 1 && last - first > RATE_MS ? `${count(((this.tokens - 1) / (last - first)) * 1000)} tokens/s` : null;
     return [`first token ${ms(first - begun)}`, perSecond, `${this.tokens} token${this.tokens === 1 ? "" : "s"}`].filter(Boolean).join(" · ");
   }
 

@@ -1,6 +1,9 @@
 // A chat request out of the settings form, and the same request as a curl line and as a Python program.
 
 const MAX_STOPS = 16;
+const WIDTH = 88;
+const JSON_WORDS = { null: "null", true: "true", false: "false" };
+const PYTHON_WORDS = { null: "None", true: "True", false: "False" };
 export const TOP = 5;
 
 export class BadSetting extends Error {
@@ -42,28 +45,26 @@ export function messagesOf(form, history) {
 
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
+// JSON and Python write values alike but for three words. What fits a line stands on one.
+function literal(value, indent, words) {
+  if (value === null || typeof value === "boolean") return words[value];
+  if (typeof value !== "object") return JSON.stringify(value);
+  const inner = `${indent}  `;
+  const parts = Array.isArray(value) ? value.map((one) => literal(one, inner, words)) : Object.entries(value).map(([name, one]) => `${JSON.stringify(name)}: ${literal(one, inner, words)}`);
+  const [open, close] = Array.isArray(value) ? "[]" : "{}";
+  const whole = `${open}${parts.join(", ")}${close}`;
+  return whole.length + indent.length <= WIDTH && !whole.includes("\n") ? whole : `${open}\n${parts.map((part) => inner + part).join(",\n")}\n${indent}${close}`;
+}
+
 export function curlOf(url, body, { key, chats = true }) {
   const parts = [`curl -N ${url}/v1/${chats ? "chat/" : ""}completions`];
   if (key) parts.push('-H "Authorization: Bearer $SERINUS_API_KEY"');
-  parts.push("-H 'Content-Type: application/json'", `-d ${quoted(JSON.stringify({ ...body, stream: true }, null, 1))}`);
+  parts.push("-H 'Content-Type: application/json'", `-d ${quoted(literal({ ...body, stream: true }, "  ", JSON_WORDS))}`);
   return parts.join(" \\\n  ");
 }
 
-// A JSON text is a Python literal but for three words.
-function literal(value, indent) {
-  if (value === null) return "None";
-  if (value === true) return "True";
-  if (value === false) return "False";
-  if (typeof value !== "object") return JSON.stringify(value);
-  const inner = `${indent}    `;
-  const parts = Array.isArray(value) ? value.map((one) => literal(one, inner)) : Object.entries(value).map(([name, one]) => `${JSON.stringify(name)}: ${literal(one, inner)}`);
-  const [open, close] = Array.isArray(value) ? "[]" : "{}";
-  const whole = `${open}${parts.join(", ")}${close}`;
-  return whole.length + indent.length <= 100 ? whole : `${open}\n${parts.map((part) => `${inner}${part},\n`).join("")}${indent}${close}`;
-}
-
 export function pythonOf(url, body, { key, chats = true }) {
-  const given = Object.entries({ ...body, stream: true }).map(([name, value]) => `    ${name}=${literal(value, "    ")},\n`).join("");
+  const given = Object.entries({ ...body, stream: true }).map(([name, value]) => `    ${name}=${literal(value, "    ", PYTHON_WORDS)},\n`).join("");
   const secret = key ? 'os.environ["SERINUS_API_KEY"]' : '"none"';
   return [
     ...(key ? ["import os", ""] : []),
