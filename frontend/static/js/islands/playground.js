@@ -55,12 +55,20 @@ class Playground {
       this.at("compare").setAttribute("aria-pressed", "false");
       this.island.classList.remove("two");
     } else {
-      const choices = this.config.targets.flatMap(({ name, versions }) => versions.map(({ number }) => `${name}@${number}`));
-      const used = this.panes[0].asks;
-      this.add(choices.find((one) => one !== used.model && one !== `${used.endpoint}@${used.versions[0]?.number}`) ?? choices[0]);
+      this.add(this.other());
     }
     this.remember();
     this.show();
+  }
+
+  // Whom to compare with: another version of the same endpoint, else another endpoint, else the same once more.
+  other() {
+    const { model, endpoint, version } = this.panes[0].asks;
+    const models = ({ name, versions }) => (versions.length > 1 ? versions.map(({ number }) => `${name}@${number}`) : [name]);
+    const own = this.config.targets.filter((one) => one.name === endpoint).flatMap(models);
+    const rest = this.config.targets.filter((one) => one.name !== endpoint).sort((a, b) => b.ready - a.ready).flatMap(models);
+    const news = own.filter((one) => one !== model && (version || one !== own[0]));
+    return [...news, ...rest, model][0];
   }
 
   remember() {

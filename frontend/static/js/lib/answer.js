@@ -29,13 +29,13 @@ function levelOf(tokens) {
 }
 
 export class Answer {
-  // host: where it stands. moved: called after each append.
-  constructor(host, { name, moved }) {
-    Object.assign(this, { moved, content: "", thought: "", tokens: 0, spans: 0, waiting: "", held: [], marks: { begun: performance.now(), first: null, last: null }, finish: null, asked: false });
+  // host: where it stands. moved: called after each append. waits: what is said until the first token comes.
+  constructor(host, { name, moved, waits }) {
+    Object.assign(this, { moved, waits, content: "", thought: "", tokens: 0, spans: 0, waiting: "", held: [], marks: { begun: performance.now(), first: null, last: null }, finish: null, asked: false });
     this.text = el("div", { class: "text" });
     this.thinking = el("div", { class: "thought" });
     this.thoughts = el("details", { class: "thoughts", hidden: true }, el("summary", {}, "Thoughts"), this.thinking);
-    this.figures = el("footer", {}, el("span", {}, "Waiting for the first token"));
+    this.figures = el("footer", {}, el("span", {}, waits));
     this.node = el("article", { class: "turn theirs", "aria-busy": "true" }, el("h3", {}, name), this.thoughts, this.text, this.figures);
     host.append(this.node);
   }
@@ -114,7 +114,7 @@ export class Answer {
 
   measured() {
     const { begun, first, last } = this.marks;
-    if (first === null) return "Waiting for the first token";
+    if (first === null) return this.waits;
     const perSecond = this.tokens > 1 && last - first > RATE_MS ? `${count(((this.tokens - 1) / (last - first)) * 1000)} tokens/s` : null;
     return [`first token ${ms(first - begun)}`, perSecond, `${this.tokens} token${this.tokens === 1 ? "" : "s"}`].filter(Boolean).join(" · ");
   }

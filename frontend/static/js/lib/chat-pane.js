@@ -27,7 +27,8 @@ export class ChatPane {
     Object.assign(this, { owner, side, history: [], abort: null, ready: null, leave: () => {} });
     const id = `model-${side}`;
     this.select = el("select", { id }, ...owner.config.targets.flatMap((target) => this.options(target)));
-    if ([...this.select.options].some((one) => one.value === wanted)) this.select.value = wanted;
+    const known = [...this.select.options].some((one) => one.value === wanted);
+    this.select.value = known ? wanted : (owner.config.targets.find((one) => one.ready) ?? owner.config.targets[0]).name;
     this.badge = el("span", { class: "badge" }, "…");
     this.log = el("div", { class: "log", role: "log", "aria-live": "off", tabindex: "0", "aria-label": `Conversation ${side.toUpperCase()}` });
     this.node = el("section", { class: "pane" }, el("header", {}, el("label", { class: "vh", for: id }, `Model ${side.toUpperCase()}`), this.select, this.badge), this.log);
@@ -94,14 +95,16 @@ export class ChatPane {
   // The person's words and what the model makes of them; never throws.
   async ask(text, settings) {
     const { name, chats, version, endpoint } = this.asks;
-    if (!this.history.length) this.log.replaceChildren();
+    this.log.querySelector(".empty")?.remove();
+    for (const old of this.log.querySelectorAll("[data-again]")) old.remove(); // the conversation has gone on
+    const before = this.history;
     const asked = el("article", { class: "turn mine" }, el("h3", {}, "You"), el("div", { class: "text" }, text));
     this.log.append(asked);
-    const answer = new Answer(this.log, { name, moved: () => this.settle() });
+    const answer = new Answer(this.log, { name, moved: () => this.settle(), waits: this.ready ? "Waiting for the first token" : "No replica is ready: waiting for one" });
     this.pinned = true;
     this.settle();
     this.log.onscroll = () => { this.pinned = this.log.scrollHeight - this.log.scrollTop - this.log.clientHeight < NEAR_PX; };
-    const history = [...this.history, { role: "user", content: text }];
+    const history = [...before, { role: "user", content: text }];
     const abort = this.abort = new AbortController();
     try {
       const stream = await this.owner.connection();
@@ -112,7 +115,7 @@ export class ChatPane {
       this.owner.said.textContent = `${name} has answered: ${answer.measured()}.`;
     } catch (error) {
       const stopped = abort.signal.aborted;
-      answer.end(stopped ? { how: "stopped" } : { trouble: this.trouble(error, [asked, answer.node], text) });
+      answer.end(stopped ? { how: "stopped" } : { trouble: this.trouble(error, () => { asked.remove(); answer.node.remove(); this.history = before; this.owner.run(this, text); }) });
       if (stopped) this.owner.said.textContent = "Stopped.";
     }
     this.abort = null;
@@ -126,10 +129,9 @@ export class ChatPane {
     return { ...rest, logprobs: top };
   }
 
-  trouble(error, nodes, text) {
+  trouble(error, again) {
     const remedy = remedyOf(error);
-    const again = el("button", { type: "button", class: "button", onclick: () => { for (const node of nodes) node.remove(); this.owner.run(this, text); } }, "Try again");
-    return el("div", { class: "note bad", role: "alert" }, icon("warn"), el("div", { class: "stack tight" }, el("b", {}, error.code ? error.message : "The chat ended unexpectedly."), remedy ? el("p", {}, remedy) : null, error.code ? el("p", { class: "sub mono" }, error.code) : null, el("div", {}, again)));
+    return el("div", { class: "note bad", role: "alert" }, icon("warn"), el("div", { class: "stack tight" }, el("b", {}, error.code ? error.message : "The chat ended unexpectedly."), remedy ? el("p", {}, remedy) : null, error.code ? el("p", { class: "sub mono" }, error.code) : null, el("div", { "data-again": true }, el("button", { type: "button", class: "button", onclick: again }, "Try again"))));
   }
 
   settle() { if (this.pinned) this.log.scrollTop = this.log.scrollHeight; }
