@@ -202,7 +202,8 @@ def test_what_goes_wrong_is_said_with_what_to_do(url: str, tmp_path: Path) -> No
         say(page, "anybody?")
         page.get_by_text("No replica is ready: waiting for one").wait_for()
         alert.wait_for(timeout=HELD_MS)
-        assert "see the endpoint's page" in alert.inner_text()
+        assert "No replica of this model version is ready." in alert.inner_text()
+        assert alert.get_by_role("link", name="Endpoint asleep").get_attribute("href") == "/endpoints/asleep/"
         page.screenshot(path=screenshots(tmp_path) / "playground-trouble.png")
         page.get_by_label("Model A").select_option("tiny@1")
         alert.get_by_role("button", name="Try again").click()
@@ -323,4 +324,31 @@ def test_axe_finds_nothing_and_targets_are_large(url: str, tmp_path: Path) -> No
             assert visitor.too_wide_px <= 0, name
             assert visitor.troubles == []
             visitor.context.close()
+    assert found == []
+
+
+def test_a_language_model_is_no_tensor_on_its_pages(url: str, tmp_path: Path) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    rules = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}
+    shots, found = screenshots(tmp_path), []
+    with chromium() as browser:
+        for scheme in ("light", "dark"):
+            visitor = opened(browser, url, bypass_csp=True, color_scheme=scheme)
+            page = visitor.page
+            for name, path in (
+                ("version", "/models/tiny/versions/1/"),
+                ("endpoint", "/endpoints/tiny/"),
+                ("model", "/models/tiny/"),
+            ):
+                page.goto(path)
+                page.wait_for_timeout(300)
+                page.screenshot(path=shots / f"language-{name}-{scheme}.png", full_page=True)
+                results = Axe().run(page, options=rules).response["violations"]
+                found += [f"{name}: {one['id']} {node['html'][:160]}" for one in results for node in one["nodes"][:3]]
+                page.set_viewport_size({"width": 360, "height": 740})
+                page.screenshot(path=shots / f"language-{name}-{scheme}-narrow.png", full_page=True)
+                assert visitor.too_wide_px <= 0, name
+                page.set_viewport_size(WIDE)
+            assert visitor.troubles == []
     assert found == []

@@ -7,13 +7,15 @@ const CREDIT = 64;
 const NEAR_PX = 48;
 const ENDS = { length: "cut off at the token limit", stop: "", tool_calls: "wants to call a tool" };
 const REMEDIES = {
-  not_ready: "No replica of it is ready: see the endpoint's page, or wait until one is.",
+  not_ready: "The endpoint's page says why. Wait until one is ready, or deploy one.",
   replica_lost: "Its replica ended while it answered. Try again: another one, or the same restarted, takes over.",
   overloaded: "Every place is taken. Try again in a moment.",
-  deadline_exceeded: "No answer came in time: see on the endpoint's page whether a replica is ready.",
+  deadline_exceeded: "The endpoint's page says whether a replica is ready.",
   closed: "The console does not answer, or your session has ended: reload the page.",
   unauthenticated: "Reload the page and log in.",
 };
+
+const AT_ENDPOINT = { not_ready: true, deadline_exceeded: true, replica_lost: true };
 
 const share = (bp) => `${(bp / 100).toFixed(bp % 100 ? 1 : 0)} %`;
 
@@ -61,7 +63,7 @@ export class ChatPane {
     this.leave = subscribe(`endpoint:${endpoint}`, (data) => {
       if (data?.ready_of) this.tell(this.asks.versions.reduce((sum, one) => sum + (data.ready_of[one.number] ?? 0), 0));
     });
-    if (!this.history.length) this.empty();
+    if (!this.log.querySelector(".turn")) this.empty();
   }
 
   tell(ready) {
@@ -131,7 +133,7 @@ export class ChatPane {
 
   trouble(error, again) {
     const remedy = remedyOf(error);
-    return el("div", { class: "note bad", role: "alert" }, icon("warn"), el("div", { class: "stack tight" }, el("b", {}, error.code ? error.message : "The chat ended unexpectedly."), remedy ? el("p", {}, remedy) : null, error.code ? el("p", { class: "sub mono" }, error.code) : null, el("div", { "data-again": true }, el("button", { type: "button", class: "button", onclick: again }, "Try again"))));
+    return el("div", { class: "note bad", role: "alert" }, icon("warn"), el("div", { class: "stack tight" }, el("b", {}, error.code ? error.message : "The chat ended unexpectedly."), remedy ? el("p", {}, remedy) : null, error.code in AT_ENDPOINT ? el("p", {}, el("a", { href: `/endpoints/${encodeURIComponent(this.asks.endpoint)}/` }, `Endpoint ${this.asks.endpoint}`)) : null, error.code ? el("p", { class: "sub mono" }, error.code) : null, el("div", { "data-again": true }, el("button", { type: "button", class: "button", onclick: again }, "Try again"))));
   }
 
   settle() { if (this.pinned) this.log.scrollTop = this.log.scrollHeight; }
