@@ -29,6 +29,7 @@ from registry.downloads import attachment
 from registry.models import Version, VersionStatus
 
 MAX_FILES = 200
+MAX_SHOWN_CHARS = 200
 
 
 @require_GET
@@ -51,6 +52,7 @@ def _context(request: HttpRequest, found: Version) -> dict[str, Any]:
         "version": found,
         "model": found.model,
         "checks": running_checks(found),
+        "chosen": _chosen(found.settings or {}),
         "files": files[:MAX_FILES],
         "files_left": max(0, len(files) - MAX_FILES),
         "measured": measured,
@@ -66,6 +68,18 @@ def _context(request: HttpRequest, found: Version) -> dict[str, Any]:
         "conversion": conversion_of(found),
         **(_deploy_context(request, found) if found.status == VersionStatus.READY else {}),
     }
+
+
+def _chosen(given: dict[str, Any]) -> list[tuple[str, Any]]:
+    """What was set, groups of settings (a language model's `generation`) one by one; long texts are cut."""
+    found: list[tuple[str, Any]] = []
+    for name, value in given.items():
+        for own, one in value.items() if isinstance(value, dict) else ((name, value),):
+            if one:
+                found.append(
+                    (own, f"{one[:MAX_SHOWN_CHARS]}…" if isinstance(one, str) and len(one) > MAX_SHOWN_CHARS else one)
+                )
+    return found
 
 
 def _language_context(found: Version, measured: dict[str, Any]) -> dict[str, Any]:
