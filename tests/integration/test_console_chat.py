@@ -13,7 +13,7 @@ from django.test import Client
 from accounts.models import Membership, User
 from console import chat
 from console.consumers import SESSION_ENDED
-from registry.models import Model, Version
+from registry.models import Version
 from tests.support.cast import make_cast
 from tests.support.console_sockets import Socket, socket_of
 from tests.support.gateway_house import House, until
@@ -77,18 +77,6 @@ async def test_what_one_may_not_see_does_not_exist(cast: Any) -> None:
     for model in ("tiny", "tiny@1", "tiny:polite", "nothing", "../tiny"):
         await socket.say(frame("a", model=model))
         assert (await until_done(socket))[1]["code"] == "not_found", model
-    await socket.disconnect()
-
-
-async def test_a_token_is_good_for_its_endpoint_alone(cast: Any, house: House) -> None:
-    """The frame's own fields say whom to ask, never the token's: the gateway holds a chat to the token."""
-    socket = await joined(cast.teammate)
-    await socket.say(frame("a", model="tiny"))
-    await until_done(socket)
-    name = house.now.endpoints[0].name
-    assert name == "tiny"
-    await socket.say(json.dumps({"type": "chat", "id": "2", "model": "asleep", "body": {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}, "credit": 9}))  # fmt: skip
-    assert (await until_done(socket, "2"))[0] == "x"
     await socket.disconnect()
 
 
@@ -221,7 +209,7 @@ def test_the_page_says_what_there_is_to_chat_with(cast: Any) -> None:
     waiting = page_of(cast.teammate)
     assert "No language model is deployed" in waiting
     assert "/models/tiny/versions/2/" in waiting
-    Version.objects.all().delete()
+    Version.objects.update(status="archived")
     assert "Upload a model" in page_of(cast.owner)
     assert "Upload a model" not in page_of(cast.teammate)
 
@@ -234,14 +222,10 @@ def test_a_version_that_serves_is_called_by_its_number(cast: Any) -> None:
     assert "tiny@2" in shown
     assert "134.5M, in 30 layers" in shown
     assert "text_input" not in page_of(cast.teammate, "/endpoints/tiny/")
-    Version.objects.filter(model__name="tiny", number=2).update(
-        report={"measurements": {"language": {"has_chat_template": False, "parameters": 5, "layers": 1}}}
-    )
-    bare = page_of(cast.teammate, "/models/tiny/versions/2/")
+    bare = page_of(cast.teammate, "/models/untaught/versions/1/")
     assert "/v1/completions" in bare
     assert "completions only" in bare
     Endpoint.objects.filter(name="tiny").update(access="public")
     assert "Authorization" not in page_of(cast.teammate, "/models/tiny/versions/2/")
     Variant.objects.all().delete()
     assert "/v1/" not in page_of(cast.teammate, "/models/tiny/versions/2/")
-    assert Model.objects.filter(name="tiny").exists()

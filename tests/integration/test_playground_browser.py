@@ -213,6 +213,23 @@ def test_what_goes_wrong_is_said_with_what_to_do(url: str, tmp_path: Path) -> No
         assert visitor.troubles == []
 
 
+def test_a_model_without_a_chat_template_completes_a_prompt(url: str, house: House) -> None:
+    replica = house.replicas["tiny-1"]
+    with chromium() as browser:
+        visitor = opened(browser, url, "/playground/?a=untaught")
+        page = visitor.page
+        page.get_by_text("This model has no chat template").wait_for()
+        for number, text in enumerate(("once upon", "a time there")):
+            say(page, text)
+            answers(page).nth(number).wait_for()
+        assert answers(page).nth(1).locator(".token").all_inner_texts() == ["a", " time", " there"]
+        assert replica.asked[-1].prompt == "a time there"
+        assert "/v1/completions" in page.locator("[data-lines=curl]").inner_text()
+        page.locator(".token").last.hover()
+        assert page.get_by_role("tooltip").locator(".cells > div").count() == 5
+        assert visitor.troubles == []
+
+
 def test_bad_settings_are_refused_where_they_stand(url: str, house: House) -> None:
     replica = house.replicas["tiny-1"]
     with chromium() as browser:

@@ -1,7 +1,7 @@
 """A console, a gateway process and fake language replicas that belong together, for the playground's tests.
 
 Endpoints: "tiny" with versions 1 (90 %) and 2 (10 %), each with one replica of tests/support/fake_language.py, and
-"asleep", whose only version has no replica.
+"asleep", whose only version has no replica, and "untaught", whose model has no chat template.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ SIGNATURE = {
 }
 
 
-def language_report() -> dict[str, Any]:
+def language_report(**seen: Any) -> dict[str, Any]:
     found = report()
-    found["measurements"] |= {"latency_ms": {"1": 24.1, "4": 38.0, "16": 92.5}, "language": SEEN}
+    found["measurements"] |= {"latency_ms": {"1": 24.1, "4": 38.0, "16": 92.5}, "language": SEEN | seen}
     return found
 
 
@@ -48,12 +48,14 @@ def furnish_language(cast: Cast) -> None:
     _serve(cast, tiny, {first: 9000, second: 1000}, ready=True)
     asleep = Model.objects.create(name="asleep", team=cast.red, task="text-generation", created_by=cast.owner)
     _serve(cast, asleep, {_version(asleep, cast): 10_000}, ready=False)
+    untaught = Model.objects.create(name="untaught", team=cast.red, task="text-generation", created_by=cast.owner)
+    _serve(cast, untaught, {_version(untaught, cast, has_chat_template=False): 10_000}, ready=True)
 
 
-def _version(model: Model, cast: Cast) -> Version:
+def _version(model: Model, cast: Cast, **seen: Any) -> Version:
     files = [{"path": f"{model.name}.Q4_1.gguf", "size_bytes": 91_730_432, "sha256": "ab" * 32}]
     settings = {"generation": {"max_num_seqs": 16}}
-    return version(model, cast, signature=SIGNATURE, format="gguf", tier="data", report=language_report(),
+    return version(model, cast, signature=SIGNATURE, format="gguf", tier="data", report=language_report(**seen),
                    manifest={"files": files}, size_bytes=91_730_432, settings=settings)  # fmt: skip
 
 
@@ -82,12 +84,14 @@ def publish(house: House) -> None:
         for number, share in ((1, 9000), (2, 1000))
     ]
     asleep = [VariantRoute(1, "primary", 10_000, language, [])]
+    untaught = [VariantRoute(1, "primary", 10_000, language, [house.route("tiny-1")])]
     house.generation += 1
     house.publish(
         RoutingTable(
             generation=house.generation,
             endpoints=[
                 EndpointRoute("tiny", "tiny", "salt", False, 5000, 64, variants),
+                EndpointRoute("untaught", "untaught", "salt", False, 5000, 64, untaught),
                 EndpointRoute("asleep", "asleep", "salt", False, 300, 64, asleep),
             ],
             keys=[key("all", "s2", ["*"])],
