@@ -44,7 +44,8 @@ def say(page: Any, text: str) -> Any:
 
 def figure(house: House, name: str) -> float:
     """The sum of a metric's samples at the gateway."""
-    found = re.findall(rf"^{name}(?:{{[^}}]*}})? (\S+)$", httpx.get(f"{house.gateway_url}/metrics").text, re.MULTILINE)
+    told = httpx.get(f"{house.gateway_url}/metrics", headers={"Authorization": f"Bearer {house.key}"}).text
+    found = re.findall(rf"^{name}(?:_total)?{{.*}} (\S+)$", told, re.MULTILINE)
     return sum(float(one) for one in found)
 
 
@@ -139,7 +140,7 @@ def structured(page: Any) -> None:
 def stopped(house: House, page: Any) -> None:
     """The stop button ends the sequence in the engine: nothing runs, and one more was aborted."""
     page.get_by_label("Max tokens").fill("2000")
-    before = figure(house, "serinus_language_finished")
+    before = until("six chats have ended", lambda: max(0, figure(house, "serinus_language_finished") - 5), 10) + 5
     page.get_by_label("Message").fill("Write a very long story about a canary.")
     page.get_by_label("Message").press("Enter")
     page.locator(".turn.theirs[aria-busy] .token").nth(8).wait_for(timeout=SLOW_MS)

@@ -143,15 +143,15 @@ class Playground {
     requestAnimationFrame(() => { this.stale = false; this.lines(); });
   }
 
-  // What "Copy as" shows: the request as it would be sent now.
+  // What "Copy as" shows: the request as it would be sent now; while nothing is written, the last one.
   lines() {
     const [pane] = this.panes;
     let settings = {};
     try { settings = settingsOf(this.settings); } catch { /* a schema that is half written is left out */ }
     const draft = this.composer.elements.say.value.trim() || (pane.history.length ? "" : "Why is the sky blue?");
-    const history = [...pane.history, ...(draft ? [{ role: "user", content: draft }] : [])];
+    const history = draft ? [...pane.history, { role: "user", content: draft }] : pane.history.slice(0, -1);
     const chats = pane.asks.chats;
-    const ask = chats ? { messages: this.messages(history) } : { prompt: draft || pane.history.at(-2)?.content || "" };
+    const ask = chats ? { messages: this.messages(history) } : { prompt: history.at(-1).content };
     const body = { model: pane.asks.model, ...ask, ...settings };
     const how = { key: !this.config.insecure, chats };
     this.island.querySelector("[data-lines=curl]").textContent = curlOf(this.config.gateway_url, body, how);
