@@ -87,6 +87,7 @@ def control_programs(config: UpConfig) -> list[Program]:
     return [
         Program("console", _python("-m", "config.server")),
         Program("control", _worker(f"control@{config.host_name}", "control", 4)),
+        Program("jobs", _worker(f"jobs@{config.host_name}", "jobs", 4)),
         Program("beat", _celery("beat", "-s", str(config.run_dir / "beat"), "--pidfile=", "-l", "WARNING")),
     ]
 

@@ -173,7 +173,7 @@ class Platform:
         self.say("database: migrations and first admin")
         first = self._manage("bootstrap", "--migrate")
         self.say("console, gateway, control worker, host agent")
-        self.supervisor.run("gateway", "console", "control", "beat", "agent")
+        self.supervisor.run("gateway", "console", "control", "jobs", "beat", "agent")
         self._until_ready()
         for program in repository_programs(self.config):
             self.supervisor.run(program.name)

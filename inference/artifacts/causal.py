@@ -31,7 +31,7 @@ DECODERS = frozenset({
 FLOATS = frozenset({"F32", "F16", "BF16"})
 SAVE = "Save the model again with save_pretrained of a current transformers, and upload the whole folder."
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "fp8": 1}
-QUANTISED_BYTES = {"int8": 1.04, "int4": 0.56}  # a weight with its part of the scales
+QUANTISED_BYTES = {"int8": 1.04, "int4": 0.69}  # a weight with its part of the scales
 
 
 @dataclass(frozen=True, slots=True)

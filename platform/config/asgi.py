@@ -19,6 +19,7 @@ from django.conf import settings
 from accounts.limits import RequestLimits
 from accounts.origin import SameOrigin
 from console.routing import websocket_urlpatterns
+from jobs import uploading
 from registry.tus import PREFIX
 from registry.tus import application as uploads
 
@@ -32,5 +33,7 @@ async def application(scope: dict[str, Any], receive: Any, send: Any) -> None:
         await sockets(scope, receive, send)
     elif scope["type"] == "http" and scope["path"].startswith(PREFIX):
         await uploads(scope, receive, send)
+    elif scope["type"] == "http" and uploading.takes(scope):
+        await uploading.application(scope, receive, send)
     else:
         await limited_pages(scope, receive, send)

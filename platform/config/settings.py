@@ -204,6 +204,8 @@ CELERY_BEAT_SCHEDULE = {
     "publish": {"task": "endpoints.tasks.publish", "schedule": 1.0, "options": {"expires": 1}},
     "drain-samples": {"task": "telemetry.tasks.drain", "schedule": 1.0, "options": {"expires": 1}},
     "expire-samples": {"task": "telemetry.tasks.expire", "schedule": 600.0, "options": {"expires": 600}},
+    "sweep-batches": {"task": "jobs.tasks.sweep", "schedule": 2.0, "options": {"expires": 2}},
+    "expire-files": {"task": "jobs.tasks.expire", "schedule": 600.0, "options": {"expires": 600}},
     "expire-uploads": {"task": "registry.tasks.expire_uploads", "schedule": 600.0, "options": {"expires": 600}},
 }
 

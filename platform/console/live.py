@@ -14,6 +14,7 @@ from typing import Any
 from django.db.models import Max
 
 from accounts.permissions import Actor, Verb, can, require, teams_where
+from console import batches
 from console.health import judge
 from console.logs import Tail
 from console.reading import (
@@ -58,6 +59,11 @@ def feed_of(actor: Actor, topic: str) -> Feed:
         return Feed(topic, lambda: endpoint_data(endpoint.pk))
     if kind == "logs":
         return logs_feed(actor, rest)
+    if kind == "job" and rest:
+        job = batches.named(actor, rest).batch
+        return Feed(topic, lambda: batches.job_data(job.pk))
+    if topic == "jobs":
+        return Feed(f"jobs/{batches.scope_of(actor)}", lambda: batches.jobs_data(actor))
     model, _, number = rest.rpartition(":")
     if kind == "version" and model and number.isascii() and number.isdigit() and len(number) < 10:
         version = version_numbered(actor, model, int(number))

@@ -1,29 +1,20 @@
-"""The try-it form's way to a prediction: a short-lived signed token, and one call through the gateway like anybody's.
-
-The token is `ser_tok.<base64url(JSON {u, e, exp, s})>.<hex HMAC-SHA256 of the middle part>`, signed with the secret
-that travels in the routing table: user, endpoint, expiry (unix s), source.
+"""The try-it form's way to a prediction: a short-lived signed token (endpoints.tokens), and one call through the gateway
+like anybody's.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import hmac
-import json
-import time
 from typing import Any
 
-TOKEN_LIFE_S = 60
+from endpoints import tokens
+
+TOKEN_LIFE_S = tokens.TOKEN_LIFE_S
 SOURCE = "playground"
 
 
 def make_token(secret: str, *, user: str, endpoint: str, now_unix_s: float | None = None) -> str:
     """A token with which `user` may call `endpoint` for TOKEN_LIFE_S seconds."""
-    expires = int((time.time() if now_unix_s is None else now_unix_s) + TOKEN_LIFE_S)
-    claims = json.dumps({"u": user, "e": endpoint, "exp": expires, "s": SOURCE}, separators=(",", ":")).encode()
-    middle = base64.urlsafe_b64encode(claims).rstrip(b"=").decode()
-    mark = hmac.new(secret.encode(), middle.encode(), hashlib.sha256).hexdigest()
-    return f"ser_tok.{middle}.{mark}"
+    return tokens.make_token(secret, user=user, endpoint=endpoint, source=SOURCE, now_unix_s=now_unix_s)
 
 
 def example_of(signature: dict[str, Any]) -> dict[str, Any]:

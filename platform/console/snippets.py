@@ -111,3 +111,22 @@ def _triton(gateway_url: str, endpoint: str, example: dict[str, Any], *, key: bo
         ]
     lines += [f"answer = client.infer({endpoint!r}, inputs, headers={headers})", "print(answer.get_response())"]
     return "\n".join(lines) + "\n"
+
+
+def batch_snippet(gateway_url: str, endpoint: str) -> str:
+    """A batch from Python, with the openai client as it is."""
+    return (
+        "import json, os\nfrom openai import OpenAI\n\n"
+        f'client = OpenAI(base_url="{gateway_url.rstrip("/")}/v1", api_key=os.environ["SERINUS_API_KEY"])\n'
+        'lines = [{"custom_id": f"q-{n}", "method": "POST", "url": "/v1/chat/completions",\n'
+        f'          "body": {{"model": "{endpoint}", "messages": [{{"role": "user", "content": question}}]}}}}\n'
+        '         for n, question in enumerate(["Why is the sky blue?", "What is a canary?"])]\n'
+        'data = "\\n".join(json.dumps(line) for line in lines).encode()\n'
+        'file = client.files.create(file=("questions.jsonl", data), purpose="batch")\n'
+        "batch = client.batches.create(\n"
+        '    input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"\n)\n'
+        "# later\n"
+        "batch = client.batches.retrieve(batch.id)\n"
+        'if batch.status == "completed" and batch.output_file_id:\n'
+        "    print(client.files.content(batch.output_file_id).text)\n"
+    )

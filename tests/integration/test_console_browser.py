@@ -36,6 +36,10 @@ PAGES = {
     "endpoint": "/endpoints/digits/",
     "fleet": "/fleet/",
     "replica": "/fleet/replicas/REPLICA/",
+    "jobs": "/jobs/",
+    "job": "/jobs/JOB-in_progress/",
+    "job-done": "/jobs/JOB-completed/",
+    "job-wrong": "/jobs/JOB-failed/",
     "keys": "/keys/",
     "people": "/people/",
     "person": "/people/u/teammate/",
@@ -98,9 +102,12 @@ def test_logs_are_filtered_paused_and_never_markup(cast_and_url: Any, settings: 
 
 
 def place(path: str) -> str:
-    """The path with the id of a replica that there is."""
+    """The path with the id of a replica, or a batch, that there is."""
     from fleet.models import Replica
+    from jobs.models import Batch
 
+    for status, batch in Batch.objects.values_list("status", "public_id"):
+        path = path.replace(f"JOB-{status}", batch)
     return path.replace("REPLICA", str(Replica.objects.filter(phase="ready").values_list("pk", flat=True)[0]))
 
 

@@ -38,6 +38,8 @@ BUDGETS = {
     "/people/u/teammate/": 12,
     "/people/why/?user=teammate&team=red&verb=deploy": 12,
     "/audit/": 10,
+    "/jobs/": 10,
+    "/jobs/?part=jobs": 8,
     "/audit/?part=list&verb=set_weights": 10,
 }
 OF_THE_TEAM = [path for path in BUDGETS if "digits" in path and path.startswith(("/models/d", "/endpoints/d"))]

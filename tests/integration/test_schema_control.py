@@ -25,6 +25,8 @@ def description() -> dict[str, Any]:
 
 def is_typed(path: str, error: Any) -> bool:
     """Whether an error has the shape of its door: words alone at Triton's, code and request id at ours."""
+    if path.startswith("/v1/"):
+        return isinstance(error, dict) and set(error) == {"message", "type", "param", "code"}
     if path.startswith("/v2/repository/"):
         return isinstance(error, str) and bool(error) and "ErrorDetail" not in error
     return {"code", "message", "request_id"} <= set(error)

@@ -13,6 +13,7 @@ from accounts.models import AuditEntry, Membership, User
 from accounts.permissions import MAY, Role
 from endpoints import actions as endpoints
 from fleet.models import Deployment, Host, Replica
+from tests.support.batches import begin, line, upload
 from tests.support.cast import Cast
 from tests.support.contents import ready_version
 from tests.support.hygiene import LEAKS
@@ -84,6 +85,7 @@ def world(cast: Cast, settings: Any) -> World:
     deployment = Deployment.objects.get()
     replica = Replica.objects.create(deployment=deployment, host=host)
     key = cast.key("developer")[4:16]
+    batch, file = begin(owner, [line(0)], team=cast.red), upload(owner, b"{}", cast.red)
     common = {
         "key_id": key,
         "team": "red",
@@ -92,6 +94,9 @@ def world(cast: Cast, settings: Any) -> World:
         "number": 1,
         "alias": "champion",
         "key": key,
+        "job": batch.public_id,
+        "batch_id": batch.public_id,
+        "file_id": file.public_id,
     }
     return World(cast, {**common, "name": "digits", "pk": "", "host": host.name} | {
         "deployment": deployment.pk, "replica": replica.pk})  # fmt: skip

@@ -59,7 +59,7 @@ def test_outside_services_are_used(tmp_path: Path) -> None:
         outside = {"DATABASE_URL": services.database_url, "REDIS_URL": services.redis_url}
         with running_house(tmp_path, **outside) as house:
             names = {program["name"] for program in house.remote().getAllProcessInfo()}
-            assert names == {"host", "agent", "console", "control", "beat", "gateway"}
+            assert names == {"host", "agent", "console", "control", "jobs", "beat", "gateway"}
             assert not (house.data_dir / "postgres").exists()
             assert not (house.data_dir / "valkey").exists()
             assert {name: house.services[name] for name in outside} == outside

@@ -60,14 +60,18 @@ def console_server() -> Iterator[str]:
     server = Server(
         application, address="127.0.0.1", port=port, interface=Interfaces.ASGINL, log_access=False, websockets=True
     )
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()), daemon=True)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=lambda: loop.run_until_complete(server.serve()), daemon=True)
     thread.start()
     try:
         _until_open(port)
         yield f"http://127.0.0.1:{port}"
     finally:
-        server.stop()
+        loop.call_soon_threadsafe(server.stop)  # from this thread alone it would not wake the loop
         thread.join(10)
+        if not thread.is_alive():
+            loop.run_until_complete(loop.shutdown_default_executor())
+            loop.close()
 
 
 def _until_open(port: int) -> None:

@@ -120,7 +120,7 @@ class LanguagePeer(FakePeer):
             usage = Usage(len(words), sum(max(1, len(piece.tokens)) for piece in pieces) // asked.sampling.n, 1, 0)
             return self.event(message, Event(pieces, usage, prompt_of(asked, words)), final=True)
         for number, piece in enumerate(pieces):
-            while message.id in self.replica.paused:  # noqa: ASYNC110
+            while message.id in self.paused:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
             if prompt.startswith("slow") and number:
                 await asyncio.sleep(self.replica.pace_s)
@@ -139,7 +139,7 @@ class LanguagePeer(FakePeer):
         self.transport.write(frames.encode(Fault(message.id, code, words, 2.0 if code == "overloaded" else None)))
 
     def event(self, message: Infer, event: Event, *, final: bool) -> None:
-        if self.transport.is_closing() or message.id in self.replica.cancelled:
+        if self.transport.is_closing() or message.id in self.given_up:
             return
         data = generation.encode_event(event)
         header = TensorHeader(generation.EVENT, "BYTES", [1], len(data) + 4)

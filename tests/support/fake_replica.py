@@ -75,7 +75,6 @@ class FakeReplica:
         self.ends_empty = False
         self.breaks_after = -1
         self.pace_s = 0.0
-        self.paused: set[int] = set()
         self.pauses = 0
         self.statistics = ModelStatistics()
         self.silent = False
@@ -132,6 +131,9 @@ class FakePeer(asyncio.Protocol):
         self.replica = replica
         self.decoder: frames.Decoder[ToReplica] = frames.Decoder(ToReplica)
         self.streams: dict[int, asyncio.Task[None]] = {}
+        # Of this connection: each gateway counts from 1.
+        self.given_up: set[int] = set()
+        self.paused: set[int] = set()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -160,13 +162,14 @@ class FakePeer(asyncio.Protocol):
                     self.answer(message, body)
             elif type(message) is Cancel:
                 self.replica.cancelled.append(message.id)
+                self.given_up.add(message.id)
                 if message.id in self.streams:
                     self.streams.pop(message.id).cancel()
             elif type(message) is Pause:
-                self.replica.paused.add(message.id)
+                self.paused.add(message.id)
                 self.replica.pauses += 1
             elif type(message) is Resume:
-                self.replica.paused.discard(message.id)
+                self.paused.discard(message.id)
             elif type(message) is Ask and not self.replica.silent:
                 self.transport.write(frames.encode(Told(message.id, self.replica.statistics)))
             elif type(message) is Ping:
@@ -178,7 +181,7 @@ class FakePeer(asyncio.Protocol):
         size = int(message.parameters.get("part_bytes", 4))
         for number in range(int(message.parameters["parts"])):
             await asyncio.sleep(self.replica.latency_s)
-            while message.id in self.replica.paused:  # noqa: ASYNC110
+            while message.id in self.paused:  # noqa: ASYNC110
                 await asyncio.sleep(0.005)
             data = array("f", [float(number)]).tobytes() * (size // 4)
             header = TensorHeader("y", "FP32", [1, size // 4], len(data))
@@ -215,10 +218,10 @@ class FakePeer(asyncio.Protocol):
     def part(self, number: int, header: TensorHeader, data: bytes, index: int) -> None:
         """The next answer of a request, and those after it."""
         replica = self.replica
-        if self.transport.is_closing() or number in replica.cancelled:
+        if self.transport.is_closing() or number in self.given_up:
             return
         again = asyncio.get_running_loop().call_later
-        if number in replica.paused:
+        if number in self.paused:
             again(0.01, self.part, number, header, data, index)
             return
         if replica.fault is not None and index == replica.breaks_after:

@@ -171,6 +171,21 @@ ROUTES: dict[str, Route] = {
     "/people/u/<username>/password/": _post(Verb.MANAGE_PEOPLE, {"password": "correct horse battery"}),
     "/people/u/<username>/deactivate/": _post(Verb.MANAGE_PEOPLE),
     "/audit/": Route({"GET": Call(Verb.VIEW_AUDIT)}, page=True),
+    # jobs; POST /v1/files is a raw ASGI application (tests/integration/test_jobs_api.py)
+    "/jobs/": Route(GET, page=True),
+    "/jobs/<job>/": Route(GET, scoped=True, page=True),
+    "/jobs/<job>/cancel/": _post(Verb.DEPLOY),
+    "/v1/files": Route(GET),
+    "/v1/files/<file_id>": Route({**GET, "DELETE": Call(Verb.DEPLOY)}, scoped=True),
+    "/v1/files/<file_id>/content": Route(GET, scoped=True),
+    "/v1/batches": Route(
+        {
+            **GET,
+            "POST": Call(body={"input_file_id": "file-x", "endpoint": "/v1/embeddings", "completion_window": "24h"}),
+        }
+    ),
+    "/v1/batches/<batch_id>": Route(GET, scoped=True),
+    "/v1/batches/<batch_id>/cancel": Route({"POST": Call(Verb.DEPLOY)}, scoped=True),
 }
 
 

@@ -15,8 +15,10 @@ from accounts.permissions import SYSTEM
 from endpoints.models import Endpoint, Variant
 from fleet.models import Deployment, Device, Host, Replica
 from inference.protocol.samples import bucket_of
+from jobs.models import Batch
 from registry.models import Alias, AliasChange, Model, ValidationRun, Version
 from telemetry.models import StoredSample
+from tests.support.batches import begin, jsonl, line, upload
 from tests.support.cast import Cast
 from tests.support.pipelines import created
 
@@ -127,6 +129,31 @@ def furnish(cast: Cast, *, traffic: bool = True) -> None:
     )
     if traffic:
         _traffic()
+    _jobs(cast)
+
+
+def _jobs(cast: Cast) -> None:
+    """A batch that runs, one that is done but for two lines, one whose file was wrong."""
+    begun = {"in_progress_at": timezone.now() - timedelta(seconds=100)}
+    running = begin(cast.actor("owner"), [line(n) for n in range(40)], team=cast.red)
+    Batch.objects.filter(pk=running.pk).update(status="in_progress", total=4000, completed=990, failed=10, **begun)
+    done = begin(cast.actor("owner"), [line(n) for n in range(3)], team=cast.red)
+    rows = [
+        {
+            "custom_id": HOSTILE,
+            "response": None,
+            "error": {"code": "server_error", "message": "The connection was lost."},
+        },
+        {"custom_id": "id-2", "response": {"status_code": 404, "body": {"error": {"message": HOSTILE}}}, "error": None},
+    ]
+    errors = upload(cast.actor("owner"), jsonl(rows), cast.red)
+    changes = {"output_file": upload(cast.actor("owner"), b"{}", cast.red), "error_file": errors, "model": HOSTILE}
+    Batch.objects.filter(pk=done.pk).update(
+        status="completed", total=3, completed=1, failed=2, ended_at=timezone.now(), **begun, **changes
+    )
+    wrong = begin(cast.actor("owner"), [line(0)], team=cast.red)
+    told = [{"code": "invalid_json_line", "message": HOSTILE, "line": 1, "param": None}]
+    Batch.objects.filter(pk=wrong.pk).update(status="failed", errors=told, ended_at=timezone.now())
 
 
 def furnish_pipeline(cast: Cast) -> Version:

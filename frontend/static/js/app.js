@@ -4,6 +4,7 @@ import { ask, toast } from "./lib/dom.js";
 import { watchConnection } from "./lib/socket.js";
 
 const ISLANDS = {
+  "batch-form": () => import("./islands/batch-form.js"),
   live: () => import("./islands/live.js"),
   "endpoint-charts": () => import("./islands/endpoint-charts.js"),
   "inside-charts": () => import("./islands/inside-charts.js"),

@@ -18,6 +18,7 @@ from console.traffic import Traffic
 register = template.Library()
 TONES = {
     "ready": "good", "passed": "good", "running": "info", "done": "good", "active": "good",
+    "completed": "good", "in_progress": "info", "finalizing": "info busy", "cancelling": "info busy",
     "validating": "info busy", "starting": "info busy", "loading": "info busy", "warming": "info busy",
     "pending": "info busy", "awaiting_approval": "warn", "draining": "warn", "backoff": "warn", "expired": "warn",
     "rejected": "bad", "failed": "bad", "lost": "bad", "revoked": "bad", "deactivated": "bad",
@@ -113,6 +114,17 @@ def when(at: datetime | None) -> SafeString | str:
     return format_html(
         '<time data-ago datetime="{}" title="{} UTC">{}</time>', at.isoformat(), f"{at:%Y-%m-%d %H:%M:%S}", words
     )
+
+
+@register.filter
+def duration(seconds: float | None) -> str:
+    """Seconds -> 45 s, 3 min 10 s, 2 h 5 min."""
+    if seconds is None:
+        return NOTHING
+    whole = int(seconds) + (seconds % 1 > 0)
+    if whole < 60:
+        return f"{whole} s"
+    return f"{whole // 60} min {whole % 60} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 @register.filter

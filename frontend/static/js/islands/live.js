@@ -1,4 +1,4 @@
-// Binds a topic's facts to the page. [data-bind=key] shows a number; [data-stamp=name] is a fragment of the server's
+// Binds a topic's facts to the page. [data-bind=key] shows a number, or moves a progress bar; [data-stamp=name] is a fragment of the server's
 // HTML that is asked for again when its stamp has changed, so that markup and permissions exist once, on the server.
 import { formats } from "../lib/format.js";
 import { dataOf } from "../lib/dom.js";
@@ -11,7 +11,9 @@ export function mount(island) {
     if (!data) return;
     for (const node of island.querySelectorAll("[data-bind]")) {
       const value = data[node.dataset.bind];
-      if (value !== undefined) node.textContent = (formats[node.dataset.format] ?? formats.text)(value);
+      if (value === undefined) continue;
+      if (node.tagName === "PROGRESS") node.value = value;
+      else node.textContent = (formats[node.dataset.format] ?? formats.text)(value);
     }
     for (const [name, stamp] of Object.entries(data.stamps ?? {})) {
       const fresh = known[name] === undefined;

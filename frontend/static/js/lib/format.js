@@ -31,7 +31,7 @@ export function percent(share, digits = 1) {
   return share === null || share === undefined ? "–" : `${(share * 100).toFixed(digits)} %`;
 }
 
-export const formats = { count, ms, bytes, percent, text: (value) => (value === null || value === undefined ? "–" : String(value)) };
+export const formats = { count, ms, bytes, percent, duration: (value) => duration(value ?? NaN), text: (value) => (value === null || value === undefined ? "–" : String(value)) };
 
 export function ago(date, now = new Date()) {
   const seconds = Math.round((now - date) / 1000);

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from inference.errors import Rejected
+from inference.errors import InvalidInput, Rejected
 from inference.models.language import LanguageFacts
 from inference.models.on_torch import tensors
+from inference.models.on_torch.language.adapters import Adapters
 from inference.models.on_torch.language.decoder import Decoder
 from inference.models.on_torch.language.spec import DecoderSpec, spec_of
 from inference.models.on_torch.language.weights import SafetensorsWeights, WeightSource
@@ -19,10 +20,12 @@ from inference.protocol.settings import GenerationSettings
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from inference.artifacts.lora import Adapter
     from inference.models.contract import LoadContext
 
 __all__ = ["TorchLanguageModel", "load", "source_of"]
 
+BITS = {"none": 0, "int8": 8, "int4": 4}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -55,9 +58,40 @@ class TorchLanguageModel(Decoder):
     def __init__(self, source: WeightSource, settings: GenerationSettings, device: str) -> None:
         spec = spec_of(source.config)
         context = min(settings.max_model_len or spec.context, spec.context)
-        super().__init__(spec, source, device=device, dtype=_dtype(settings, device), context=context)
+        super().__init__(
+            spec,
+            source,
+            device=device,
+            dtype=_dtype(settings, device),
+            context=context,
+            bits=BITS[settings.quantization],
+        )
         self.signature = language_signature()
         self.facts = _facts(spec, source, context)
+        if settings.max_adapters:
+            self.adapters = Adapters(
+                spec,
+                most=settings.max_adapters,
+                largest_rank=settings.max_adapter_rank,
+                device=device,
+                dtype=self.dtype,
+            )
+
+    def load_adapter(self, slot: int, folder: Path) -> Adapter:
+        """Puts the PEFT adapter in `folder` into a slot, 1 to `max_adapters`, in the place of what was there. Steps name
+        it in `Step.adapters` from then on; it may be called from another thread than theirs.
+
+        Raises InvalidInput for a slot that is not there, Rejected for an adapter that does not fit this model.
+        """
+        if self.adapters is None:
+            raise InvalidInput("this model takes no adapters: set generation.max_adapters")
+        return self.adapters.load(slot, folder)
+
+    def drop_adapter(self, slot: int) -> None:
+        """Empties a slot and gives its memory back. No step may name it any more. Raises InvalidInput as `load_adapter`."""
+        if self.adapters is None:
+            raise InvalidInput("this model takes no adapters: set generation.max_adapters")
+        self.adapters.drop(slot)
 
 
 def _dtype(settings: GenerationSettings, device: str) -> torch.dtype:

@@ -1,5 +1,5 @@
 """What happens between the matrix products: norms, rotation, the cache, attention, the gate. On the CPU in float32 by
-compiled loops over the blocks where they lie; else by torch, which gathers each sequence's blocks first.
+compiled loops, over the blocks where they lie and where rows are few; else by torch, which gathers each sequence's blocks.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 Tensor = torch.Tensor
 FEW_QUERIES = 8  # with more new tokens in a sequence, matrix products are worth a gathered copy of its blocks
+
+FEW_ROWS = 32  # up to so many, one thread's compiled loop costs less than torch's calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +68,13 @@ def batch_of(step: Step, device: str, dtype: torch.dtype) -> Batch:
 
 def add_and_norm(hidden: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Hidden + added (where it has rows), and the RMS norm of that times `weight`; [T, width] each."""
+    if added.numel() and _is_few(hidden):
+        from inference.models.on_torch.language import between
+
+        summed, normed = torch.empty_like(hidden), torch.empty_like(hidden)
+        given = (_array(one) for one in (hidden, added, weight))
+        between.add_and_norm(*given, eps, _array(summed), _array(normed))
+        return summed, normed
     if added.numel():
         hidden = hidden + added
     return hidden, F.rms_norm(hidden, (hidden.shape[-1],), weight, eps)
@@ -73,6 +82,13 @@ def add_and_norm(hidden: Tensor, added: Tensor, weight: Tensor, eps: float) -> t
 
 def gated(both: Tensor, activation: str) -> Tensor:
     """[T, inner]: the activation of the first half, times the second."""
+    if activation != "gelu" and _is_few(both):
+        from inference.models.on_torch.language import between
+
+        out = both.new_empty(both.shape[0], both.shape[1] // 2)
+        powers = torch.empty(out.shape[1], dtype=torch.int32)
+        between.gated(_array(both), activation == "gelu_tanh", _array(powers), _array(out))
+        return out
     gate, up = both.chunk(2, dim=-1)
     if activation == "silu":
         return F.silu(gate) * up
@@ -91,8 +107,15 @@ def rotate_and_store(  # noqa: PLR0917 (a pass's tensors)
 ) -> Tensor:
     """Queries [T, H, D] out of [T, (H + 2K) * D]; the keys and values go into their slots of the cache."""
     kv_heads, block, width = keys.shape[1], keys.shape[2], keys.shape[3]
-    query, key, value = torch.split(mixed.view(mixed.shape[0], -1, width), [heads, kv_heads, kv_heads], dim=1)
     query_norm, key_norm, eps = norms
+    if _is_few(mixed):
+        from inference.models.on_torch.language import between
+
+        mixed, queries = mixed.view(mixed.shape[0], -1, width), mixed.new_empty(mixed.shape[0], heads, width)
+        given = (mixed, cosine, sine, batch.positions, batch.slots, keys, values, query_norm, key_norm)
+        between.rotate_and_store(*(_array(one) for one in given), eps, _array(queries))
+        return queries
+    query, key, value = torch.split(mixed.view(mixed.shape[0], -1, width), [heads, kv_heads, kv_heads], dim=1)
     if query_norm.numel():
         query = F.rms_norm(query, (width,), query_norm, eps)
         key = F.rms_norm(key, (width,), key_norm, eps)
@@ -160,6 +183,10 @@ def _in_place(queries: Tensor, keys: Tensor, values: Tensor, batch: Batch, shape
         _array(queries), _array(keys), _array(values), _array(batch.starts), _array(batch.lengths),
         _array(batch.tables), _array(out), shape.scale, shape.window, shape.softcap, _array(batch.short),
     )  # fmt: skip
+
+
+def _is_few(rows: Tensor) -> bool:
+    return rows.dtype is torch.float32 and rows.shape[0] <= FEW_ROWS and rows.device.type == "cpu"
 
 
 def _array(tensor: Tensor) -> np.ndarray[Any, Any]:

@@ -37,7 +37,7 @@ class SafetensorsWeights:
         for path in sorted(folder.glob("*.safetensors")):
             opened: Any = safe_open(path, framework="pt")
             for name in opened.keys():  # noqa: SIM118 (not a mapping)
-                self._files[_plain(name)] = (opened, name)
+                self._files[plain_name(name)] = (opened, name)
         if not self._files:
             raise Rejected("the folder holds no weights", remedy="upload the *.safetensors too", check="load")
 
@@ -50,7 +50,7 @@ class SafetensorsWeights:
         return found
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """The name without the wrapping of multimodal models, whose text part alone is served."""
     for prefix in ("language_model.model.", "model.language_model."):
         if name.startswith(prefix):

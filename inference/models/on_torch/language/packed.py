@@ -1,0 +1,267 @@
+"""Products of few rows with packed weights of 8 or 4 bits, as fast as memory gives the weights.
+
+Weights lie in panels of 32 outputs: [panels, inputs, 32], so that a vector register holds 16 outputs' weights of one
+input, and nothing is summed across a register. The inner loop is written as vectors in LLVM's own terms, since numba's
+loops become half as wide here; LLVM makes of it what the machine has (AVX2, AVX-512, NEON). A row's result does not
+depend on the rows beside it.
+"""
+
+# mypy: disable-error-code="misc, no-untyped-call, untyped-decorator, no-any-return, call-arg, import-untyped"
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+Array = np.ndarray[Any, Any]
+PANEL = 32  # outputs that lie together
+LANES = 16
+AHEAD = 2048  # bytes: how far before their use weights are asked for
+KINDS = {8: 1, 4: 2}  # numbers that a group of weights has: its scale, and with 4 bits its least weight
+_FLOATS = ir.VectorType(ir.FloatType(), LANES)
+_INTS = ir.VectorType(ir.IntType(32), LANES)
+_FLAGS: Any = {"nogil": True, "error_model": "numpy"}
+
+
+def _vector(builder: Any, address: Any, element: Any) -> Any:
+    kind = ir.VectorType(element, LANES)
+    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1)
+
+
+def _splat(builder: Any, value: Any, kind: Any) -> Any:
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(_INTS, [0] * LANES))
+
+
+def _unpacked(builder: Any, address: Any, bits: int) -> list[Any]:
+    """Whole numbers of 16 outputs as floats, for one input (8 bits) or two (4 bits: the low half comes first)."""
+    held = _vector(builder, address, ir.IntType(8))
+    if bits == 8:
+        return [builder.sitofp(builder.sext(held, _INTS), _FLOATS)]
+    both = builder.zext(held, _INTS)
+    low, high = (
+        builder.and_(both, ir.Constant(_INTS, [15] * LANES)),
+        builder.lshr(both, ir.Constant(_INTS, [4] * LANES)),
+    )
+    return [builder.sitofp(low, _FLOATS), builder.sitofp(high, _FLOATS)]
+
+
+def _factors(builder: Any, address: Any, bits: int) -> list[tuple[Any, ...]]:
+    """Of both halves of a panel: (scale,), or with 4 bits (scale, least weight)."""
+    return [
+        tuple(
+            _widened(builder, builder.add(address, ir.IntType(64)(2 * (kind * PANEL + n * LANES))))
+            for kind in range(KINDS[bits])
+        )
+        for n in range(2)
+    ]
+
+
+def _widened(builder: Any, address: Any) -> Any:
+    """16 bfloat16 numbers as floats."""
+    whole = builder.zext(_vector(builder, address, ir.IntType(16)), _INTS)
+    return builder.bitcast(builder.shl(whole, ir.Constant(_INTS, [16] * LANES)), _FLOATS)
+
+
+def _weights(builder: Any, whole: Any, factors: tuple[Any, ...]) -> Any:
+    return builder.fmul(whole, *factors) if len(factors) == 1 else _fused(builder, whole, *factors)
+
+
+def _fused(builder: Any, one: Any, two: Any, added: Any) -> Any:
+    kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
+    return builder.call(
+        cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32"), [one, two, added]
+    )
+
+
+def _panel_code(bits: int, rows: int) -> Any:
+    """A compiled function: `rows` rows times one panel.
+
+    weights, scales, x, out: addresses; strides in floats. Scales are bfloat16, [inputs / group, KINDS, 32].
+    """
+
+    def generate(context: Any, builder: Any, _signature: Any, given: Any) -> Any:
+        _write_panel(builder, bits, rows, given)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def panel(  # noqa: PLR0917
+        _typing: Any,
+        weights: Any,
+        scales: Any,
+        x: Any,
+        x_stride: Any,
+        out: Any,
+        out_stride: Any,
+        inputs: Any,
+        group: Any,
+    ) -> Any:
+        return types.void(weights, scales, x, x_stride, out, out_stride, inputs, group), generate
+
+    @numba.njit(inline="never", **_FLAGS)
+    def run(  # noqa: PLR0917
+        weights: int, scales: int, x: int, x_stride: int, out: int, out_stride: int, inputs: int, group: int
+    ) -> None:
+        panel(weights, scales, x, x_stride, out, out_stride, inputs, group)
+
+    return run
+
+
+def _write_panel(builder: Any, bits: int, rows: int, given: Any) -> None:
+    weights, scales, x, x_stride, out, out_stride, inputs, group = given
+    word, at_once = ir.IntType(64), 8 // bits
+    zero = ir.Constant(_FLOATS, [0.0] * LANES)
+    sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(2)] for _ in range(rows)]
+    lines = [_at(builder, x, builder.mul(x_stride, word(row)), 4) for row in range(rows)]
+    with cgutils.for_range(builder, builder.sdiv(inputs, group)) as of_group:
+        factors = _factors(builder, _at(builder, scales, of_group.index, 2 * PANEL * KINDS[bits]), bits)
+        first = builder.mul(of_group.index, builder.sdiv(group, word(at_once)))
+        with cgutils.for_range(builder, builder.sdiv(group, word(at_once))) as of_input:
+            k = builder.add(first, of_input.index)
+            line = _at(builder, weights, k, PANEL)
+            _prefetch(builder, builder.add(line, word(AHEAD)))
+            unpacked = [_unpacked(builder, builder.add(line, word(n * LANES)), bits) for n in range(2)]
+            for part in range(at_once):
+                scaled = [_weights(builder, unpacked[n][part], factors[n]) for n in range(2)]
+                for row in range(rows):
+                    place = builder.add(_at(builder, lines[row], k, 4 * at_once), word(4 * part))
+                    value = builder.load(builder.inttoptr(place, ir.FloatType().as_pointer()))
+                    _accumulate(builder, scaled, value, sums[row])
+    for row in range(rows):
+        for n in range(2):
+            place = _at(builder, out, builder.add(builder.mul(out_stride, word(row)), word(n * LANES)), 4)
+            builder.store(builder.load(sums[row][n]), builder.inttoptr(place, _FLOATS.as_pointer()), align=4)
+
+
+def _prefetch(builder: Any, address: Any) -> None:
+    """Asks for a line that will be needed; beyond the array it is no error."""
+    pointer, whole = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [pointer, whole, whole, whole])
+    ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(ask, [builder.inttoptr(address, pointer), whole(0), whole(3), whole(1)])
+
+
+def _at(builder: Any, base: Any, index: Any, size: int) -> Any:
+    return builder.add(base, builder.mul(index, ir.IntType(64)(size)))
+
+
+def _accumulate(builder: Any, scaled: list[Any], value: Any, sums: list[Any]) -> None:
+    spread = _splat(builder, value, _FLOATS)
+    for n in range(2):
+        builder.store(_fused(builder, scaled[n], spread, builder.load(sums[n])), sums[n])
+
+
+def _product_code(bits: int) -> Any:
+    """A compiled function: x [rows, inputs] times packed weights, into out [rows, outputs]; all C-contiguous."""
+    eight, four, two, one = (_panel_code(bits, rows) for rows in (8, 4, 2, 1))
+    at_once, kinds = 8 // bits, KINDS[bits]
+
+    @numba.njit(parallel=True, **_FLAGS)
+    def product(weights: Array, scales: Array, x: Array, out: Array) -> None:
+        rows, inputs = x.shape
+        outputs, groups = out.shape[1], scales.shape[1]
+        group = inputs // groups
+        for panel in numba.prange(weights.shape[0]):
+            rest = np.empty((8, PANEL), np.float32)
+            held = np.intp(weights.ctypes.data) + panel * (inputs // at_once) * PANEL
+            factors = np.intp(scales.ctypes.data) + panel * groups * PANEL * 2 * kinds
+            width = min(PANEL, outputs - panel * PANEL)
+            row = 0
+            while row < rows:
+                here = np.intp(x.ctypes.data) + row * inputs * 4
+                stride = outputs if width == PANEL else PANEL
+                there = (
+                    np.intp(out.ctypes.data) + (row * outputs + panel * PANEL) * 4
+                    if width == PANEL
+                    else np.intp(rest.ctypes.data)
+                )
+                left = rows - row
+                if left >= 8:
+                    count = 8
+                    eight(held, factors, here, inputs, there, stride, inputs, group)
+                elif left >= 4:
+                    count = 4
+                    four(held, factors, here, inputs, there, stride, inputs, group)
+                elif left >= 2:
+                    count = 2
+                    two(held, factors, here, inputs, there, stride, inputs, group)
+                else:
+                    count = 1
+                    one(held, factors, here, inputs, there, stride, inputs, group)
+                if width < PANEL:
+                    out[row : row + count, panel * PANEL :] = rest[:count, :width]
+                row += count
+
+    return product
+
+
+product_int8 = _product_code(8)
+product_int4 = _product_code(4)
+
+
+def _unpack_code(bits: int) -> Any:
+    """A compiled function: one panel as floats, out [inputs, 32 of out_stride]."""
+
+    def generate(context: Any, builder: Any, _signature: Any, given: Any) -> Any:
+        _write_unpack(builder, bits, given)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def unpack(_typing: Any, weights: Any, scales: Any, out: Any, out_stride: Any, inputs: Any, group: Any) -> Any:  # noqa: PLR0917
+        return types.void(weights, scales, out, out_stride, inputs, group), generate
+
+    @numba.njit(inline="never", **_FLAGS)
+    def run(weights: int, scales: int, out: int, out_stride: int, inputs: int, group: int) -> None:  # noqa: PLR0917
+        unpack(weights, scales, out, out_stride, inputs, group)
+
+    return run
+
+
+def _write_unpack(builder: Any, bits: int, given: Any) -> None:
+    weights, scales, out, out_stride, inputs, group = given
+    word, at_once = ir.IntType(64), 8 // bits
+    steps = builder.sdiv(group, word(at_once))
+    with cgutils.for_range(builder, builder.sdiv(inputs, group)) as of_group:
+        factors = _factors(builder, _at(builder, scales, of_group.index, 2 * PANEL * KINDS[bits]), bits)
+        with cgutils.for_range(builder, steps) as of_input:
+            k = builder.add(builder.mul(of_group.index, steps), of_input.index)
+            line = _at(builder, weights, k, PANEL)
+            for n in range(2):
+                unpacked = _unpacked(builder, builder.add(line, word(n * LANES)), bits)
+                for part in range(at_once):
+                    row = builder.add(builder.mul(k, word(at_once)), word(part))
+                    place = _at(builder, out, builder.add(builder.mul(row, out_stride), word(n * LANES)), 4)
+                    kind = builder.inttoptr(place, _FLOATS.as_pointer())
+                    builder.store(_weights(builder, unpacked[part], factors[n]), kind, align=4)
+
+
+def _dense_code(bits: int) -> Any:
+    """A compiled function: packed weights as float32 [inputs, outputs], into out."""
+    unpack = _unpack_code(bits)
+    at_once, kinds = 8 // bits, KINDS[bits]
+
+    @numba.njit(parallel=True, **_FLAGS)
+    def dense(weights: Array, scales: Array, out: Array) -> None:
+        inputs, outputs = out.shape
+        groups = scales.shape[1]
+        for panel in numba.prange(weights.shape[0]):
+            held = np.intp(weights.ctypes.data) + panel * (inputs // at_once) * PANEL
+            factors = np.intp(scales.ctypes.data) + panel * groups * PANEL * 2 * kinds
+            width = min(PANEL, outputs - panel * PANEL)
+            if width == PANEL:
+                there = np.intp(out.ctypes.data) + panel * PANEL * 4
+                unpack(held, factors, there, outputs, inputs, inputs // groups)
+            else:
+                rest = np.empty((inputs, PANEL), np.float32)
+                unpack(held, factors, np.intp(rest.ctypes.data), PANEL, inputs, inputs // groups)
+                out[:, panel * PANEL :] = rest[:, :width]
+
+    return dense
+
+
+dense_int8 = _dense_code(8)
+dense_int4 = _dense_code(4)

@@ -1,0 +1,152 @@
+"""Weights of a linear layer in 8 or 4 bits, quantised when they are loaded; inputs and outputs stay floating-point.
+
+By groups of inputs of each output, as llama.cpp's Q8_0 and Q4_1: with 8 bits a weight is whole number * scale, with 4
+bits it is whole number * scale + the group's least weight (without that, a small model's perplexity grows three times as
+much). Scales are bfloat16. With 4 bits, of several ranges within the group's own the one with the least squared error
+is taken.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+from inference.errors import Rejected
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Array = np.ndarray[Any, Any]
+
+Tensor = torch.Tensor
+PANEL = 32  # outputs whose weights lie together
+GROUPS = {8: 64, 4: 32}  # inputs that share a scale
+# Shares of a group's least and largest weight.
+RANGES = ((1.0, 1.0), (0.92, 0.92), (0.92, 1.0), (1.0, 0.92), (0.84, 0.84))
+MANY_ROWS = 192  # from so many rows on, a product with weights made dense costs less than one with packed ones
+TINY = 1e-30
+
+
+@dataclass(slots=True, eq=False)
+class Quantised:
+    """weights: int8 [panels, inputs, 32], or with 4 bits [panels, inputs / 2, 32], of two inputs the first one's in the
+    low half; scales: bfloat16 [panels, groups, 1 or 2, 32]: the scale, and with 4 bits the least weight.
+    Panels are filled up with zeros.
+    """
+
+    bits: int
+    outputs: int
+    inputs: int
+    weights: Tensor
+    scales: Tensor
+    _arrays: tuple[Array, ...] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        on_host = self.weights.device.type == "cpu"
+        self._arrays = (self.weights.numpy(), self.scales.view(torch.int16).numpy()) if on_host else ()
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """[rows, outputs]: x [rows, inputs] times the weights, plus the bias, in x's dtype."""
+        if x.device.type != "cpu" or len(x) >= MANY_ROWS:
+            found = x @ self.dense().to(x.dtype)
+            return found if bias is None else found.add_(bias)
+        from inference.models.on_torch.language import packed
+
+        out = torch.empty(len(x), self.outputs)
+        multiply = packed.product_int8 if self.bits == 8 else packed.product_int4
+        multiply(*self._arrays, x.to(torch.float32).contiguous().numpy(), out.numpy())
+        found = out if x.dtype is torch.float32 else out.to(x.dtype)
+        return found if bias is None else found.add_(bias)
+
+    def compile(self) -> None:
+        """Compiles what `product` runs, which takes seconds, so that no step waits for it."""
+        for rows in (1, MANY_ROWS):
+            self.product(torch.zeros(rows, self.inputs, device=self.weights.device), None)
+
+    def dense(self) -> Tensor:
+        """Float32 [inputs, outputs], on the weights' device."""
+        if self.weights.device.type == "cpu":
+            from inference.models.on_torch.language import packed
+
+            out = torch.empty(self.inputs, self.outputs)
+            unpack = packed.dense_int8 if self.bits == 8 else packed.dense_int4
+            unpack(*self._arrays, out.numpy())
+            return out
+        return self._taken(self.weights, self.scales).transpose(0, 1).flatten(1)[:, : self.outputs]
+
+    def rows(self, chosen: Tensor) -> Tensor:
+        """Float32 [len(chosen), inputs]: the weights of those outputs (an embedding's lookup). chosen: int64."""
+        panel, lane = chosen // PANEL, chosen % PANEL
+        return self._taken(self.weights[panel, :, lane][..., None], self.scales[panel, :, :, lane][..., None])[..., 0]
+
+    def _taken(self, weights: Tensor, scales: Tensor) -> Tensor:
+        """[..., inputs, n] out of weights [..., inputs or half of them, n] and scales [..., groups, 1 or 2, n]."""
+        if self.bits == 4:
+            weights = torch.stack((weights & 15, (weights >> 4) & 15), dim=2).flatten(1, 2)
+        every = scales.float().repeat_interleave(self.inputs // scales.shape[1], 1)
+        found = weights.float() * every[:, :, 0]
+        return found + every[:, :, 1] if self.bits == 4 else found
+
+
+def quantise(weight: Tensor, bits: int) -> Quantised:
+    """`weight`: [outputs, inputs]. Raises Rejected for 4 bits and an odd number of inputs."""
+    outputs, inputs = weight.shape
+    group = _group(inputs, bits)
+    parts: list[tuple[Tensor, Tensor]] = [
+        _packed(*_whole(piece, bits, group), bits) for piece in torch.split(_padded(weight), PANEL * 256)
+    ]
+    weights, scales = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Quantised(bits, outputs, inputs, weights, scales)
+
+
+def _group(inputs: int, bits: int) -> int:
+    group = GROUPS[bits]
+    while group > 8 and inputs % group:
+        group //= 2
+    group = group if inputs % group == 0 else inputs
+    if bits == 4 and group % 2:
+        raise Rejected(
+            f"a layer with {inputs} inputs cannot be quantised to int4",
+            remedy="set generation.quantization to int8 or none",
+            check="load",
+        )
+    return group
+
+
+def _padded(weight: Tensor) -> Tensor:
+    return F.pad(weight, (0, 0, 0, -len(weight) % PANEL))
+
+
+def _whole(weight: Tensor, bits: int, group: int) -> tuple[Tensor, Tensor]:
+    """(whole numbers int8 [outputs, inputs], scales bfloat16 [outputs, groups, 1 or 2])."""
+    grouped = weight.float().reshape(len(weight), -1, group)
+    if bits == 8:
+        scales = (grouped.abs().amax(-1, keepdim=True) / 127).clamp_min(TINY).bfloat16()
+        return (grouped / scales.float()).round_().clamp_(-127, 127).to(torch.int8).flatten(1), scales
+    least, largest = grouped.amin(-1, keepdim=True), grouped.amax(-1, keepdim=True)
+    best, error = _ranged(grouped, least, largest)
+    for low, high in RANGES[1:]:
+        found, its_error = _ranged(grouped, least * low, largest * high)
+        best = torch.where(its_error < error, found, best)
+        error = torch.minimum(error, its_error)
+    scales, offsets = best[..., :1], best[..., 1:]
+    whole = ((grouped - offsets) / scales).round_().clamp_(0, 15).to(torch.int8)
+    return whole.flatten(1), best.bfloat16()
+
+
+def _ranged(grouped: Tensor, least: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+    """(scale and offset [outputs, groups, 2], as bfloat16 has them; squared error [outputs, groups, 1])."""
+    scales = ((largest - least) / 15).clamp_min(TINY).bfloat16().float()
+    offsets = least.bfloat16().float()
+    again = ((grouped - offsets) / scales).round_().clamp_(0, 15).mul_(scales).add_(offsets)
+    return torch.cat((scales, offsets), -1), again.sub_(grouped).square_().sum(-1, keepdim=True)
+
+
+def _packed(whole: Tensor, scales: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    panels = whole.reshape(-1, PANEL, whole.shape[1]).transpose(1, 2)
+    if bits == 4:
+        panels = panels[:, 0::2] | (panels[:, 1::2] << 4)
+    return panels.contiguous(), scales.reshape(-1, PANEL, *scales.shape[1:]).permute(0, 2, 3, 1).contiguous()
