@@ -36,8 +36,8 @@ class Playground {
     this.settings.addEventListener("submit", (event) => event.preventDefault());
     this.settings.addEventListener("reset", () => setTimeout(() => this.show()));
     for (const form of [this.settings, this.composer]) form.addEventListener("input", () => this.show());
-    this.at("stop").addEventListener("click", () => this.stop());
-    this.at("clear").addEventListener("click", () => { this.stop(); for (const pane of this.panes) pane.clear(); this.show(); say.focus(); });
+    this.at("stop").addEventListener("click", () => { this.stop(); this.refocus(); });
+    this.at("clear").addEventListener("click", () => { this.stop(); for (const pane of this.panes) pane.clear(); this.show(); this.refocus(); });
     this.at("compare").addEventListener("click", () => this.compare());
     this.at("panes").addEventListener("change", () => { this.remember(); this.show(); });
   }
@@ -81,13 +81,15 @@ class Playground {
     this.stream ??= SerinusStream.connect(`${location.origin}/ws`, { timeoutMs: 3_600_000 });
     try {
       const stream = await this.stream;
-      stream.onclose = () => { this.stream = null; };
+      stream.onclose = () => this.lost();
       return stream;
     } catch (error) {
       this.stream = null;
       throw error;
     }
   }
+
+  lost() { this.stream = null; }
 
   // Raises what is wrong with a setting to the person's eyes; null then.
   chosen() {
@@ -114,7 +116,11 @@ class Playground {
     if (!chosen) return;
     say.value = "";
     for (const pane of this.panes) this.run(pane, text, chosen);
+    this.refocus();
   }
+
+  // The button that was pressed goes away; on a telephone the keyboard stays down.
+  refocus() { if (matchMedia("(hover: hover)").matches) this.composer.elements.say.focus(); }
 
   async run(pane, text, chosen = this.chosen()) {
     if (!chosen) return;

@@ -117,6 +117,7 @@ export class ChatPane {
       this.owner.said.textContent = `${name} has answered: ${answer.measured()}.`;
     } catch (error) {
       const stopped = abort.signal.aborted;
+      if (error.code === "closed") this.owner.lost();
       answer.end(stopped ? { how: "stopped" } : { trouble: this.trouble(error, () => { asked.remove(); answer.node.remove(); this.history = before; this.owner.run(this, text); }) });
       if (stopped) this.owner.said.textContent = "Stopped.";
     }
