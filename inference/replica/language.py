@@ -154,6 +154,8 @@ class LanguageExecutor:
         if (job := self._jobs.get(ticket)) is not None:
             if not job.began:
                 self._counts.statistics.cancelled += 1
+            elif job.answers is not None:
+                self._meter.ended(job.answers.usage(), ["abort"])
             self._forget(job)
 
     def pause(self, ticket: Ticket) -> None:

@@ -110,11 +110,11 @@ class ConsoleConsumer(AsyncJsonWebsocketConsumer):  # type: ignore[misc]  # chan
                     await self.send_json(_error(topic, error))
 
     async def _actor(self) -> Actor:
-        actor: Actor = await database_sync_to_async(_actor_of, thread_sensitive=False)(self.scope)
+        actor: Actor = await database_sync_to_async(actor_in, thread_sensitive=False)(self.scope)
         return actor
 
 
-def _actor_of(scope: Any) -> Actor:
+def actor_in(scope: Any) -> Actor:
     """Who the scope's session belongs to, as the database says now."""
     person, session = scope.get("user"), scope.get("session")
     if not isinstance(person, User) or session is None or not session.exists(session.session_key):

@@ -6,6 +6,7 @@ when its mark changes) and, for charts, `points` of the last `window_s` seconds.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -102,19 +103,26 @@ def endpoint_data(pk: int) -> Data:
         raise NotFound("This endpoint has been deleted.")
     versions = list(endpoint.variants.values_list("version_id", flat=True))
     replicas = replicas_of([*versions, *step_ids(versions)])
+    serving = [replica for replica in replicas if replica.phase == "ready" and replica.wanted == "run"]
     marks = [
         (str(r.id), r.phase, r.wanted, r.message, r.restarts, r.host_id, r.generation, r.adapters) for r in replicas
     ]
     traffic = traffic_of([endpoint.name])[endpoint.name]
     return {
         **_figures(traffic),
-        "ready": sum(replica.phase == "ready" and replica.wanted == "run" for replica in replicas),
+        "ready": len(serving),
+        "ready_of": dict(Counter(str(one.deployment.version.number) for one in serving if _is_own(one, versions))),
         "queue_depth": sum(replica.queue_depth for replica in replicas if replica.phase == "ready"),
         "batches": [list(one) for one in batch_sizes(endpoint.name, BATCHES_S)],
         "window_s": CHART_S,
         "points": _points(endpoint.name),
         "stamps": {"replicas": stamp(marks, endpoint.revision)},
     }
+
+
+def _is_own(replica: Replica, versions: list[int]) -> bool:
+    """Of one of the endpoint's versions, and not of a pipeline's step."""
+    return replica.deployment.version_id in versions
 
 
 def _figures(traffic: Any) -> Data:

@@ -1,4 +1,4 @@
-"""Ready-to-paste calls of an endpoint: curl, plain Python, tritonclient."""
+"""Ready-to-paste calls of an endpoint: curl, plain Python, tritonclient; of a language model curl and openai."""
 
 from __future__ import annotations
 
@@ -6,14 +6,55 @@ import json
 import shlex
 from typing import Any
 
+from django.conf import settings
+
 from console.playground import example_of
+from endpoints.models import Endpoint
 
 LONG = 24
+QUESTION = "Why is the sky blue?"
 NUMPY = {
     "BOOL": "bool_", "INT8": "int8", "INT16": "int16", "INT32": "int32", "INT64": "int64", "UINT8": "uint8",
     "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64", "FP16": "float16", "FP32": "float32", "FP64": "float64",
     "BYTES": "object_",
 }  # fmt: skip
+
+
+def needs_key(endpoint: Endpoint) -> bool:
+    return endpoint.access == Endpoint.Access.KEY and not settings.INSECURE
+
+
+def chat_snippets(gateway_url: str, model: str, *, key: bool, chats: bool = True) -> list[dict[str, str]]:
+    """As `snippets`, for a language model; chats: it has a chat template. model: an endpoint's name, maybe with @N."""
+    base = f"{gateway_url.rstrip('/')}/v1"
+    asked: dict[str, Any] = (
+        {"messages": [{"role": "user", "content": QUESTION}]} if chats else {"prompt": QUESTION, "max_tokens": 64}
+    )
+    body = {"model": model, **asked, "stream": True}
+    return [
+        {"id": "curl", "label": "curl", "text": _chat_curl(base, body, key=key, chats=chats)},
+        {"id": "python", "label": "Python (openai)", "text": _openai(base, body, key=key, chats=chats)},
+    ]
+
+
+def _chat_curl(base: str, body: dict[str, Any], *, key: bool, chats: bool) -> str:
+    lines = [f"curl -N {base}/{'chat/' if chats else ''}completions"]
+    if key:
+        lines.append('-H "Authorization: Bearer $SERINUS_API_KEY"')
+    lines += ["-H 'Content-Type: application/json'", f"-d {shlex.quote(json.dumps(body))}"]
+    return " \\\n  ".join(lines)
+
+
+def _openai(base: str, body: dict[str, Any], *, key: bool, chats: bool) -> str:
+    secret = 'os.environ["SERINUS_API_KEY"]' if key else '"none"'
+    given = "".join(f"    {name}={value!r},\n" for name, value in body.items())
+    piece = "delta.content" if chats else "text"
+    return (
+        f"{'import os' + chr(10) * 2 if key else ''}from openai import OpenAI\n\n"
+        f'client = OpenAI(base_url="{base}", api_key={secret})\n'
+        f"stream = client.{'chat.' if chats else ''}completions.create(\n{given})\n"
+        f'for chunk in stream:\n    print(chunk.choices[0].{piece} or "", end="", flush=True)\nprint()\n'
+    )
 
 
 def snippets(gateway_url: str, endpoint: str, signature: dict[str, Any], *, key: bool) -> list[dict[str, str]]:

@@ -34,6 +34,7 @@ PAGES = {
     "upload": "/upload/",
     "endpoints": "/endpoints/",
     "endpoint": "/endpoints/digits/",
+    "playground": "/playground/",
     "fleet": "/fleet/",
     "replica": "/fleet/replicas/REPLICA/",
     "jobs": "/jobs/",

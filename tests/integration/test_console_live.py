@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
-from asgiref.testing import ApplicationCommunicator
-from django.test import Client
 
 from accounts.models import Membership, User
 from console import consumers, hub
@@ -20,33 +18,10 @@ from inference.errors import Forbidden, NotFound
 from inference.protocol.child import replica_log
 from registry.models import ValidationRun
 from tests.support.cast import make_cast
+from tests.support.console_sockets import Socket, socket_of
 from tests.support.showroom import checks, furnish
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-
-class Socket(ApplicationCommunicator):
-    """A browser's end of a WebSocket."""
-
-    async def connect(self) -> bool:
-        await self.send_input({"type": "websocket.connect"})
-        return bool((await self.receive_output(10))["type"] == "websocket.accept")
-
-    async def say(self, text: str) -> None:
-        await self.send_input({"type": "websocket.receive", "text": text})
-
-    async def hear(self) -> Any:
-        output = await self.receive_output(10)
-        assert output["type"] == "websocket.send", output
-        return json.loads(output["text"])
-
-    async def ask(self, topic: str) -> Any:
-        await self.say(json.dumps({"type": "subscribe", "topic": topic}))
-        return await self.hear()
-
-    async def disconnect(self) -> None:
-        await self.send_input({"type": "websocket.disconnect", "code": 1000})
-        await self.wait(10)
 
 
 @pytest.fixture
@@ -54,20 +29,6 @@ def console(transactional_db: None) -> Any:
     cast = make_cast()
     furnish(cast)
     return cast
-
-
-def socket_of(person: User | None, origin: str = "http://localhost") -> Socket:
-    """A connection through the whole of config.asgi, with the person's real session cookie."""
-    from config.asgi import application
-
-    headers = [(b"origin", origin.encode()), (b"host", b"localhost")]
-    if person is not None:
-        client = Client()
-        client.force_login(person, backend="accounts.login.LimitedBackend")
-        cookie = "; ".join(f"{name}={held.value}" for name, held in client.cookies.items())
-        headers.append((b"cookie", cookie.encode()))
-    scope = {"type": "websocket", "path": "/ws/console/", "query_string": b"", "headers": headers, "subprotocols": []}
-    return Socket(application, scope)
 
 
 async def joined(person: User) -> Socket:

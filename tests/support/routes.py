@@ -113,6 +113,10 @@ ROUTES: dict[str, Route] = {
     "/api/endpoints/": Route({**GET, "POST": Call(Verb.DEPLOY, {"model": "digits", "version": 1, "name": "other"})}),
     "/api/endpoints/<name>/": Route({**GET, "DELETE": Call(Verb.DEPLOY)}, scoped=True),
     "/api/endpoints/<name>/access/": Route({"PUT": Call(Verb.OPERATE, {"access": "public"})}, scoped=True),
+    "/api/endpoints/<name>/adapters/": Route(
+        {"POST": Call(Verb.DEPLOY, {"model": "digits", "version": 1})}, scoped=True
+    ),
+    "/api/endpoints/<name>/adapters/<adapter>/": Route({"DELETE": Call(Verb.DEPLOY)}, scoped=True),
     "/api/endpoints/<name>/deploy/": Route({"POST": Call(Verb.DEPLOY, {"version": 1})}, scoped=True),
     "/api/endpoints/<name>/metrics/": Route(GET, scoped=True),
     "/api/endpoints/<name>/undeploy/": Route({"POST": Call(Verb.DEPLOY, {"version": 1})}, scoped=True),
@@ -148,6 +152,8 @@ ROUTES: dict[str, Route] = {
     "/endpoints/<name>/weights/": _post(Verb.DEPLOY, {"percent_1": "100"}),
     "/endpoints/<name>/access/": _post(Verb.OPERATE, {"access": "public"}),
     "/endpoints/<name>/delete/": _post(Verb.DEPLOY),
+    "/endpoints/<name>/adapters/": _post(Verb.DEPLOY, {"version": "digits:1"}),
+    "/endpoints/<name>/adapters/<adapter>/remove/": _post(Verb.DEPLOY),
     "/endpoints/<name>/try/": Route({"POST": Call(Verb.VIEW, {"request": {"inputs": []}})}, scoped=True, page=True),
     "/endpoints/<name>/versions/<number>/undeploy/": _post(Verb.DEPLOY),
     "/endpoints/<name>/versions/<number>/scale/": _post(Verb.DEPLOY, {"replicas": "2"}),

@@ -8,6 +8,7 @@ const ISLANDS = {
   live: () => import("./islands/live.js"),
   "endpoint-charts": () => import("./islands/endpoint-charts.js"),
   "inside-charts": () => import("./islands/inside-charts.js"),
+  playground: () => import("./islands/playground.js"),
   "log-tail": () => import("./islands/log-tail.js"),
   split: () => import("./islands/split.js"),
   "try-it": () => import("./islands/try-it.js"),

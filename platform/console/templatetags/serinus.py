@@ -82,6 +82,18 @@ def number(value: float | None) -> str:
 
 
 @register.filter
+def thousands(value: int | None) -> str:
+    """8192 -> 8,192."""
+    return NOTHING if value is None else f"{value:,}"
+
+
+@register.filter
+def signed_percent(share: float | None) -> str:
+    """0.0072 -> +0.7 %."""
+    return NOTHING if share is None else f"{share * 100:+.1f} %"
+
+
+@register.filter
 def percent(share: float | None) -> str:
     return NOTHING if share is None else f"{share * 100:.1f} %"
 

@@ -14,11 +14,12 @@ from django.views.decorators.http import require_GET, require_POST
 
 from accounts.permissions import actor_of
 from console.forms import whole_number
+from console.language import language_of
 from console.live import endpoint_data
 from console.pages import attempt, page, rights
 from console.pipelines import pipeline_of
 from console.reading import MAX_SHOWN, endpoint_named, endpoint_states, replicas_of
-from console.snippets import snippets
+from console.snippets import chat_snippets, needs_key, snippets
 from console.traffic import traffic_of
 from console.views.adapters import adapters_of_page
 from endpoints import actions
@@ -52,6 +53,7 @@ def endpoint(request: HttpRequest, name: str) -> HttpResponse:
     if request.GET.get("part") == "replicas":
         return render(request, "part/endpoint_replicas.html", context)
     signature = _signature(variants)
+    chats = language_of([variant.version for variant in variants])
     now = endpoint_data(found.pk)
     numbers = [variant.version.number for variant in variants]
     context |= {
@@ -65,13 +67,17 @@ def endpoint(request: HttpRequest, name: str) -> HttpResponse:
         "signature": signature,
         "numbers": numbers,
         "try_it": _try_it(found, signature),
-        "snippets": snippets(settings.GATEWAY_URL, name, signature, key=_needs_key(found)) if signature else [],
+        "chats": chats,
+        "snippets": _calls(found, signature, chats),
     }
     return render(request, "endpoint.html", context)
 
 
-def _needs_key(found: Endpoint) -> bool:
-    return found.access == Endpoint.Access.KEY and not settings.INSECURE
+def _calls(found: Endpoint, signature: dict[str, Any], chats: dict[str, Any]) -> list[dict[str, str]]:
+    if chats:
+        template = chats["has_chat_template"]
+        return chat_snippets(settings.GATEWAY_URL, found.name, key=needs_key(found), chats=template)
+    return snippets(settings.GATEWAY_URL, found.name, signature, key=needs_key(found)) if signature else []
 
 
 def _placed(endpoint: Endpoint, variants: list[Variant]) -> dict[str, Any]:

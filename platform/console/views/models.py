@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.db.models import Count, OuterRef, Prefetch, Q, Subquery
+from django.db.models import Count, F, OuterRef, Prefetch, Q, Subquery
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import render
 from django.urls import reverse
@@ -55,6 +55,7 @@ def model(request: HttpRequest, name: str) -> HttpResponse:
     versions = found.versions.prefetch_related(
         Prefetch("aliases", Alias.objects.order_by("name")), "variants__endpoint"
     ).defer("manifest", "report", "signature", "served_files")
+    versions = versions.annotate(language=F("report__measurements__language"))
     rows, more = keyset(versions, request)
     changes = AliasChange.objects.filter(model=found).select_related("from_version", "to_version")
     ready = found.versions.filter(status=VersionStatus.READY).order_by("-number").values_list("number", flat=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.conf import settings
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.shortcuts import render
 from django.urls import reverse
@@ -11,12 +12,14 @@ from django.views.decorators.http import require_GET, require_POST
 
 from accounts.permissions import actor_of, visible
 from console.forms import DeployForm, complain
+from console.language import facts_of, is_language, steps_of
 from console.live import running_checks, version_stamp
 from console.pages import attempt, page, rights
 from console.pipelines import pipeline_of
 from console.reading import version_numbered
+from console.snippets import chat_snippets, needs_key
 from endpoints import actions as endpoints
-from endpoints.models import Endpoint
+from endpoints.models import Endpoint, Variant
 from fleet.models import Deployment, Device
 from fleet.standing import ready_counts
 from inference.protocol.pipelines import FORMAT
@@ -26,6 +29,7 @@ from registry.downloads import attachment
 from registry.models import Version, VersionStatus
 
 MAX_FILES = 200
+MAX_SHOWN_CHARS = 200
 
 
 @require_GET
@@ -48,11 +52,14 @@ def _context(request: HttpRequest, found: Version) -> dict[str, Any]:
         "version": found,
         "model": found.model,
         "checks": running_checks(found),
+        "chosen": _chosen(found.settings or {}),
         "files": files[:MAX_FILES],
         "files_left": max(0, len(files) - MAX_FILES),
         "measured": measured,
-        "latency": _latency(measured),
+        "latency": [] if is_language(found) else _latency(measured),
+        **(_language_context(found, measured) if is_language(found) else {}),
         "variants": list(variants),
+        "calls": _calls(found, list(variants)),
         "aliases": list(found.aliases.order_by("name")),
         "deployment": Deployment.objects.filter(version=found).first(),
         "ready": ready_counts({found.pk}).get(found.pk, 0),
@@ -61,6 +68,32 @@ def _context(request: HttpRequest, found: Version) -> dict[str, Any]:
         "conversion": conversion_of(found),
         **(_deploy_context(request, found) if found.status == VersionStatus.READY else {}),
     }
+
+
+def _chosen(given: dict[str, Any]) -> list[tuple[str, Any]]:
+    """What was set, groups of settings (a language model's `generation`) one by one; long texts are cut."""
+    found: list[tuple[str, Any]] = []
+    for name, value in given.items():
+        for own, one in value.items() if isinstance(value, dict) else ((name, value),):
+            if one:
+                found.append(
+                    (own, f"{one[:MAX_SHOWN_CHARS]}…" if isinstance(one, str) and len(one) > MAX_SHOWN_CHARS else one)
+                )
+    return found
+
+
+def _language_context(found: Version, measured: dict[str, Any]) -> dict[str, Any]:
+    return {"language": facts_of(found) or {"architecture": ""}, "steps": steps_of(measured)}
+
+
+def _calls(found: Version, variants: list[Variant]) -> list[dict[str, str]]:
+    """Ready-to-paste chats with this version, at the endpoint where it serves."""
+    if not (variants and is_language(found)):
+        return []
+    endpoint = variants[0].endpoint
+    chats = bool(facts_of(found).get("has_chat_template", True))
+    name = f"{endpoint.name}@{found.number}"
+    return chat_snippets(settings.GATEWAY_URL, name, key=needs_key(endpoint), chats=chats)
 
 
 def _deploy_context(request: HttpRequest, found: Version) -> dict[str, Any]:

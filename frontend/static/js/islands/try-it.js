@@ -2,6 +2,7 @@
 // and shows the answer, its latency and which version gave it.
 import { csrf, dataOf, el } from "../lib/dom.js";
 import { ms } from "../lib/format.js";
+import { meter } from "../lib/meter.js";
 
 const SHOWN_VALUES = 12;
 
@@ -126,15 +127,4 @@ function picture(output, labels, batched) {
   const cells = el("div", { class: "cells" }, ...order.slice(0, SHOWN_VALUES).map(([value, index]) => el("div", {}, el("span", {}, name(index)), meter(share(value)), el("span", {}, Number(value).toPrecision(4)))));
   const more = first.length > SHOWN_VALUES ? el("p", { class: "sub" }, `${SHOWN_VALUES} of ${first.length} values of the first item`) : null;
   return [scores ? el("p", { class: "answer" }, el("b", {}, name(best)), el("span", { class: "muted" }, "largest value")) : null, cells, more].filter(Boolean);
-}
-
-function meter(share) {
-  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  svg.setAttribute("class", "bar");
-  svg.setAttribute("aria-hidden", "true");
-  const rect = document.createElementNS("http://www.w3.org/2000/svg", "rect");
-  rect.setAttribute("width", `${(share * 100).toFixed(1)}%`);
-  rect.setAttribute("height", "100%");
-  svg.append(rect);
-  return svg;
 }
