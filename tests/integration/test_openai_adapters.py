@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
@@ -153,3 +154,31 @@ def test_a_new_replica_has_its_adapters_before_it_is_ready(stage, tmp_path):
     second = Replica(tmp_path / "r", stage.root / "m", "hf_decoder", SETTINGS, specs).ready()
     second.close()
     assert {one.name: one.state for one in second.adapters} == {"fr": "loaded", "it": "failed"}
+
+
+def test_whatever_comes_and_goes_an_answer_is_its_own_adapters_or_a_404(stage):
+    """Slots change hands under load: nobody is answered by another's weights or from another's prefixes."""
+    over, wrong, answered = threading.Event(), [], Counter()
+
+    def ask(name):
+        while not over.is_set():
+            try:
+                found = stage.says(name, 8)
+            except openai.NotFoundError:
+                continue
+            answered[name] += 1
+            if found != stage.wanted[name][:8]:
+                wrong.append((name, found))
+
+    threads = [threading.Thread(target=ask, args=(name,)) for name in ("", *SEEDS) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for names in (("fr", "de"), ("it", "fr"), ("de", "it"), ("fr",), ("de",), ("it",)) * 2:
+        stage.set(*names)
+        before = [answered[name] for name in names]
+        until(lambda names=names, before=before: all(answered[n] > b for n, b in zip(names, before, strict=True)), 20)
+    over.set()
+    for thread in threads:
+        thread.join(30)
+    assert wrong == []
+    assert all(answered[name] >= 4 for name in SEEDS), answered
