@@ -179,6 +179,7 @@ ROUTES: dict[str, Route] = {
     "/audit/": Route({"GET": Call(Verb.VIEW_AUDIT)}, page=True),
     # jobs; POST /v1/files is a raw ASGI application (tests/integration/test_jobs_api.py)
     "/jobs/": Route(GET, page=True),
+    "/playground/": Route(GET, page=True),
     "/jobs/<job>/": Route(GET, scoped=True, page=True),
     "/jobs/<job>/cancel/": _post(Verb.DEPLOY),
     "/v1/files": Route(GET),

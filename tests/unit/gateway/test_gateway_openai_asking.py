@@ -6,8 +6,12 @@ import contextlib
 import pytest
 
 from inference.errors import Overloaded
-from inference.gateway.openai.asking import ABREAST, merged, together
-from inference.protocol.generation import Event, Piece
+from inference.gateway.admission import Queue
+from inference.gateway.openai.asking import ABREAST, holder, merged, together
+from inference.gateway.openai.problems import NoSuchModel
+from inference.gateway.table import Endpoint, Variant
+from inference.protocol.generation import Event, Piece, language_signature
+from inference.protocol.routes import EndpointRoute, VariantRoute
 
 
 class Asking:
@@ -72,3 +76,35 @@ async def test_together_keeps_the_order_and_stops_at_the_first_failure():
         await together([fail, *(lambda n=n: work(n) for n in numbers)])
     await asyncio.sleep(0.02)
     assert not ended
+
+
+def endpoint(*versions: tuple[int, int, list[str]]) -> Endpoint:
+    """versions: (number, basis points, adapters)."""
+    routes = [VariantRoute(n, "primary", bp, language_signature(), adapters=names) for n, bp, names in versions]
+    variants = {
+        one.version: Variant(one, [], str(one.version), ("lm", one.version, ""), [], b"", None) for one in routes
+    }
+    return Endpoint(EndpointRoute("lm", "lm", "salt", False, 600, 64, routes), variants, Queue(), None)
+
+
+@pytest.mark.parametrize(
+    ("versions", "asked", "goes_to"),
+    [
+        ([(1, 10_000, ["fr"])], None, None),  # the split decides, as for the base
+        ([(1, 5000, ["fr"]), (2, 5000, ["fr"])], None, None),
+        ([(1, 9000, []), (2, 1000, ["fr"])], None, 2),
+        ([(1, 9000, []), (2, 400, ["fr"]), (3, 600, ["fr"])], None, 3),
+        ([(1, 10_000, ["fr"]), (2, 0, [])], None, None),
+        ([(1, 10_000, []), (2, 0, ["fr"])], None, 2),
+        ([(1, 5000, ["fr"]), (2, 5000, ["fr"])], 2, 2),
+    ],
+    ids=["one", "both", "one-of-two", "most-traffic", "resting", "only-resting", "pinned"],
+)
+def test_an_adapters_request_goes_where_it_is(versions, asked, goes_to):
+    assert holder(endpoint(*versions), asked, "fr") == goes_to
+
+
+@pytest.mark.parametrize(("asked", "adapter"), [(None, "de"), (2, "fr"), (3, "fr")])
+def test_an_adapter_that_is_not_there_is_no_model(asked, adapter):
+    with pytest.raises(NoSuchModel, match=f"The model 'lm:{adapter}' does not exist"):
+        holder(endpoint((1, 10_000, ["fr"]), (2, 0, [])), asked, adapter)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from inference.host.decide import Held, Start, Stop, accept, decide
 from inference.protocol.status import ReplicaPhase
-from inference.protocol.supervision import ReplicaSpec
+from inference.protocol.supervision import AdapterSpec, ReplicaSpec
 from tests.support.hosts import spec
 
 READY, LOADING, FAILED = ReplicaPhase.READY, ReplicaPhase.LOADING, ReplicaPhase.FAILED
@@ -58,6 +58,13 @@ def test_an_older_generation_than_seen_changes_nothing() -> None:
     wanted = {"a": spec(generation=3)}
     assert accept(wanted, {"a": 3}, [spec(generation=2)]) == wanted
     assert accept({}, {"a": 3}, [spec(generation=2)]) == {}
+
+
+def test_the_same_generation_changes_its_adapters_and_nothing_else() -> None:
+    adapter = AdapterSpec("fr", "fr:1", "0" * 64, [])
+    accepted = accept({"a": spec()}, {"a": 1}, [spec(adapters=[adapter], threads=7)])
+    assert accepted == {"a": spec(adapters=[adapter])}
+    assert decide(accepted, [held(1)]) == []
 
 
 def test_the_newest_of_doubled_specs_counts_in_any_order() -> None:
