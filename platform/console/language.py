@@ -11,6 +11,7 @@ from console.reading import MAX_SHOWN
 from endpoints.models import Endpoint, Variant
 from fleet.standing import ready_counts
 from inference.protocol.generation import PLATFORM
+from registry.adapters import ADAPTER
 from registry.models import Version, VersionStatus
 
 Facts = dict[str, Any]
@@ -56,9 +57,10 @@ def steps_of(measured: Facts) -> list[Facts]:
 
 def chat_targets(actor: Actor) -> list[Facts]:
     """The endpoints of language models that the actor may see: [{name, ready, versions: [{number, share_bp, ready,
-    context, template}]}], the version with the most traffic first.
+    context, template, adapters: their names}]}], the version with the most traffic first.
     """
-    variants = Prefetch("variants", Variant.objects.select_related("version").order_by("-weight_bp", "version__number"))
+    shown = Variant.objects.select_related("version").prefetch_related("adapters")
+    variants = Prefetch("variants", shown.order_by("-weight_bp", "version__number"))
     rows = visible(actor, Endpoint.objects.filter(variants__version__signature__platform=PLATFORM))
     held = list(rows.distinct().prefetch_related(variants).order_by("name")[:MAX_SHOWN])
     ready = ready_counts({variant.version_id for endpoint in held for variant in endpoint.variants.all()})
@@ -78,10 +80,12 @@ def _version(variant: Variant, ready: dict[int, int]) -> Facts:
         "ready": ready.get(variant.version_id, 0),
         "context": facts.get("context", 0),
         "template": bool(facts.get("has_chat_template", True)),
+        "adapters": [adapter.name for adapter in variant.adapters.all()],
     }
 
 
 def undeployed(actor: Actor) -> list[Version]:
-    """Ready language models that serve nowhere, the newest first."""
+    """Ready language models that serve nowhere, the newest first. An adapter serves with its base."""
     rows = Version.objects.filter(status=VersionStatus.READY, signature__platform=PLATFORM, variants=None)
+    rows = rows.exclude(format=ADAPTER)
     return list(visible(actor, rows.select_related("model"), "model__team").order_by("-pk")[:5])

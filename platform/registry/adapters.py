@@ -9,11 +9,12 @@ from inference.artifacts.manifest import Format
 from inference.errors import InvalidInput, Rejected
 from registry.models import Version
 
+ADAPTER = Format.LORA.value  # the format of a version that is one
 MAX_OFFERED = 200
 
 
 def is_adapter(version: Version) -> bool:
-    return bool(version.format == Format.LORA)
+    return version.format == ADAPTER
 
 
 def base_name(version: Version) -> tuple[str, int]:
@@ -34,6 +35,6 @@ def most_adapters(version: Version) -> int:
 def adapters_of(team_id: int, bases: list[str]) -> list[Version]:
     """Ready adapters of a team for one of these versions ("MODEL:NUMBER"), the newest of each model first."""
     rows = Version.objects.filter(
-        format=Format.LORA, status="ready", model__team=team_id, settings__parameters__base__in=bases
+        format=ADAPTER, status="ready", model__team=team_id, settings__parameters__base__in=bases
     )
     return list(rows.select_related("model").order_by("model__name", "-number")[:MAX_OFFERED])

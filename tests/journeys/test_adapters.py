@@ -14,7 +14,7 @@ import pytest
 from tests.support import language
 from tests.support.house import House, until
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("house")]
 PROMPT = "The canary sang in the window"
 TOKENS = 16
 ROOM = 'generation={"max_adapters": 2, "max_adapter_rank": 8, "block_size": 8, "max_num_seqs": 8}'

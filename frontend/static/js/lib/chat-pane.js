@@ -40,19 +40,23 @@ export class ChatPane {
   }
 
   options({ name, versions }) {
-    if (versions.length === 1) return [el("option", { value: name }, `${name} v${versions[0].number}`)];
+    const names = [...new Set(versions.flatMap((one) => one.adapters))].sort();
+    const adapters = names.map((adapter) => el("option", { value: `${name}:${adapter}` }, `${name}:${adapter}`));
+    if (versions.length === 1) return [el("option", { value: name }, `${name} v${versions[0].number}`), ...adapters];
     return [
       el("option", { value: name }, `${name}, as its traffic is split`),
       ...versions.map(({ number, share_bp: bp }) => el("option", { value: `${name}@${number}` }, `${name} v${number} (${share(bp)})`)),
+      ...adapters,
     ];
   }
 
   // Whom it asks: {model as the API names it, endpoint, version, name, chats: has a chat template, versions}.
   get asks() {
     const model = this.select.value;
-    const [endpoint, pinned] = model.split("@");
+    const [base, adapter] = model.split(":");
+    const [endpoint, pinned] = base.split("@");
     const target = this.owner.config.targets.find((one) => one.name === endpoint);
-    const versions = pinned ? target.versions.filter((one) => one.number === Number(pinned)) : target.versions;
+    const versions = target.versions.filter((one) => (!pinned || one.number === Number(pinned)) && (!adapter || one.adapters.includes(adapter)));
     return { model, endpoint, version: pinned ? Number(pinned) : undefined, versions, name: this.select.selectedOptions[0].textContent.replace(/ \(.*\)$/, ""), chats: versions.every((one) => one.template) };
   }
 
