@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from console import chat
+from endpoints.models import Adapter, Variant
 from tests.support.browser import Visitor, chromium, console_server, executable, screenshots
 from tests.support.cast import make_cast
 from tests.support.gateway_house import House, until
@@ -183,6 +184,19 @@ def test_two_versions_answer_side_by_side_with_histories_of_their_own(url: str, 
         page.locator(".pane").nth(1).wait_for()
         assert [page.get_by_label(f"Model {side}").input_value() for side in "AB"] == ["tiny@2", "tiny@1"]
         assert visitor.troubles == []
+
+
+def test_an_adapter_is_chosen_by_its_name(url: str, house: House) -> None:
+    variant = Variant.objects.get(endpoint__name="tiny", version__number=1)
+    Adapter.objects.create(variant=variant, version=variant.version, name="polite")
+    publish(house, ("polite",))
+    with chromium() as browser:
+        page = opened(browser, url, "/playground/?a=tiny:polite").page
+        assert page.get_by_label("Model A").input_value() == "tiny:polite"
+        say(page, "sing")
+        answers(page).first.wait_for()
+        assert answers(page).first.locator(".text").inner_text().startswith("please")
+    assert house.replicas["tiny-1"].asked[-1].adapter == "polite"
 
 
 def test_what_goes_wrong_is_said_with_what_to_do(url: str, tmp_path: Path) -> None:

@@ -76,11 +76,18 @@ def open_gateway(house: House) -> str:
     return house.gateway().wait_live().url
 
 
-def publish(house: House) -> None:
-    """The table of `furnish_language`, under the secret with which this console signs its tokens."""
+def publish(house: House, adapters: tuple[str, ...] = ()) -> None:
+    """The table of `furnish_language`, under the secret with which this console signs its tokens. adapters: of "tiny" v1."""
     language = generation.language_signature()
     variants = [
-        VariantRoute(number, "canary" if number > 1 else "primary", share, language, [house.route(f"tiny-{number}")])
+        VariantRoute(
+            number,
+            "canary" if number > 1 else "primary",
+            share,
+            language,
+            [house.route(f"tiny-{number}")],
+            adapters=list(adapters) if number == 1 else [],
+        )  # fmt: skip
         for number, share in ((1, 9000), (2, 1000))
     ]
     asleep = [VariantRoute(1, "primary", 10_000, language, [])]

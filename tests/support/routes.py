@@ -180,7 +180,6 @@ ROUTES: dict[str, Route] = {
     # jobs; POST /v1/files is a raw ASGI application (tests/integration/test_jobs_api.py)
     "/playground/": Route(GET, page=True),
     "/jobs/": Route(GET, page=True),
-    "/playground/": Route(GET, page=True),
     "/jobs/<job>/": Route(GET, scoped=True, page=True),
     "/jobs/<job>/cancel/": _post(Verb.DEPLOY),
     "/v1/files": Route(GET),
