@@ -87,7 +87,7 @@ def publish(house: House, adapters: tuple[str, ...] = ()) -> None:
             language,
             [house.route(f"tiny-{number}")],
             adapters=list(adapters) if number == 1 else [],
-        )  # fmt: skip
+        )
         for number, share in ((1, 9000), (2, 1000))
     ]
     asleep = [VariantRoute(1, "primary", 10_000, language, [])]

@@ -50,14 +50,14 @@ export class ChatPane {
     ];
   }
 
-  // Whom it asks: {model as the API names it, endpoint, version, name, chats: has a chat template, versions}.
+  // Whom it asks: {model as the API names it, endpoint, adapter, version, name, chats: has a chat template, versions}.
   get asks() {
     const model = this.select.value;
     const [base, adapter] = model.split(":");
     const [endpoint, pinned] = base.split("@");
     const target = this.owner.config.targets.find((one) => one.name === endpoint);
     const versions = target.versions.filter((one) => (!pinned || one.number === Number(pinned)) && (!adapter || one.adapters.includes(adapter)));
-    return { model, endpoint, version: pinned ? Number(pinned) : undefined, versions, name: this.select.selectedOptions[0].textContent.replace(/ \(.*\)$/, ""), chats: versions.every((one) => one.template) };
+    return { model, endpoint, adapter, version: pinned ? Number(pinned) : undefined, versions, name: this.select.selectedOptions[0].textContent.replace(/ \(.*\)$/, ""), chats: versions.every((one) => one.template) };
   }
 
   follow() {
@@ -100,7 +100,7 @@ export class ChatPane {
 
   // The person's words and what the model makes of them; never throws.
   async ask(text, settings) {
-    const { name, chats, version, endpoint } = this.asks;
+    const { name, chats, version, endpoint, adapter } = this.asks;
     this.log.querySelector(".empty")?.remove();
     for (const old of this.log.querySelectorAll("[data-again]")) old.remove(); // the conversation has gone on
     const before = this.history;
@@ -115,7 +115,8 @@ export class ChatPane {
     try {
       const stream = await this.owner.connection();
       const options = { body: this.body({ ...settings, ...this.owner.extras() }, chats), version, signal: abort.signal, credit: CREDIT };
-      const chunks = chats ? stream.chat(endpoint, this.owner.messages(history), options) : stream.completion(endpoint, text, options);
+      const model = adapter ? `${endpoint}:${adapter}` : endpoint;
+      const chunks = chats ? stream.chat(model, this.owner.messages(history), options) : stream.completion(model, text, options);
       for await (const chunk of chunks) answer.take(chunk);
       answer.end({ how: ENDS[answer.finish] ?? "" });
       this.owner.said.textContent = `${name} has answered: ${answer.measured()}.`;
