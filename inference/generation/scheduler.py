@@ -2,7 +2,8 @@
 
 The law of an iteration: there are no phases, but one budget of tokens. Running sequences come first, those that lack
 only their newest token before chunks of prompts; then, unless somebody was preempted, waiting ones are admitted.
-Each running sequence that lacks one token gets it in every iteration, for no more run than there is budget for.
+Each running sequence that lacks one token gets it in every iteration, for no more run than there is budget for (but
+see the law of the background).
 
 The law of memory: blocks for a whole prompt are taken at admission, so only growing texts can find none. Then the
 least important running sequence (largest priority, then arrival) gives up its blocks and waits at the front of its
@@ -12,6 +13,9 @@ The law of the line: strict priority between classes. A sequence that finds no r
 (or someone whose caller does not read) has them preempted, and comes in the iteration after. One that does not fit for
 want of memory is passed by later ones that do at most `Limits.patience` times; then nobody enters before it. So
 within a class nobody starves: running sequences end, and memory comes back.
+
+The law of the background: sequences of priority BACKGROUND or more (lines of batches) take part in every TURN-th
+iteration only while others run. They keep their blocks meanwhile, and are not starved by what never ends.
 
 After iteration-level scheduling (Orca, Yu et al. 2022), chunked prefill (Sarathi-Serve, Agrawal et al. 2024), vLLM v1.
 """
@@ -31,6 +35,8 @@ from inference.generation.sequence import Sequence, Status
 
 __all__ = ["Counts", "Flat", "Item", "Limits", "Plan", "Scheduler", "flatten"]
 
+BACKGROUND = 100
+TURN = 4
 LOOKAHEAD = 8  # of those that do not fit, how many an iteration looks past: each costs a walk over its prefix
 
 
@@ -76,6 +82,7 @@ class Scheduler:
         self._running: list[Sequence] = []  # the most important first
         self._line = Line()
         self._arrivals = 0
+        self._turn = 0  # iterations since the background took part, 0 when it does in this one
 
     # --- what there is --------------------------------------------------------------------------------------------
 
@@ -202,6 +209,7 @@ class Scheduler:
         """
         plan = Plan(self.pool.block_size)
         self.pool.begin()
+        self._take_turn()
         self._make_room(plan)
         self._decode(plan)
         self._prefill(plan)
@@ -231,8 +239,15 @@ class Scheduler:
             if sequence.computed // size > sequence.sealed:
                 self.pool.seal(sequence)
 
+    def _take_turn(self) -> None:
+        others = any(one.priority < BACKGROUND and not one.held for one in self._running)
+        self._turn = (self._turn + 1) % TURN if others else 0
+
+    def _takes_part(self, sequence: Sequence) -> bool:
+        return not sequence.held and (not self._turn or sequence.priority < BACKGROUND)
+
     def _decode(self, plan: Plan) -> None:
-        ready = [one for one in self._running if one.length - one.computed == 1 and not one.held]
+        ready = [one for one in self._running if one.length - one.computed == 1 and self._takes_part(one)]
         spare = self.limits.token_budget - len(ready)
         if len(ready) < len(self._running) or len(self._line):
             spare //= 2  # prompts that wait keep a share of the budget from the drafts
@@ -272,7 +287,7 @@ class Scheduler:
 
     def _prefill(self, plan: Plan) -> None:
         for sequence in self._running:
-            if sequence.length - sequence.computed > 1 and not sequence.held:
+            if sequence.length - sequence.computed > 1 and self._takes_part(sequence):
                 self._chunk(sequence, plan)
 
     def _chunk(self, sequence: Sequence, plan: Plan) -> None:
@@ -314,7 +329,7 @@ class Scheduler:
         for sequence in self._line:
             if plan.tokens >= self.limits.token_budget or len(self._running) >= self._seats:
                 break
-            if sequence.held:
+            if not self._takes_part(sequence):
                 continue
             if len(blocked) > LOOKAHEAD or any(other.passed >= self.limits.patience for other in blocked):
                 break

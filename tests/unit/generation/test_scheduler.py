@@ -6,7 +6,7 @@ import pytest
 
 from inference.errors import InvalidInput
 from inference.generation.blocks import BlockPool
-from inference.generation.scheduler import Limits, Scheduler, flatten
+from inference.generation.scheduler import BACKGROUND, TURN, Limits, Scheduler, flatten
 from inference.generation.sequence import Sequence, Status
 from tests.support.paged import PagedModel
 
@@ -166,6 +166,23 @@ def test_a_more_important_one_takes_the_seat_of_a_less_important():
     added(one, 2, range(10, 14), priority=0)
     assert step(one).preempted == [batch]
     assert [item.sequence.id for item in step(one).items] == [2]
+
+
+def test_the_background_takes_part_in_every_fourth_iteration_while_others_run():
+    one = scheduler()
+    added(one, 1, range(4), most=40, priority=BACKGROUND)
+    step(one)
+    live = added(one, 2, range(10, 14), most=40)
+    step(one)  # it comes in
+    added(one, 3, range(20, 28), most=40, priority=BACKGROUND + 5)
+    seen = [[item.sequence.id for item in step(one).items] for _ in range(2 * TURN)]
+    assert seen == [[2], [2], [2], [2, 1, 3]] * 2
+    live.held = True
+    assert [item.sequence.id for item in step(one).items] == [1, 3]
+    live.held = False
+    assert [item.sequence.id for item in step(one).items] == [2]
+    one.finish(live)
+    assert [[item.sequence.id for item in step(one).items] for _ in range(2)] == [[1, 3]] * 2
 
 
 def test_who_is_held_neither_runs_nor_keeps_others_out():

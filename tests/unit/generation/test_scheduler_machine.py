@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from inference.generation.scheduler import Limits
+from inference.generation.scheduler import BACKGROUND, Limits
 from tests.support.iterations import World
 
 LIMITS = st.builds(
@@ -37,7 +37,7 @@ ASKED = st.fixed_dictionaries(
     {
         "prompt": PROMPTS,
         "most": st.integers(1, 12),
-        "priority": st.sampled_from([0, 0, 0, 1]),
+        "priority": st.sampled_from([0, 0, 0, 1, BACKGROUND]),
         "salt": st.sampled_from([b"", b"", b"one"]),
         "adapter": st.sampled_from([0, 0, 1]),
         "every": st.sampled_from([False, False, False, True]),
@@ -92,7 +92,7 @@ def asked_by(draw: random.Random) -> dict:
     return {
         "prompt": TEXT[:length] if draw.random() < 0.8 else draw.choices([0, 1], k=length),
         "most": draw.randint(1, 12),
-        "priority": draw.choice([0, 0, 0, 1]),
+        "priority": draw.choice([0, 0, 0, 1, BACKGROUND]),
         "salt": draw.choice([b"", b"", b"", b"one"]),
         "adapter": draw.choice([0, 0, 0, 1]),
         "every": draw.random() < 0.1,
