@@ -121,7 +121,6 @@ class Drafts:
         self._proposer = proposer
         self._payoff = Payoff()
         self._tokens = 0
-        self._is_on = False
         self.drafted = 0
         self.accepted = 0
 
@@ -134,8 +133,7 @@ class Drafts:
     def propose(self, sequences: Iterable[Sequence]) -> None:
         ready = [sequence for sequence in sequences if sequence.computed and not sequence.is_prefilling]
         self._tokens = 0
-        self._is_on = bool(ready) and self._payoff.wants(len(ready))
-        if self._is_on:
+        if ready and self._payoff.wants(len(ready)):
             self._proposer.propose(ready)
 
     def judged(self, drafted: int, accepted: int) -> None:
@@ -144,6 +142,8 @@ class Drafts:
         self._tokens += accepted
 
     def timed(self, plan: Plan, seconds: float) -> None:
+        """An iteration for which nothing was found to guess tells what one without drafts costs."""
         if plan.decode_tokens and not plan.prompt_tokens:
             tokens = plan.decode_tokens + self._tokens
-            self._payoff.took(plan.decode_tokens, drafted=self._is_on, seconds=seconds, tokens=tokens)
+            drafted = plan.draft_tokens > 0
+            self._payoff.took(plan.decode_tokens, drafted=drafted, seconds=seconds, tokens=tokens)

@@ -173,6 +173,7 @@ ROUTES: dict[str, Route] = {
     "/people/u/<username>/deactivate/": _post(Verb.MANAGE_PEOPLE),
     "/audit/": Route({"GET": Call(Verb.VIEW_AUDIT)}, page=True),
     # jobs; POST /v1/files is a raw ASGI application (tests/integration/test_jobs_api.py)
+    "/playground/": Route(GET, page=True),
     "/jobs/": Route(GET, page=True),
     "/jobs/<job>/": Route(GET, scoped=True, page=True),
     "/jobs/<job>/cancel/": _post(Verb.DEPLOY),
