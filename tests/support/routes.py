@@ -151,7 +151,6 @@ ROUTES: dict[str, Route] = {
     "/endpoints/<name>/try/": Route({"POST": Call(Verb.VIEW, {"request": {"inputs": []}})}, scoped=True, page=True),
     "/endpoints/<name>/versions/<number>/undeploy/": _post(Verb.DEPLOY),
     "/endpoints/<name>/versions/<number>/scale/": _post(Verb.DEPLOY, {"replicas": "2"}),
-    "/playground/": Route(GET, page=True),
     "/fleet/": Route(GET, page=True),
     "/fleet/hosts/<name>/drain/": Route({"POST": Call(body={"draining": "1"}, superuser=True)}, page=True),
     "/fleet/replicas/<replica>/": Route(GET, scoped=True, page=True),
