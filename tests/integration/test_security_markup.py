@@ -15,7 +15,10 @@ from accounts.audit import record
 from accounts.models import ApiKey, Team, User
 from endpoints.models import Endpoint
 from fleet.models import Deployment, Device, Host, Replica
+from inference.protocol.generation import PLATFORM
+from jobs.models import Batch, File
 from registry.models import AliasChange, Model, Upload, ValidationRun, Version
+from tests.support.batches import begin, line
 from tests.support.cast import Cast
 from tests.support.routes import ROUTES, fill
 from tests.support.showroom import IMAGE, furnish, report, version
@@ -69,6 +72,27 @@ def hostile_version(cast: Cast) -> Version:
     )  # fmt: skip
 
 
+def hostile_language(cast: Cast) -> Version:
+    """Its author chose the names of its architecture and formats, and the template; it serves at an endpoint."""
+    model = Model.objects.get(name="minilm")
+    seen = dict.fromkeys(("architecture", "stored", "dtype", "quantization", "path"), ATTACK)
+    seen |= {"parameters": 5, "layers": 1, "context": 9, "vocabulary": 7, "perplexity": 2.0, "perplexity_plain": 1.0}
+    measured = report()
+    measured["measurements"] |= {"language": seen}
+    made = version(model, cast, signature={"inputs": [], "outputs": [], "platform": PLATFORM}, report=measured,
+                   settings={"generation": {"chat_template": ATTACK}})  # fmt: skip
+    Endpoint.objects.get(name="minilm").variants.create(version=made, weight_bp=0)
+    return made
+
+
+def hostile_batch(cast: Cast) -> Batch:
+    batch = begin(cast.actor("owner"), [line(0)], team=cast.red)
+    troubles = [{"code": ATTACK, "line": 1, "message": ATTACK, "param": ATTACK}]
+    File.objects.update(filename=ATTACK[:255], owner=ATTACK[:200])
+    Batch.objects.update(model=ATTACK[:200], owner=ATTACK[:200], metadata={ATTACK: ATTACK}, errors=troubles)
+    return batch
+
+
 @pytest.fixture
 def values(cast: Cast) -> dict[str, Any]:
     furnish(cast, traffic=False)
@@ -91,12 +115,14 @@ def values(cast: Cast) -> dict[str, Any]:
     for number in range(3):
         record(cast.actor("owner"), SHORT, SHORT, f"{ATTACK[:150]}{number}", team=cast.red, before={ATTACK: ATTACK},
                after={ATTACK: [ATTACK], "x": {ATTACK: ATTACK}}, reason=ATTACK)  # fmt: skip
+    language = hostile_language(cast)
+    batch = hostile_batch(cast)
     for row in ROWS:
         poison(row.objects.all())
     ApiKey.objects.update(name=ATTACK[:100])
     return {
         "name": "digits", "number": made.number, "model": "digits", "alias": "champion", "key": ApiKey.objects.first(),
-        "username": "teammate", "running": running.version.number,
+        "username": "teammate", "job": batch.public_id, "language": language.number, "running": running.version.number,
         "replica": Replica.objects.filter(deployment__version__model__name="digits", phase="backoff")[0].pk,
     }  # fmt: skip
 
@@ -130,6 +156,22 @@ def test_every_page_shows_it_as_text(cast: Cast, values: dict[str, Any]) -> None
                     assert response["X-Content-Type-Options"] == "nosniff", path
     assert shown >= {"/audit/", "/endpoints/<name>/", "/fleet/", "/keys/", "/models/<name>/",
                      "/models/<name>/versions/<number>/", "/people/"}, shown  # fmt: skip
+
+
+def test_a_language_models_pages_show_it_as_text(cast: Cast, values: dict[str, Any]) -> None:
+    client = Client()
+    client.force_login(cast.root, backend="accounts.login.LimitedBackend")
+    for path in (
+        f"/models/minilm/versions/{values['language']}/",
+        "/endpoints/minilm/",
+        "/models/minilm/",
+        "/playground/",
+    ):
+        text = client.get(path).content.decode()
+        assert Markup(text).found == [], path
+        assert "49[a]" not in text, f"{path}: a template was run"
+    assert "&lt;img src=x" in client.get(f"/models/minilm/versions/{values['language']}/").content.decode()
+    assert "minilm" in client.get("/playground/").content.decode()
 
 
 def test_messages_about_bad_input_are_text_too(cast: Cast, values: dict[str, Any]) -> None:

@@ -123,7 +123,7 @@ export class ChatPane {
     } catch (error) {
       const stopped = abort.signal.aborted;
       if (error.code === "closed") this.owner.lost();
-      answer.end(stopped ? { how: "stopped" } : { trouble: this.trouble(error, () => { asked.remove(); answer.node.remove(); this.history = before; this.owner.run(this, text); }) });
+      answer.end(stopped ? { how: "stopped" } : { trouble: this.trouble(error, () => { asked.remove(); answer.node.remove(); this.history = before; this.owner.run(this, text); this.owner.refocus(); }) });
       if (stopped) this.owner.said.textContent = "Stopped.";
     }
     this.abort = null;
