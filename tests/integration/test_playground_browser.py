@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import expect
 
 from console import chat
 from endpoints.models import Adapter, Variant
@@ -266,7 +267,7 @@ def test_a_session_that_ended_is_said_and_the_next_one_goes_on(url: str, monkeyp
         alert.get_by_role("button", name="Try again").click()
         answers(page).nth(1).wait_for()
         assert answers(page).nth(1).locator(".text").inner_text() == "second"
-        assert page.get_by_label("Message").evaluate("(e) => e === document.activeElement")
+        expect(page.get_by_label("Message")).to_be_focused()
         assert visitor.troubles == []
 
 
