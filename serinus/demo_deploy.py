@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -11,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from inference.client import Client
+from inference.errors import SerinusError
 from serinus.commands.traffic import wait_ready
 from serinus.control import Control, ControlError
 from serinus.paths import UpConfig
 from serinus.uploads import send
 
 BUILD_TIMEOUT_S = 240
+CHAT_TIMEOUT_S = 120
 PACKAGED = ("smollm2", "minilm", "vad")
 MADE = ("digits", *PACKAGED)
 # Two lanes of one thread answer more sentences than one lane of two.
@@ -32,6 +35,7 @@ class Demo:
         self.config = config
         self.folder = config.data_dir / "demo"
         self.say = say
+        self._chats = False
         self._makers = {name: self._maker(name) for name in MADE if not (self.folder / name / "done").exists()}
 
     def _maker(self, name: str) -> subprocess.Popen[str]:
@@ -60,6 +64,7 @@ class Demo:
         for name in PACKAGED:
             if name not in known:
                 self._packaged(name)
+        self._wait_for_chat()
         return {"demo_s": round(seconds, 1), "curl": self.curl(), "chat": self.chat()}
 
     def built(self, name: str) -> Path:
@@ -116,6 +121,22 @@ class Demo:
             return
         self._deploy(name, self._ready(name, number))
 
+    def _wait_for_chat(self) -> None:
+        """Until the language model, if it is there, answers; its line is then shown only when it works."""
+        name = "smollm2"
+        if name not in {row["name"] for row in self.control.pages("/api/endpoints/")}:
+            return
+        self.say(f"demo: the replica of {name} loads")
+        client = Client(self.config.gateway_url, self.control.key)
+        until = time.monotonic() + CHAT_TIMEOUT_S
+        while time.monotonic() < until:
+            with contextlib.suppress(SerinusError):
+                if client.ready(name):
+                    self._chats = True
+                    return
+            time.sleep(0.2)
+        self.say(f"demo: {name} is not ready after {CHAT_TIMEOUT_S} s; see `serinus hosts`")
+
     def _first_answer(self, started_s: float) -> float:
         client = Client(self.config.gateway_url, self.control.key)
         while True:
@@ -136,7 +157,7 @@ class Demo:
     def chat(self) -> str:
         """A line that chats when pasted."""
         written = self.folder / "smollm2" / "sample_input.json"
-        if not written.exists():
+        if not self._chats:
             return ""
         body = json.dumps(json.loads(written.read_text()), separators=(",", ":"))
         return (

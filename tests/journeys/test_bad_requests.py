@@ -326,7 +326,7 @@ NOWHERE = [
     "/v2/models/echo%00/infer", "/v2/models/echo/infer%00", "/v2/models/echo%0d%0aX-Evil:1/infer", "/V2/models/echo/infer",
     "/v2/models/echo;x=1/infer", "/v2/models/%c0%ae%c0%ae/infer", "/v2/models/\xff\xfe/infer",
     "/v2/models/" + "a" * 10_000 + "/infer", "/v2/models/echo/../../metrics", "/static/../v2", "/admin/", "/api/keys/",
-    "/v1/models", "/v2/models/__proto__/infer", "/v2/models/*/infer",
+    "/v2/models/__proto__/infer", "/v2/models/*/infer",
 ]  # fmt: skip
 
 
@@ -498,7 +498,7 @@ BAD_FRAMES: dict[str, tuple[str | bytes, str]] = {
     "deep JSON": ("[" * 10_000, "malformed"),
     "a lone surrogate": ('{"id": "\\ud800"}', "malformed"),
     "unknown type": (json.dumps({"type": "explode", "id": "u"}), "unsupported"),
-    "a type that is only reserved": (json.dumps({"type": "chat", "id": "u"}), "unsupported"),
+    "a chat without its body": (json.dumps({"type": "chat", "id": "u"}), "invalid_input"),
     "no inputs": (json.dumps({"id": "n"}), "invalid_input"),
     "wrong dtype": (json.dumps(changed(datatype="INT8")(ECHO_BODY) | {"id": "w"}), "invalid_input"),
     "binary outputs to a text frame": (

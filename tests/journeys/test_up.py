@@ -144,7 +144,8 @@ def test_the_demo_from_an_empty_folder_to_nothing_left(tmp_path: Path) -> None:
         assert float(found[1]) < 90
         secret = json.loads((house.data_dir / "credentials.json").read_text())["admin_password"]
         assert len(secret) >= 8
-        (line,) = [row for row in printed.splitlines() if row.startswith("curl ")]
+        line, chat = [row for row in printed.splitlines() if row.startswith("curl ")]
+        assert pasted(chat)["choices"][0]["message"]["content"].strip()
         answer = pasted(line)
         assert answer["model_name"] == "digits"
         wanted = best_class(answer)
