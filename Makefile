@@ -61,8 +61,9 @@ test: $(VENV)/.installed-dev ## Every test: unit, integration, journeys, faults
 e2e: $(VENV)/.installed-dev ## The journeys through the real doors, the browser among them
 	$(BIN)/python -m pytest tests/journeys -q
 
-bench: $(VENV)/.installed-dev ## Measure on this machine; see docs/benchmarks.md
+bench: $(VENV)/.installed-dev ## Measure on this machine; see docs/benchmarks.md and docs/benchmarks-language.md
 	$(BIN)/python -m tests.benchmarks --write --sockets
+	$(BIN)/python tests/benchmarks/bench_language.py --write
 
 proto: $(VENV)/.installed-dev ## Compile the .proto files again
 	cd inference/protocol/proto && for name in *.proto; do \
