@@ -91,10 +91,7 @@ def main(argv: list[str]) -> int:
 
 async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     """Serves until a signal comes, then drains. Raises BadSetting when the gRPC port cannot be had."""
-    loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    stop = _until_signal()
     pool, telemetry = Pool(), Telemetry()
     table = Table(pool, config.data_dir / "gateway" / "routes.json")
     plane = DataPlane(table, pool, telemetry, insecure=config.insecure)
@@ -119,8 +116,7 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
         SharedDoors(plane, rest, regions),
         OpenAI(Completions(plane), Embeddings(plane), Models(plane, rest), files, Responses(plane, rest)),
     )
-    for handler in logging.getLogger().handlers:
-        handler.addFilter(settings.allows)
+    _filter_logs(settings)
     table.load()
     addresses = doors.open_all(rooms)
     streams = Streams(plane, addresses)
@@ -143,6 +139,19 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     await asyncio.gather(*work, repository.close(), files.close(), return_exceptions=True)
     if spans is not None:
         await asyncio.to_thread(spans.close)
+
+
+def _filter_logs(settings: LiveSettings) -> None:
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(settings.allows)
+
+
+def _until_signal() -> asyncio.Event:
+    """Set by SIGTERM and SIGINT."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
 
 
 def _freeze() -> None:

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from inference.errors import InvalidInput
 from inference.generation.vocabulary import Vocabulary
+from inference.models.language_tokenizer import byte_alphabet
 
 MAX_STOPS = 64
 MAX_STOP_CHARACTERS = 1024
@@ -31,14 +32,7 @@ class Decoding(Protocol):
     def push(self, token: int) -> str: ...
 
 
-def _byte_table() -> dict[str, int]:
-    """GPT-2's alphabet: each byte has a printable character of its own."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return {chr(byte): byte for byte in printable} | {chr(256 + at): byte for at, byte in enumerate(others)}
-
-
-_BYTE_OF = _byte_table()
+_BYTE_OF = byte_alphabet()
 
 
 def byte_level_bytes(token: str) -> bytes:

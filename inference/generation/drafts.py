@@ -115,14 +115,12 @@ class Payoff:
 
 
 class Drafts:
-    """A proposer, asked only while it pays. drafted, accepted: tokens so far."""
+    """A proposer, asked only while it pays."""
 
     def __init__(self, proposer: Proposer) -> None:
         self._proposer = proposer
         self._payoff = Payoff()
         self._tokens = 0
-        self.drafted = 0
-        self.accepted = 0
 
     def enter(self, sequence: Sequence) -> None:
         self._proposer.enter(sequence)
@@ -136,9 +134,8 @@ class Drafts:
         if ready and self._payoff.wants(len(ready)):
             self._proposer.propose(ready)
 
-    def judged(self, drafted: int, accepted: int) -> None:
-        self.drafted += drafted
-        self.accepted += accepted
+    def judged(self, accepted: int) -> None:
+        """So many of a sequence's drafts were taken."""
         self._tokens += accepted
 
     def timed(self, plan: Plan, seconds: float) -> None:

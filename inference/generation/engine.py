@@ -43,7 +43,6 @@ class Spent:
     forward_ns: int = 0
     sampling_ns: int = 0
     prompt_tokens: int = 0
-    output_tokens: int = 0
     drafted: int = 0
     accepted: int = 0
 
@@ -189,13 +188,13 @@ class Engine:
             return failed
         forwarded = self._clock()
         outputs = self._take(plan, asked, logits, masks)
-        self._count(plan, (began, scheduled, forwarded, self._clock()), outputs)
+        self._count(plan, (began, scheduled, forwarded, self._clock()))
         return outputs
 
     def _may_draft(self, run: Run) -> bool:
         return run.matcher is None and not run.sequence.held and not self.sampler.has_memory(run.slot)
 
-    def _count(self, plan: Plan, times: tuple[int, int, int, int], outputs: list[Output]) -> None:
+    def _count(self, plan: Plan, times: tuple[int, int, int, int]) -> None:
         began, scheduled, forwarded, done = times
         spent = self.spent
         spent.iterations += 1
@@ -203,7 +202,6 @@ class Engine:
         spent.forward_ns += forwarded - scheduled
         spent.sampling_ns += done - forwarded
         spent.prompt_tokens += plan.prompt_tokens
-        spent.output_tokens += sum(len(output.tokens) for output in outputs)
         spent.drafted += plan.draft_tokens
         if self.drafts is not None:
             self.drafts.timed(plan, (done - began) / 1e9)
@@ -318,7 +316,7 @@ class Engine:
                 break
             self.spent.accepted += 1
         if drafts and self.drafts is not None:
-            self.drafts.judged(len(drafts), len(output.tokens) - 1)
+            self.drafts.judged(len(output.tokens) - 1)
 
     def _judge(self, run: Run, token: int, output: Output) -> None:
         """Whether the answer ends with this token, which is not in the sequence yet."""

@@ -99,10 +99,6 @@ class Matcher:
         """How many of these tokens, one after the other, the grammar allows; the state stays as it is."""
         return int(self.native.validate_tokens(list(drafts)))
 
-    def forced(self) -> list[int]:
-        """Tokens that must come next, whatever the model says (may be none); they are not accepted yet."""
-        return list(self.native.compute_ff_tokens())
-
     def copy(self) -> Matcher:
         """A matcher that stands at the same place and goes its own way (for n > 1, and preemption)."""
         return Matcher(self.native.deep_copy())

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from math import inf
 from typing import Any
@@ -78,7 +78,6 @@ class _Job:
     last: float = 0.0
     is_held: bool = False
     is_touched: bool = False
-    more: list[Event] = field(default_factory=list)
 
 
 class LanguageExecutor:
