@@ -39,6 +39,8 @@ COUNTED: dict[str, Callable[[Bin], Triple]] = {
 PAIRED = ("drift_rate", "drift")
 # Events of the canary's own from which on its own spread is believed.
 OWN_EVENTS = 5
+# Normal quantile from which values are said to fail together: 0.975.
+SURE = 1.96
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,28 +79,34 @@ def spread_of(rows: Sequence[Row], scales_s: Sequence[int]) -> float:
     """The design effect: how many times the variance of independent values the sum over `rows` has, at least 1.
 
     Cluster-robust variance with spans of `scales_s` seconds as clusters, divided by the variance of as many independent
-    values; of several spans the largest, each at the lower end of what its few units leave open.
+    values. Only when one span's lower confidence limit exceeds 1 are values taken to fail together; then the largest
+    estimate of all spans counts, since a batch may lie across the border of a short one.
     """
     n, total, squares = (sum(row[i] for row in rows) for i in (1, 2, 3))
     mean = total / n
     independent = squares - total * mean
     if independent <= 1e-12:
         return 1.0
-    return max(1.0, *(_variance(rows, mean, scale) / independent for scale in scales_s))
+    found = [_inflation(rows, mean, scale, independent) for scale in scales_s]
+    if max(low for _, low in found) <= 1.0:
+        return 1.0
+    return max(1.0, *(estimate for estimate, _ in found))
 
 
-def _variance(rows: Sequence[Row], mean: float, scale_s: int) -> float:
+def _inflation(rows: Sequence[Row], mean: float, scale_s: int, independent: float) -> tuple[float, float]:
+    """The factor with spans of `scale_s` as clusters and its lower limit."""
     residuals: dict[int, float] = {}
     for at, n, total, _ in rows:
         key = at // scale_s
         residuals[key] = residuals.get(key, 0.0) + total - n * mean
     freedom = len(residuals) - 1
     if freedom < 1:
-        return 0.0
-    # Wilson and Hilferty's approximation of the chi-square's 90th percentile.
+        return 0.0, 0.0
+    # Wilson and Hilferty's approximation of the chi-square's quantile.
     w = 2 / (9 * freedom)
-    quantile = freedom * (1 - w + 1.2816 * math.sqrt(w)) ** 3
-    return sum(r * r for r in residuals.values()) * (freedom + 1) / quantile
+    least = (1 - w + SURE * math.sqrt(w)) ** 3
+    factor = sum(r * r for r in residuals.values()) * (freedom + 1) / freedom / independent
+    return factor, factor / least
 
 
 def _spreads(treated: Sequence[Row], control: Sequence[Row], unit_s: int) -> tuple[float, float]:

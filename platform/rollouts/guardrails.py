@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Container
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,7 +31,7 @@ class Guardrail:
 
     margin: proven to be worse by more than this -> fail. ceiling: proven not to be worse by more than this -> pass
     (None: the margin itself); see JudgeSettings.ease for small weights. kind: a guardrail rolls back, a signal only
-    holds. direction: in which direction the metric gets worse.
+    holds. direction: in which direction the metric gets worse. weight: its part of alpha, compared with the others'.
     """
 
     metric: str
@@ -37,6 +39,7 @@ class Guardrail:
     kind: Kind = "guardrail"
     direction: Direction = "increase"
     ceiling: float | None = None
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         if self.metric not in METRICS:
@@ -50,16 +53,16 @@ class Guardrail:
 
 
 DEFAULT_GUARDRAILS: tuple[Guardrail, ...] = (
-    Guardrail("error_rate", 0.002, ceiling=0.005),
+    Guardrail("error_rate", 0.002, ceiling=0.005, weight=4),
     Guardrail("refusal_rate", 0.002, ceiling=0.005),
     Guardrail("invalid_rate", 0.001, ceiling=0.005),
-    Guardrail("slow_p50", 0.05, ceiling=0.08),
-    Guardrail("slow_p95", 0.02, ceiling=0.03),
-    Guardrail("slow_p99", 0.007, ceiling=0.015),
-    Guardrail("first_token_p95", 0.02, ceiling=0.03),
-    Guardrail("next_token_p95", 0.02, ceiling=0.03),
+    Guardrail("slow_p50", 0.05, weight=2),
+    Guardrail("slow_p95", 0.02, weight=2),
+    Guardrail("slow_p99", 0.007, ceiling=0.01),
+    Guardrail("first_token_p95", 0.02),
+    Guardrail("next_token_p95", 0.02),
     # A canary has few replicas, so its queue says as much about their number as about the version.
-    Guardrail("queue_p95", 0.05, kind="signal", ceiling=0.08),
+    Guardrail("queue_p95", 0.05, kind="signal"),
     Guardrail("drift_rate", 0.05, kind="signal"),
     Guardrail("score", 0.05, kind="signal", direction="decrease"),
 )
@@ -107,3 +110,12 @@ class JudgeSettings:
         spread = 4 * share * (1 - share)
         factor = self.ease if spread <= self.ease**-2 else spread**-0.5
         return min(0.5, base * factor)
+
+    def levels(self, metrics: Container[str]) -> dict[str, float]:
+        """Log of the evidence at which each of `metrics` fails: alpha is split over the guardrails among them."""
+        total = sum(item.weight for item in self.guardrails if item.metric in metrics and item.kind == "guardrail")
+        return {
+            item.metric: math.log(max(total, item.weight) / item.weight / self.alpha)
+            for item in self.guardrails
+            if item.metric in metrics
+        }
