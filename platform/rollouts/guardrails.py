@@ -53,7 +53,7 @@ class Guardrail:
 
 
 DEFAULT_GUARDRAILS: tuple[Guardrail, ...] = (
-    Guardrail("error_rate", 0.002, ceiling=0.005, weight=4),
+    Guardrail("error_rate", 0.002, ceiling=0.005, weight=6),
     Guardrail("refusal_rate", 0.002, ceiling=0.005),
     Guardrail("invalid_rate", 0.001, ceiling=0.005),
     Guardrail("slow_p50", 0.05, weight=2),

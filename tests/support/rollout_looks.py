@@ -86,21 +86,40 @@ def contrasts(
     unit_s = settings.unit_s
     cn, ct = (_grouped(x, unit_s) for x in treated[:2])
     sn, st = (_grouped(x, unit_s) for x in control[:2])
-    safe = np.maximum(sn, 1e-12)
-    n, total = treated[0].sum(axis=1), treated[1].sum(axis=1)
-    scales = (1, 4, unit_s, 3 * unit_s)
-    own, stable_spread = _spread(treated, scales), _spread(control, scales)
-    events = np.minimum(total, n - total) / own
-    borrowed = 1 + (_spread(control, (1,)) - 1) / (1 + events / OWN_EVENTS)
-    return (
-        n,
-        total,
-        (cn * st / safe).sum(axis=1),
-        (cn * cn / safe * (cn > 0)).sum(axis=1),
-        _ratio(treated, control),
-        np.maximum(own, borrowed),
-        stable_spread,
-    )
+    means = st / np.maximum(sn, 1e-12)
+    n, total = np.maximum(treated[0].sum(axis=1), 1e-12), treated[1].sum(axis=1)
+    expected = (cn * means).sum(axis=1)
+    leverage = (cn * cn / np.maximum(sn, 1e-12) * (cn > 0)).sum(axis=1)
+    own, stable_spread = _spreads(treated, control, means, (n, total, expected, leverage), unit_s)
+    return n, total, expected, leverage, _ratio(treated, control), own, stable_spread
+
+
+def _spreads(
+    treated: Rows,
+    control: Rows,
+    means: np.ndarray,
+    sums: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    unit_s: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    n, total, expected, leverage = sums
+    local = np.repeat(means, unit_s, axis=1)[:, : treated[0].shape[1]]
+    shift = ((total - expected) / n)[:, None]
+    residuals = treated[1] - treated[0] * (local + shift)
+    variance = treated[2].sum(axis=1) / n - (total / n) ** 2
+    control_n = np.maximum(control[0].sum(axis=1), 1e-12)
+    control_variance = control[2].sum(axis=1) / control_n - (control[1].sum(axis=1) / control_n) ** 2
+    one = np.ones(len(n))
+    fine = [_inflation(residuals, treated[0], scale, n * variance, one) for scale in (1, 5)]
+    wide = n * variance + leverage * control_variance
+    coarse = [_inflation(residuals, treated[0], scale, wide, one) for scale in (unit_s, 3 * unit_s)]
+    own = _largest([*fine, *coarse])
+    spans = _grouped(control[0], unit_s)
+    within = control[2].sum(axis=1) - (_grouped(control[1], unit_s) * means).sum(axis=1)
+    counted = (spans > 0).sum(axis=1)
+    around = control[1] - control[0] * local
+    stable = _largest([_inflation(around, control[0], scale, within, counted) for scale in (1, 5)])
+    borrowed = 1 + (stable - 1) / (1 + np.minimum(total, n - total) / own / OWN_EVENTS)
+    return np.maximum(own, borrowed), stable
 
 
 def _errors(arm: Arm, counted: np.ndarray) -> Rows:
@@ -133,22 +152,22 @@ def _grouped(values: np.ndarray, scale_s: int) -> np.ndarray:
     return np.add.reduceat(values, np.arange(0, values.shape[1], scale_s), axis=1)
 
 
-def _spread(rows: Rows, scales_s: tuple[int, ...]) -> np.ndarray:
-    n, total, squares = (x.sum(axis=1) for x in rows)
-    mean = total / np.maximum(n, 1)
-    independent = np.maximum(squares - total * mean, 0.0)
-    residuals = rows[1] - rows[0] * mean[:, None]
-    estimate, lowest = np.ones(len(n)), np.zeros(len(n))
-    for scale_s in scales_s:
-        grouped = _grouped(residuals, scale_s) if scale_s > 1 else residuals
-        here = _grouped(rows[0], scale_s) if scale_s > 1 else rows[0]
-        freedom = np.maximum((here > 0).sum(axis=1) - 1.0, 1e-9)
-        w = 2 / (9 * freedom)
-        factor = (grouped**2).sum(axis=1) * (freedom + 1) / freedom / np.maximum(independent, 1e-12)
-        factor = np.where((freedom >= 1) & (independent > 1e-12), factor, 0.0)
-        estimate = np.maximum(estimate, factor)
-        lowest = np.maximum(lowest, factor / (1 - w + SURE * np.sqrt(w)) ** 3)
-    return np.where(lowest > 1.0, estimate, 1.0)
+def _largest(found: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    factor = np.max([factor for factor, _ in found], axis=0)
+    lowest = np.max([lowest for _, lowest in found], axis=0)
+    return np.where(lowest > 1.0, np.maximum(factor, 1.0), 1.0)
+
+
+def _inflation(
+    residuals: np.ndarray, counts: np.ndarray, scale_s: int, independent: np.ndarray, estimated: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    sums = _grouped(residuals, scale_s) if scale_s > 1 else residuals
+    groups = ((_grouped(counts, scale_s) if scale_s > 1 else counts) > 0).sum(axis=1)
+    freedom = np.maximum(groups - estimated, 1e-9)
+    factor = (sums**2).sum(axis=1) / np.maximum(independent, 1e-12) * groups / freedom
+    factor = np.where((freedom >= 1) & (independent > 1e-9), factor, 0.0)
+    w = 2 / (9 * freedom)
+    return factor, factor / (1 - w + SURE * np.sqrt(w)) ** 3
 
 
 def _ratio(treated: Rows, control: Rows) -> np.ndarray:
