@@ -39,6 +39,8 @@ COUNTED: dict[str, Callable[[Bin], Triple]] = {
 PAIRED = ("drift_rate", "drift")
 # Events of the canary's own from which on its own spread is believed.
 OWN_EVENTS = 5
+# Spans within a unit in which a failing batch may answer.
+FINE_S = (1, 5)
 # Normal quantile from which values are said to fail together: 0.975.
 SURE = 1.96
 
@@ -144,16 +146,16 @@ def spreads(
     shift = (total - expected) / n
     residuals = [(at, index[at // unit_s], s - m * (index[at // unit_s].mean + shift)) for at, m, s, _ in treated]
     variance = squares / n - (total / n) ** 2
-    fine = [_inflation(residuals, scale, n * variance, 1) for scale in (1, 5)]
+    fine = [_inflation(residuals, scale, n * variance) for scale in FINE_S]
     wide = n * variance + _control_variance(control, units)
-    coarse = [_inflation(residuals, scale, wide, 1) for scale in (unit_s, 3 * unit_s)]
+    coarse = [_inflation(residuals, scale, wide, is_fine=False) for scale in (unit_s, 3 * unit_s)]
     own = _largest([*fine, *coarse])
     if not control:
         return own, 1.0
     own_residuals = [(at, index[at // unit_s], s - m * index[at // unit_s].mean) for at, m, s, _ in control]
     within = sum(row[3] for row in control) - sum(unit.control_total * unit.mean for unit in units)
     counted = sum(unit.control_n > 0 for unit in units)
-    stable = _largest([_inflation(own_residuals, scale, within, counted) for scale in (1, 5)])
+    stable = _largest([_inflation(own_residuals, scale, within, estimated=counted) for scale in FINE_S])
     borrowed = 1 + (stable - 1) / (1 + min(total, n - total) / own / OWN_EVENTS)
     return max(own, borrowed), stable
 
@@ -173,16 +175,20 @@ def _largest(found: Sequence[tuple[float, float]]) -> float:
 
 
 def _inflation(
-    residuals: Sequence[tuple[int, Unit, float]], scale_s: int, independent: float, estimated: int
+    residuals: Sequence[tuple[int, Unit, float]],
+    scale_s: int,
+    independent: float,
+    *,
+    estimated: int = 1,
+    is_fine: bool = True,
 ) -> tuple[float, float]:
     """The factor over the variance of independent values with spans of `scale_s` as clusters, and its lower limit.
 
-    estimated: how many means the residuals were taken around.
+    estimated: how many means the residuals were taken around; is_fine: no span crosses the border of a unit.
     """
     sums: dict[tuple[int, int], float] = {}
     for at, unit, residual in residuals:
-        # A span never crosses the border of a unit that is longer than it.
-        key = (at // scale_s, unit.first if scale_s < 10 else 0)
+        key = (at // scale_s, unit.first if is_fine else 0)
         sums[key] = sums.get(key, 0.0) + residual
     freedom = len(sums) - estimated
     if freedom < 1 or independent <= 1e-9:

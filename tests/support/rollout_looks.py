@@ -10,13 +10,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rollouts.contrasts import OWN_EVENTS, SLOW, SURE
+from rollouts.contrasts import FINE_S, OWN_EVENTS, SLOW, SURE
 from rollouts.guardrails import Guardrail, JudgeSettings
 from rollouts.sequences import Contrast, better_evidence, worse_evidence
 from tests.support.rollout_traffic import Arm
 
 EVERY_S = 10
+# Values, their sum, sum of squares; float (runs, seconds) or (runs, units).
 Rows = tuple[np.ndarray, np.ndarray, np.ndarray]
+# The fields of Contrast, each float64 (runs,).
+Columns = tuple[np.ndarray, ...]
 
 
 @dataclass(frozen=True)
@@ -36,72 +39,143 @@ def watched(
     is_passing: bool = True,
 ) -> Course:
     """Looks at every run each `every_s` seconds until it fails; is_passing: also whether it would pass."""
-    stable, canary = arms
-    runs, seconds = canary.requests.shape
+    runs, seconds = arms[1].requests.shape
     failed, passed = np.full(runs, np.inf), np.full(runs, np.inf)
-    levels = settings.levels([item.metric for item in settings.guardrails])
-    safe_bar = math.log(1 / settings.pass_alpha)
+    tables = {item.metric: Table(item.metric, *arms, settings) for item in settings.guardrails}
     for now_s in range(every_s, seconds + 1, every_s):
-        is_open = np.isinf(failed)
-        is_safe = is_open & np.isinf(passed) & is_passing
+        is_safe = np.isinf(failed) & np.isinf(passed) & is_passing
         for guardrail in settings.guardrails:
-            columns = contrasts(guardrail.metric, stable, canary, now_s, settings)
-            enough = columns[0] >= settings.min_units
-            for run in np.flatnonzero(is_open & enough & _may_fail(columns, guardrail.margin, levels[guardrail.metric])):
-                if worse_evidence(_contrast(columns, run), guardrail.margin) >= levels[guardrail.metric]:
-                    failed[run] = min(failed[run], now_s)
-            ceiling = settings.ceiling(guardrail, share)
-            is_safe &= enough & np.isinf(failed)
-            for run in np.flatnonzero(is_safe):
-                is_safe[run] = better_evidence(_contrast(columns, run), ceiling, ceiling) >= safe_bar
-        passed[is_safe] = now_s
+            table = tables[guardrail.metric]
+            table.look(now_s)
+            for run in table.failing(guardrail, np.isinf(failed)):
+                failed[run] = now_s
+            is_safe = table.passing(guardrail, share, is_safe)
+        passed[is_safe & np.isinf(failed)] = now_s
     return Course(failed, passed)
 
 
-def _contrast(columns: tuple[np.ndarray, ...], run: int) -> Contrast:
+class Table:
+    """One metric over all runs: sums per unit for everybody, spreads only for those whom they can matter to."""
+
+    def __init__(self, metric: str, stable: Arm, canary: Arm, settings: JudgeSettings) -> None:
+        self.settings, self.arms = settings, (canary, stable)
+        start = np.argmax(canary.requests > 0, axis=1) + (settings.warmup_s if metric in SLOW else 0)
+        self.counted = np.arange(canary.requests.shape[1])[None, :] >= start[:, None]
+        self.level = settings.levels([item.metric for item in settings.guardrails]).get(metric, 0.0)
+        self.quantile = SLOW[metric][1] if metric in SLOW else None
+        names = ("requests", "errors") if self.quantile is None else ("requests", "latency", "beyond")
+        self.units = [[self._per_unit(getattr(arm, name)) for name in names] for arm in self.arms]
+
+    def look(self, now_s: int) -> None:
+        """Add up the first `now_s` seconds, whole units."""
+        self.now_s, units = now_s, now_s // self.settings.unit_s
+        self.runs = np.arange(len(self.counted))
+        if self.quantile is None:
+            treated, control = ((n[:, :units], k[:, :units], k[:, :units]) for n, k in self.units)
+        else:
+            totals = self.units[1][1][:, :, :units].sum(axis=2, dtype=float)
+            self.cut, self.part = _cut(totals, self.quantile)
+            treated, control = (
+                (n[:, :units], *self._slow(inside[:, :, :units], beyond[:, :, :units], self.runs))
+                for n, inside, beyond in self.units
+            )
+        self.means, cheap = _cheap(treated, control)
+        ones = np.ones(len(self.runs))
+        self.columns: Columns = (*cheap, _ratio(treated, control), ones, ones)
+        self.enough = cheap[0] >= self.settings.min_units
+
+    def failing(self, guardrail: Guardrail, is_open: np.ndarray) -> list[int]:
+        """The runs, of the open ones, that fail."""
+        runs = np.flatnonzero(is_open & self.enough & _may_fail(self.columns, guardrail.margin, self.level))
+        columns = self.exactly(runs)
+        return [
+            int(run)
+            for i, run in enumerate(runs)
+            if worse_evidence(_contrast(columns, i), guardrail.margin) >= self.level
+        ]
+
+    def passing(self, guardrail: Guardrail, share: float, is_safe: np.ndarray) -> np.ndarray:
+        """bool (runs,): of the safe ones, those whom this metric lets pass."""
+        ceiling, bar = self.settings.ceiling(guardrail, share), math.log(1 / self.settings.pass_alpha)
+        runs = np.flatnonzero(is_safe & self.enough)
+        columns = self.exactly(runs)
+        found = np.zeros(len(is_safe), dtype=bool)
+        for i, run in enumerate(runs):
+            found[run] = better_evidence(_contrast(columns, i), ceiling, ceiling) >= bar
+        return found
+
+    def exactly(self, runs: np.ndarray) -> Columns:
+        """The contrasts of `runs` with their spreads."""
+        columns = tuple(column[runs] for column in self.columns[:5])
+        if not len(runs):
+            return *columns, *columns[:2]
+        treated, control = (self._rows(arm, runs) for arm in self.arms)
+        return *columns, *_spreads(treated, control, self.means[runs], columns, self.settings.unit_s)
+
+    def _per_unit(self, values: np.ndarray) -> np.ndarray:
+        counted = self.counted if values.ndim == 2 else self.counted[:, None, :]
+        starts = np.arange(0, values.shape[-1], self.settings.unit_s)
+        return np.add.reduceat(values * counted, starts, axis=-1, dtype=np.float32)
+
+    def _slow(self, inside: np.ndarray, beyond: np.ndarray, runs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        every, cut, part = np.arange(len(inside)), self.cut[runs], self.part[runs, None]
+        within, above = inside[every, cut].astype(float), beyond[every, cut].astype(float)
+        return above + within * part, above + within * part**2
+
+    def _rows(self, arm: Arm, runs: np.ndarray) -> Rows:
+        counted = self.counted[runs, : self.now_s]
+        requests = arm.requests[runs, : self.now_s] * counted.astype(float)
+        if self.quantile is None:
+            errors = arm.errors[runs, : self.now_s] * counted.astype(float)
+            return requests, errors, errors
+        cut, part = self.cut[runs], self.part[runs, None]
+        inside = arm.latency[runs, cut, : self.now_s] * counted
+        beyond = arm.beyond[runs, cut, : self.now_s] * counted
+        return requests, beyond + inside * part, beyond + inside * part**2
+
+
+def _cut(totals: np.ndarray, quantile: float) -> tuple[np.ndarray, np.ndarray]:
+    """The bucket that holds stable's quantile and the part of it that is slow, each (runs,)."""
+    above = totals.sum(axis=1, keepdims=True) - np.cumsum(totals, axis=1)
+    wanted = (1 - quantile) * totals.sum(axis=1, keepdims=True)
+    cut = np.maximum(0, totals.shape[1] - 1 - np.argmax((above + totals > wanted)[:, ::-1], axis=1))
+    every = np.arange(len(totals))
+    return cut, (wanted[:, 0] - above[every, cut]) / np.maximum(totals[every, cut], 1e-12)
+
+
+def contrasts(metric: str, stable: Arm, canary: Arm, now_s: int, settings: JudgeSettings) -> Columns:
+    """The fields of `Contrast`, each float64 (runs,), of the first `now_s` seconds."""
+    table = Table(metric, stable, canary, settings)
+    table.look(now_s)
+    return table.exactly(np.arange(len(canary.requests)))
+
+
+def _contrast(columns: Columns, run: int) -> Contrast:
     return Contrast(*(float(column[run]) for column in columns))
 
 
-def _may_fail(columns: tuple[np.ndarray, ...], margin: float, level: float) -> np.ndarray:
+def _cheap(treated: Rows, control: Rows) -> tuple[np.ndarray, Columns]:
+    counts, control_counts = treated[0], np.maximum(control[0], 1e-12)
+    means = control[1] / control_counts
+    n = np.maximum(counts.sum(axis=1), 1e-12)
+    leverage = (counts * counts / control_counts * (counts > 0)).sum(axis=1)
+    return means, (n, treated[1].sum(axis=1), (counts * means).sum(axis=1), leverage)
+
+
+def _may_fail(columns: Columns, margin: float, level: float) -> np.ndarray:
     """Where the evidence can reach `level` at all: it is at most surplus^2 / (2 variance of the canary's part)."""
-    n, total, expected, leverage, ratio, spread, _ = columns
+    n, total, expected, leverage, ratio, _, _ = columns
     surplus = total - expected - n * margin
     seen = n * n / np.maximum(leverage, 1e-12)
-    mean = (expected / np.maximum(n, 1) * seen + np.maximum(0, total - n * margin) + 0.5) / (seen + n + 1e-12)
+    mean = (expected / n * seen + np.maximum(0, total - n * margin) + 0.5) / (seen + n)
     null = np.clip(np.clip(mean, 0, 1) + margin, 0, 1)
-    variance = n * ratio * null * (1 - null) * spread
-    return (surplus > 0) & (surplus**2 >= 2 * level * np.maximum(variance, 0))
-
-
-def contrasts(
-    metric: str, stable: Arm, canary: Arm, now_s: int, settings: JudgeSettings
-) -> tuple[np.ndarray, ...]:
-    """The fields of `Contrast`, each float64 (runs,), of the first `now_s` seconds."""
-    start = np.argmax(canary.requests > 0, axis=1) + (settings.warmup_s if metric in SLOW else 0)
-    counted = np.arange(now_s)[None, :] >= start[:, None]
-    if metric in SLOW:
-        treated, control = _slow(stable, canary, counted, SLOW[metric][1])
-    else:
-        treated, control = (_errors(arm, counted) for arm in (canary, stable))
-    unit_s = settings.unit_s
-    cn, ct = (_grouped(x, unit_s) for x in treated[:2])
-    sn, st = (_grouped(x, unit_s) for x in control[:2])
-    means = st / np.maximum(sn, 1e-12)
-    n, total = np.maximum(treated[0].sum(axis=1), 1e-12), treated[1].sum(axis=1)
-    expected = (cn * means).sum(axis=1)
-    leverage = (cn * cn / np.maximum(sn, 1e-12) * (cn > 0)).sum(axis=1)
-    own, stable_spread = _spreads(treated, control, means, (n, total, expected, leverage), unit_s)
-    return n, total, expected, leverage, _ratio(treated, control), own, stable_spread
+    return (surplus > 0) & (surplus**2 >= 2 * level * n * ratio * null * (1 - null))
 
 
 def _spreads(
-    treated: Rows,
-    control: Rows,
-    means: np.ndarray,
-    sums: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
-    unit_s: int,
+    treated: Rows, control: Rows, means: np.ndarray, columns: Columns, unit_s: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    n, total, expected, leverage = sums
+    n, total, expected, leverage = columns[:4]
     local = np.repeat(means, unit_s, axis=1)[:, : treated[0].shape[1]]
     shift = ((total - expected) / n)[:, None]
     residuals = treated[1] - treated[0] * (local + shift)
@@ -109,47 +183,20 @@ def _spreads(
     control_n = np.maximum(control[0].sum(axis=1), 1e-12)
     control_variance = control[2].sum(axis=1) / control_n - (control[1].sum(axis=1) / control_n) ** 2
     one = np.ones(len(n))
-    fine = [_inflation(residuals, treated[0], scale, n * variance, one) for scale in (1, 5)]
+    fine = [_inflation(residuals, treated[0], scale, n * variance, one) for scale in FINE_S]
     wide = n * variance + leverage * control_variance
     coarse = [_inflation(residuals, treated[0], scale, wide, one) for scale in (unit_s, 3 * unit_s)]
     own = _largest([*fine, *coarse])
-    spans = _grouped(control[0], unit_s)
     within = control[2].sum(axis=1) - (_grouped(control[1], unit_s) * means).sum(axis=1)
-    counted = (spans > 0).sum(axis=1)
+    counted = (_grouped(control[0], unit_s) > 0).sum(axis=1)
     around = control[1] - control[0] * local
-    stable = _largest([_inflation(around, control[0], scale, within, counted) for scale in (1, 5)])
+    stable = _largest([_inflation(around, control[0], scale, within, counted) for scale in FINE_S])
     borrowed = 1 + (stable - 1) / (1 + np.minimum(total, n - total) / own / OWN_EVENTS)
     return np.maximum(own, borrowed), stable
 
 
-def _errors(arm: Arm, counted: np.ndarray) -> Rows:
-    now_s = counted.shape[1]
-    errors = arm.errors[:, :now_s] * counted
-    return (arm.requests[:, :now_s] * counted).astype(float), errors.astype(float), errors.astype(float)
-
-
-def _slow(stable: Arm, canary: Arm, counted: np.ndarray, quantile: float) -> tuple[Rows, Rows]:
-    now_s = counted.shape[1]
-    totals = np.einsum("rsb,rs->rb", stable.latency[:, :now_s], counted, dtype=np.float64)
-    above = totals.sum(axis=1, keepdims=True) - np.cumsum(totals, axis=1)
-    wanted = (1 - quantile) * totals.sum(axis=1, keepdims=True)
-    values = np.clip((wanted - above) / np.maximum(totals, 1e-12), 0.0, 1.0) * (above <= wanted)
-    values[(totals == 0) & (above < wanted)] = 1.0
-    both = np.stack([values, values * values], axis=2).astype(np.float32)
-
-    def rows(arm: Arm) -> Rows:
-        sums = np.matmul(arm.latency[:, :now_s].astype(np.float32), both) * counted[:, :, None]
-        return (
-            (arm.requests[:, :now_s] * counted).astype(float),
-            sums[:, :, 0].astype(float),
-            sums[:, :, 1].astype(float),
-        )
-
-    return rows(canary), rows(stable)
-
-
 def _grouped(values: np.ndarray, scale_s: int) -> np.ndarray:
-    return np.add.reduceat(values, np.arange(0, values.shape[1], scale_s), axis=1)
+    return np.add.reduceat(values, np.arange(0, values.shape[1], scale_s), axis=1) if scale_s > 1 else values
 
 
 def _largest(found: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
@@ -161,8 +208,8 @@ def _largest(found: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
 def _inflation(
     residuals: np.ndarray, counts: np.ndarray, scale_s: int, independent: np.ndarray, estimated: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    sums = _grouped(residuals, scale_s) if scale_s > 1 else residuals
-    groups = ((_grouped(counts, scale_s) if scale_s > 1 else counts) > 0).sum(axis=1)
+    sums = _grouped(residuals, scale_s)
+    groups = (_grouped(counts, scale_s) > 0).sum(axis=1)
     freedom = np.maximum(groups - estimated, 1e-9)
     factor = (sums**2).sum(axis=1) / np.maximum(independent, 1e-12) * groups / freedom
     factor = np.where((freedom >= 1) & (independent > 1e-9), factor, 0.0)

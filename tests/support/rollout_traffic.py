@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -59,19 +60,25 @@ class Scenario:
 
 @dataclass(frozen=True)
 class Arm:
-    """requests, errors: int64 (runs, seconds); latency: int32 (runs, seconds, buckets from `first_bucket`)."""
+    """requests, errors: int64 (runs, seconds); latency: int16 (runs, buckets from `first_bucket`, seconds)."""
 
     requests: np.ndarray
     errors: np.ndarray
     latency: np.ndarray
     first_bucket: int
 
+    @cached_property
+    def beyond(self) -> np.ndarray:
+        """Requests in higher buckets than each: int16 (runs, buckets, seconds)."""
+        upwards = np.cumsum(self.latency[:, ::-1], axis=1, dtype=np.int16)[:, ::-1]
+        return np.ascontiguousarray(upwards - self.latency)
+
     def bins(self, run: int, seconds: int) -> list[Bin]:
         """One run's first `seconds` as the judge reads them, seconds without requests left out."""
         found = []
         for second in range(seconds):
             if self.requests[run, second]:
-                row = self.latency[run, second]
+                row = self.latency[run, :, second]
                 counts = {int(i) + self.first_bucket: int(row[i]) for i in np.flatnonzero(row)}
                 found.append(
                     Bin(
@@ -107,7 +114,7 @@ def simulated(scenario: Scenario, runs: int, seconds: int, seed: int) -> tuple[A
         latency = _latency(rng, requests, kept, scenario.batch if scenario.slow_batches else 1)
         if sway is not None:
             latency = _shifted(latency, sway)
-        arms.append(Arm(requests, failed, latency, first))
+        arms.append(Arm(requests, failed, np.ascontiguousarray(latency.transpose(0, 2, 1)), first))
     return arms[0], arms[1]
 
 
@@ -130,11 +137,11 @@ def _members(ends: np.ndarray, fate: np.ndarray, batch: int) -> np.ndarray:
 
 def _latency(rng: np.random.Generator, requests: np.ndarray, chance: np.ndarray, batch: int) -> np.ndarray:
     if batch == 1:
-        return rng.multinomial(requests, chance).astype(np.int32)
+        return rng.multinomial(requests, chance).astype(np.int16)
     ends = np.cumsum(requests, axis=1)
     bucket = rng.choice(len(chance), p=chance, size=(len(requests), int(ends.max()) // batch + 1))
     counts = [_members(ends, bucket == i, batch) for i in range(len(chance))]
-    return np.stack(counts, axis=2).astype(np.int32)
+    return np.stack(counts, axis=2).astype(np.int16)
 
 
 def _sway(rng: np.random.Generator, runs: int, seconds: int, deviation: float) -> np.ndarray:
