@@ -130,9 +130,7 @@ def units_of(treated: Sequence[Row], control: Sequence[Row], unit_s: int) -> lis
     return joined
 
 
-def spreads(
-    treated: Sequence[Row], control: Sequence[Row], units: Sequence[Unit], unit_s: int
-) -> tuple[float, float]:
+def spreads(treated: Sequence[Row], control: Sequence[Row], units: Sequence[Unit], unit_s: int) -> tuple[float, float]:
     """The design effects of both arms: how many times the variance of independent values their sums have, >= 1.
 
     Cluster-robust variances around stable's mean of the same unit, so that what moves both arms inflates neither, with

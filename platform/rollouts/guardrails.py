@@ -29,7 +29,7 @@ Direction = Literal["increase", "decrease"]
 class Guardrail:
     """One metric with what is tolerated, as a share of requests (0.002 = 0.2 percentage points).
 
-    margin: proven to be worse by more than this -> fail. ceiling: proven not to be worse by more than this -> pass
+    margin: worse by more than this -> fail (JudgeSettings.proof says how much must be proven). ceiling: proven not to be worse by more than this -> pass
     (None: the margin itself); see JudgeSettings.ease for small weights. kind: a guardrail rolls back, a signal only
     holds. direction: in which direction the metric gets worse. weight: its part of alpha, compared with the others'.
     """
@@ -73,7 +73,8 @@ class JudgeSettings:
     """How sure the judge has to be.
 
     alpha: chance that an equal canary is ever rolled back, over all guardrails and all looks together. pass_alpha:
-    chance that a canary beyond its ceiling ever passes. min_units: canary requests before any statistical verdict.
+    chance that a canary beyond its ceiling ever passes. proof: to fail, a metric's estimate lies beyond its margin and
+    this part of the margin is proven (1: all of it; less finds small harm sooner, at the same alpha). min_units: canary requests before any statistical verdict.
     unit_s: seconds of one unit of comparison. warmup_s: seconds from the canary's first request whose times (not
     errors) count for neither arm. srm_p: below it the split of requests is broken. ease: ceilings may grow by at most
     this factor at small weights (1: never). crashes: so many are a crash loop. settle_s: seconds after a change of
@@ -83,6 +84,7 @@ class JudgeSettings:
     guardrails: tuple[Guardrail, ...] = DEFAULT_GUARDRAILS
     alpha: float = 0.05
     pass_alpha: float = 0.05
+    proof: float = 0.5
     min_units: int = 150
     unit_s: int = 10
     warmup_s: int = 5
@@ -95,6 +97,8 @@ class JudgeSettings:
         for name in ("alpha", "pass_alpha", "srm_p"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} is a chance between 0 and 1, not {getattr(self, name)}")
+        if not 0 <= self.proof <= 1:
+            raise ValueError(f"proof is a part of the margin, 0 to 1, not {self.proof}")
         if self.min_units < 1 or self.unit_s < 1 or self.warmup_s < 0 or self.ease < 1 or self.crashes < 1:
             raise ValueError("min_units, unit_s, ease and crashes are at least 1, warmup_s is at least 0")
         if len({item.metric for item in self.guardrails}) != len(self.guardrails):

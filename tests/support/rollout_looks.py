@@ -5,14 +5,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from rollouts.contrasts import FINE_S, OWN_EVENTS, SLOW, SURE
+from rollouts.findings import Rule
 from rollouts.guardrails import Guardrail, JudgeSettings
-from rollouts.sequences import Contrast, better_evidence, worse_evidence
+from rollouts.sequences import Contrast
 from tests.support.rollout_traffic import Arm
 
 EVERY_S = 10
@@ -86,22 +86,20 @@ class Table:
 
     def failing(self, guardrail: Guardrail, is_open: np.ndarray) -> list[int]:
         """The runs, of the open ones, that fail."""
-        runs = np.flatnonzero(is_open & self.enough & _may_fail(self.columns, guardrail.margin, self.level))
-        columns = self.exactly(runs)
-        return [
-            int(run)
-            for i, run in enumerate(runs)
-            if worse_evidence(_contrast(columns, i), guardrail.margin) >= self.level
-        ]
+        proven = guardrail.margin * self.settings.proof
+        is_far = self.columns[1] - self.columns[2] > self.columns[0] * guardrail.margin
+        runs = np.flatnonzero(is_open & self.enough & is_far & _may_fail(self.columns, proven, self.level))
+        rule, columns = Rule(guardrail, self.settings, 0.0, self.level), self.exactly(runs)
+        return [int(run) for i, run in enumerate(runs) if rule.fails(_contrast(columns, i))]
 
     def passing(self, guardrail: Guardrail, share: float, is_safe: np.ndarray) -> np.ndarray:
         """bool (runs,): of the safe ones, those whom this metric lets pass."""
-        ceiling, bar = self.settings.ceiling(guardrail, share), math.log(1 / self.settings.pass_alpha)
+        rule = Rule(guardrail, self.settings, self.settings.ceiling(guardrail, share), self.level)
         runs = np.flatnonzero(is_safe & self.enough)
         columns = self.exactly(runs)
         found = np.zeros(len(is_safe), dtype=bool)
         for i, run in enumerate(runs):
-            found[run] = better_evidence(_contrast(columns, i), ceiling, ceiling) >= bar
+            found[run] = rule.passes(_contrast(columns, i))
         return found
 
     def exactly(self, runs: np.ndarray) -> Columns:

@@ -103,9 +103,7 @@ def simulated(scenario: Scenario, runs: int, seconds: int, seed: int) -> tuple[A
     sway = _sway(rng, runs, seconds, scenario.sway) if scenario.sway else None
     rates = scenario.per_second * (1 - scenario.share), scenario.per_second * scenario.share
     arms = []
-    for rate, errors, chance in zip(
-        rates, (scenario.stable_errors, scenario.canary_errors), chances, strict=True
-    ):
+    for rate, errors, chance in zip(rates, (scenario.stable_errors, scenario.canary_errors), chances, strict=True):
         requests = rng.poisson(rate, (runs, seconds))
         if scenario.batch > 1 and scenario.at_once:
             requests = rng.poisson(rate / scenario.batch, (runs, seconds)) * scenario.batch
