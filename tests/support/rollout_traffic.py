@@ -43,7 +43,7 @@ class Scenario:
     """One kind of traffic: requests per second of both arms together, the canary's share, what differs.
 
     batch: so many requests in a row share one fate; at_once: and answer in the same second. slow_batches: a batch has
-    one latency too. sway: standard deviation of a slow wave in the log of both arms' latency.
+    one latency too. sway: standard deviation of a slow wave in the log of both arms' latency. is_timed: False leaves latency out.
     """
 
     per_second: float = 50.0
@@ -56,6 +56,7 @@ class Scenario:
     shape: Shape = Shape()
     slower: float = 1.0
     sway: float = 0.0
+    is_timed: bool = True
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,9 @@ def simulated(scenario: Scenario, runs: int, seconds: int, seed: int) -> tuple[A
         if scenario.batch > 1 and scenario.at_once:
             requests = rng.poisson(rate / scenario.batch, (runs, seconds)) * scenario.batch
         failed = _failed(rng, requests, errors, scenario.batch)
+        if not scenario.is_timed:
+            arms.append(Arm(requests, failed, requests.astype(np.int16)[:, None, :], first))
+            continue
         kept = chance[first : last + 1] / chance[first : last + 1].sum()
         latency = _latency(rng, requests, kept, scenario.batch if scenario.slow_batches else 1)
         if sway is not None:
