@@ -97,7 +97,8 @@ class PlanSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     load_deadline_s: how long replicas may take to be ready. keep_old_s, parked_s: how long the old version stays with
     all its replicas, then with one of them. surge: both versions fit at once; without, replicas are exchanged one by
     one. guardrails: None for the judge's own. unguarded: why there is no guardrail, where there is none. rescue: a
-    request that the candidate fails is asked once more of the stable version. when_busy: what starting does while
+    request that the candidate fails is asked once more of the stable version. sticky: by what callers are assigned, see
+    inference.protocol.routes.Steering. replay: recorded requests are replayed against the candidate first. when_busy: what starting does while
     another rollout of the endpoint is active.
     """
 
@@ -111,6 +112,7 @@ class PlanSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     guardrails: Annotated[list[GuardrailSetting], msgspec.Meta(max_length=len(METRICS))] | None = None
     unguarded: Annotated[str, msgspec.Meta(max_length=500)] = ""
     rescue: bool = True
+    sticky: Literal["session", "key"] = "session"
     mirror_inflight: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 32
     comparison: Comparison = Comparison()
     when_busy: Literal["refuse", "supersede"] = "refuse"

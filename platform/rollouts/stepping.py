@@ -255,9 +255,7 @@ def _abort(plan: Plan, state: State, facts: Facts) -> Decision:
             return moved
     left = backward(plan, state, facts, state.reason)
     if left != Traffic(state.weight_bp, state.mirror_bp, state.match):
-        return Decision(
-            reason=Reason.STEP, words="More of the traffic is back with the stable version.", traffic=left
-        )
+        return Decision(reason=Reason.STEP, words="More of the traffic is back with the stable version.", traffic=left)
     if left.weight_bp or (not plan.settings.surge and facts.stable_wanted < state.capacity):
         return NOTHING
     if facts.now - state.phase_at < DRAIN_S:
