@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from django.db import connection
@@ -25,6 +25,7 @@ _BINS = f"""
     ORDER BY at, version, arm
 """  # noqa: S608 (the names above, no values)
 
+K = TypeVar("K")
 _Counts = dict[int, int]
 _decode = msgspec.json.Decoder(list[tuple[_Counts, _Counts, _Counts, _Counts, dict[str, int]]]).decode
 
@@ -90,11 +91,11 @@ def judged_bins(
 def _bin(row: tuple[Any, ...]) -> JudgedBin:
     at, _version, _arm, *sums, held = row
     parts = _decode(held)
-    merged = parts[0]
+    latency, queue, first, following, errors = parts[0]
     for part in parts[1:]:
-        for into, counts in zip(merged, part, strict=True):
+        for into, counts in zip((latency, queue, first, following), part[:4], strict=True):
             _add(into, counts)
-    latency, queue, first, following, errors = merged
+        _add(errors, part[4])
     return JudgedBin(
         int(at),
         **dict(zip(_SUMS, sums, strict=True)),
@@ -106,6 +107,6 @@ def _bin(row: tuple[Any, ...]) -> JudgedBin:
     )
 
 
-def _add(into: dict[Any, int], counts: dict[Any, int]) -> None:
+def _add(into: dict[K, int], counts: dict[K, int]) -> None:
     for key, count in counts.items():
         into[key] = into.get(key, 0) + count
