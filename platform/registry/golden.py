@@ -21,6 +21,7 @@ from accounts.names import check_slug, is_storable
 from accounts.permissions import Actor, Verb
 from inference.errors import Conflict, InvalidInput, NotFound, TooLarge
 from inference.protocol import generation
+from inference.protocol.compare import KINDS
 from inference.protocol.oip import DATATYPES, MAX_RANK, MAX_TENSORS, Signature, TensorSpec
 from inference.protocol.routes import Comparison
 from inference.protocol.settings import RuntimeSettings
@@ -32,7 +33,6 @@ MAX_GOLDEN = 50
 MAX_BYTES = 256 << 10
 MAX_PARAMETERS = 32
 MAX_K = 1000
-KINDS = ("auto", "exact", "close", "cosine", "top_k", "tokens", "text")
 PROMPT_TOKENS = 64
 AUTO = Comparison()
 Tensor = dict[str, Any]

@@ -13,10 +13,11 @@ from rest_framework.views import APIView
 from accounts.api import actor
 from accounts.serializers import StrictSerializer, read, slug_field
 from inference.errors import InvalidInput, NotFound
+from inference.protocol.compare import KINDS
 from inference.protocol.routes import Comparison
 from registry import actions
 from registry.api import find_model
-from registry.golden import KINDS, Golden, golden_prompt
+from registry.golden import Golden, golden_prompt
 from registry.models import GoldenInput
 
 
