@@ -30,7 +30,7 @@ def packed(tensor: Tensor) -> Output:
     datatype, values = tensor["datatype"], tensor["data"]
     try:
         data = _PACKERS.get(datatype, _numbers)(datatype, values)
-    except (struct.error, OverflowError, KeyError, TypeError, AttributeError) as error:
+    except (struct.error, OverflowError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"'{tensor['name']}' has a value that is no {datatype}") from error
     return Output(tensor["name"], datatype, tensor["shape"], data)
 

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import msgspec
 from django.conf import settings as django_settings
@@ -19,7 +19,7 @@ from endpoints.models import Endpoint
 from endpoints.publish import token_secret
 from endpoints.tokens import make_token
 from inference.client import Client
-from inference.errors import NotReady, Overloaded, SerinusError
+from inference.errors import NotFound, NotReady, Overloaded, SerinusError
 from inference.protocol import generation
 from inference.protocol.compare import Output, compare
 from inference.protocol.oip import Signature
@@ -89,7 +89,7 @@ class _Asking:
         self._client: Client | None = None
         self._made = 0.0
 
-    def __enter__(self) -> _Asking:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -111,7 +111,7 @@ class _Asking:
                     self._endpoint, tensors, version=self._version, parameters=parameters,
                     timeout_s=max(0.05, min(ONE_S, self.left_s)),
                 )  # fmt: skip
-            except (NotReady, Overloaded):
+            except (NotFound, NotReady, Overloaded):
                 if time.monotonic() + PAUSE_S >= min(self._ready_until, self._until):
                     raise
                 time.sleep(PAUSE_S)
