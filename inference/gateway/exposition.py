@@ -8,7 +8,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 
 from inference import metrics
 from inference.gateway.dataplane import DataPlane
-from inference.gateway.telemetry import Histogram, Sums, Telemetry
+from inference.gateway.sums import Histogram, Sums
+from inference.gateway.telemetry import Telemetry
 from inference.protocol.samples import LATENCY_EDGES_MS
 
 LABELS = ["endpoint", "version", "arm"]
@@ -51,7 +52,7 @@ def _traffic(telemetry: Telemetry) -> Iterator[Metric]:
         labels = [endpoint, str(version), arm]
         requests.add_metric(labels, sums.requests)
         retries.add_metric(labels, sums.retries)
-        queue.add_metric(labels, sums.queue.total / 1e9)
+        queue.add_metric(labels, sums.waits.total / 1e9)
         compute.add_metric(labels, sums.compute.total / 1e9)
         latency.add_metric(labels, _buckets(sums), sums.latency_ms / 1e3)
         for code, count in sums.error_counts.items():

@@ -84,7 +84,6 @@ class Chatting(Asking):
     def read(self, variant: Variant) -> Call:
         frame, body = self.body, self.openai
         assert frame is not None
-        self.body = None
         if self._adapter and self._adapter not in variant.route.adapters:
             raise asking.no_adapter(self.endpoint.route.name, self._adapter)
         target = Target(Caller(self.key, frozenset()), self.endpoint, None, self._adapter)
