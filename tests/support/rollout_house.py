@@ -43,16 +43,25 @@ class RolloutHouse(House):
         self.door.wait_ready("lm")
 
     def begin(
-        self, weight_bp: int, *match: Match, signature=MLP, candidate=True, mlp=None, steers=True, **more
+        self, weight_bp: int, *match: Match, signature=MLP, candidate=True, mlp=None, steers=True, more=(), **how
     ) -> None:
-        """candidate: whether it has a replica; signature: its own. more: of the Steering; mlp: of the endpoint."""
-        steering = Steering("r", 1, 2, match=list(match), **more) if steers else None
+        """candidate: whether it has a replica; signature: its own; more: further replicas of it. how: of the Steering;
+        mlp: of the endpoint."""
+        steering = Steering("r", 1, 2, match=list(match), **how) if steers else None
         language = generation.language_signature()
 
         def variants(first, second, own, other):
             return [
                 VariantRoute(1, "primary", 10_000 - weight_bp, own, [self.route(first)]),
-                VariantRoute(2, "canary", weight_bp, other, [self.route(second)] if candidate else []),
+                VariantRoute(
+                    2,
+                    "canary",
+                    weight_bp,
+                    other,
+                    [self.route(name) for name in (second, *(more if second == CANDIDATE else ()))]
+                    if candidate
+                    else [],
+                ),
             ]
 
         lm = EndpointRoute(
@@ -208,8 +217,25 @@ def by_websocket(gateway: Gateway, *, headers=None, parameters=None, number=None
     return asyncio.run(ask())
 
 
+def by_chat_frame(gateway: Gateway, *, headers=None, number=None, key=KEY, text="hi") -> Said:
+    async def ask() -> Said:
+        url = f"ws://127.0.0.1:{gateway.port}/v2/models/lm/stream"
+        protocols = ["serinus.v1", f"serinus.key.{key}"]
+        async with websockets.connect(url, subprotocols=protocols, additional_headers=headers or {}) as socket:
+            body = {"model": f"lm@{number}" if number else "lm", "messages": [{"role": "user", "content": text}]}
+            await socket.send(json.dumps({"type": "chat", "id": "a", "body": body}))
+            while True:
+                found = json.loads(await asyncio.wait_for(socket.recv(), 20))
+                if "error" in found:
+                    return Said("", "", {}, f"{found['code']}: {found['error']}")
+                if found["type"] == "done":
+                    return Said(found["model_version"], found["rollout_arm"], found)
+
+    return asyncio.run(ask())
+
+
 TENSOR_DOORS = {
     "rest": by_rest, "generate": by_generate, "grpc": by_grpc, "grpc_stream": by_grpc_stream, "websocket": by_websocket,
 }  # fmt: skip
-LANGUAGE_DOORS = {"openai": by_openai, "sse": by_sse}
+LANGUAGE_DOORS = {"openai": by_openai, "sse": by_sse, "chat frame": by_chat_frame}
 DOORS = TENSOR_DOORS | LANGUAGE_DOORS
