@@ -108,7 +108,7 @@ class _Wire(asyncio.BufferedProtocol):
             del self.pending[answer.id]
             flight.has_ended = True
         flight.parts += 1
-        flight.answered(answer, body)
+        flight.take(answer, body)
 
     def _take(self, message: FromReplica) -> None:
         if type(message) is Fault:

@@ -10,7 +10,7 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from inference.errors import DeadlineExceeded, NotReady, SerinusError
 
@@ -24,15 +24,21 @@ if TYPE_CHECKING:
 TICK_S = 0.01
 
 
+class Watcher(Protocol):
+    """Who looks at a request's answers once its door has them, and changes nothing."""
+
+    def part(self, flight: Flight, answer: Answer, body: memoryview) -> None: ...
+
+
 class Flight(ABC):
     """One request. It ends with exactly one call of `failed`, or of `answered` with a final answer, unless it was
     abandoned. started, sent, deadline, held_until: seconds of the monotonic clock; sent: last given to a replica;
-    held_until: while no replica is ready.
+    held_until: while no replica is ready. watchers: who hears of its answers.
     """
 
     __slots__ = (
         "call", "deadline", "endpoint", "has_ended", "held_until", "is_abandoned", "key", "link", "number", "parts",
-        "retries", "sent", "started", "trace", "variant",
+        "retries", "sent", "started", "trace", "variant", "watchers",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -51,6 +57,13 @@ class Flight(ABC):
         self.parts = 0  # answers so far
         self.has_ended = False
         self.is_abandoned = False
+        self.watchers: tuple[Watcher, ...] = ()
+
+    def take(self, answer: Answer, body: memoryview) -> None:
+        """An answer has come: the flight is told, and then who watches it."""
+        self.answered(answer, body)
+        for watcher in self.watchers:
+            watcher.part(self, answer, body)
 
     @abstractmethod
     def answered(self, answer: Answer, body: memoryview) -> None:

@@ -22,6 +22,7 @@ import redis.asyncio as redis
 from redis.exceptions import RedisError
 
 from inference.errors import SerinusError, ServerError
+from inference.gateway.copies import Copies
 from inference.protocol.messages import Answer
 from inference.protocol.routes import SAMPLES_STREAM
 from inference.protocol.samples import BATCH_EDGES, LATENCY_EDGES_MS, STAGE_EDGES_NS, Sample, bucket_of
@@ -76,6 +77,7 @@ class Sums:
     batches: Histogram = field(default_factory=lambda: Histogram(BATCH_EDGES))
     batch: Answer | None = None
     in_batch: int = 0
+    copies: Copies = field(default_factory=Copies)
 
     def add(self, other: Sums) -> None:
         """Adds `other` to these."""
@@ -85,6 +87,7 @@ class Sums:
         self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
         for code, count in other.error_counts.items():
             self.error_counts[code] = self.error_counts.get(code, 0) + count
+        self.copies.add(other.copies)
         for name in ("queue", "input", "compute", "output", "batches"):
             getattr(self, name).add(getattr(other, name))
 
@@ -146,6 +149,10 @@ class Telemetry:
         sums.counts[bucket_of(latency_ms)] += 1
         sums.error_counts[error.code] = sums.error_counts.get(error.code, 0) + 1
 
+    def copies(self, key: Key) -> Copies:
+        """The sums of copied requests in the current second."""
+        return self._open.setdefault(key, Sums()).copies
+
     def refused(self, endpoint: str, error: SerinusError) -> None:
         """A request that was turned away before it reached an endpoint's queue; `endpoint` "" where there is none."""
         key = (endpoint, error.code)
@@ -181,6 +188,7 @@ class Telemetry:
             input_sum_ms=sums.input.total / 1e6,
             output_sum_ms=sums.output.total / 1e6,
             batch_counts=_held(sums.batches.counts),
+            **sums.copies.told(),
         )
 
     def totals(self) -> Iterator[tuple[Key, Sums]]:
