@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from inference.gateway.dataplane import DataPlane
 
 SHADOW = "shadow"
-LANGUAGE_BACKGROUND = 100  # of a generation engine: see generation.scheduler
 MAX_COPY_BYTES = 8 << 20
 MAX_HELD_BYTES = 64 << 20
 SMALL_BYTES = 64 << 10
@@ -270,7 +269,7 @@ def _background(call: Call) -> Call:
     body: list[bytes | memoryview] = [bytes(part) if len(part) <= SMALL_BYTES else part for part in call.body]
     asked = asked_of(call)
     if isinstance(asked, generation.Generate):
-        later = msgspec.structs.replace(asked, priority=max(asked.priority, LANGUAGE_BACKGROUND))
+        later = msgspec.structs.replace(asked, priority=max(asked.priority, generation.BACKGROUND))
         data = generation.encode_asked(later)
         body = [len(data).to_bytes(4, "little") + data]
         header = msgspec.structs.replace(call.tensors[0], size_bytes=len(body[0]))
