@@ -11,6 +11,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from inference.gateway.copies import Copies
 from inference.protocol.messages import Answer
 from inference.protocol.samples import BATCH_EDGES, LATENCY_EDGES_MS, STAGE_EDGES_NS, bucket_of
 
@@ -84,6 +85,7 @@ class Sums:
     scores: int = 0
     score_sum: float = 0.0
     score_sq: float = 0.0
+    copies: Copies = field(default_factory=Copies)
 
     @property
     def queue(self) -> Histogram:
@@ -103,6 +105,7 @@ class Sums:
         self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
         for code, count in other.error_counts.items():
             self.error_counts[code] = self.error_counts.get(code, 0) + count
+        self.copies.add(other.copies)
         for mine, theirs in ((self.first, other.first), (self.next, other.next)):
             for index, count in theirs.items():
                 mine[index] = mine.get(index, 0) + count

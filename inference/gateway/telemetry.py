@@ -20,6 +20,7 @@ import redis.asyncio as redis
 from redis.exceptions import RedisError
 
 from inference.errors import InvalidOutput, SerinusError, ServerError
+from inference.gateway.copies import Copies
 from inference.gateway.sums import WAIT_EDGES_NS, Sums, held
 from inference.protocol.messages import Answer
 from inference.protocol.routes import SAMPLES_STREAM
@@ -104,6 +105,10 @@ class Telemetry:
             found = self._open[key] = Sums()
         return found
 
+    def copies(self, key: Key) -> Copies:
+        """The sums of copied requests in the current second."""
+        return self._sums(key).copies
+
     def refused(self, endpoint: str, error: SerinusError) -> None:
         """A request that was turned away before it reached an endpoint's queue; `endpoint` "" where there is none."""
         key = (endpoint, error.code)
@@ -147,6 +152,7 @@ class Telemetry:
             scores=sums.scores,
             score_sum=sums.score_sum,
             score_sq=sums.score_sq,
+            **sums.copies.told(),
         )
 
     def totals(self) -> Iterator[tuple[Key, Sums]]:
