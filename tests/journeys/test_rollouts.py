@@ -211,9 +211,11 @@ def test_a_candidate_that_no_longer_loads_fails_before_its_first_request(house: 
     folder = tmp_path / "expiring"
     folder.mkdir()
     (folder / "serinus_model.py").write_text(EXPIRING)
-    end = time.time() + 20
+    end = time.time() + 45
     (folder / "until.txt").write_text(str(end))
     second = house.upload(name, folder)
+    house.ok("POST", f"/api/models/{name}/versions/{second['number']}/approve/", {})
+    second = house.control.wait_version(name, second["number"], lambda _: None, 60)
     assert second["status"] == "ready", second
     time.sleep(max(0.0, end - time.time()) + 0.5)
     with _load(house, name, lambda number: _body(number, 0), per_second=20.0) as load:
@@ -228,7 +230,7 @@ def test_a_candidate_that_no_longer_loads_fails_before_its_first_request(house: 
 
 
 def test_an_abort_returns_all_traffic_within_a_second(house: House, tmp_path: Path) -> None:
-    version = _stage(house, "aborted", tmp_path, {"factor": 2.0}, {"factor": 2.0})
+    version = _stage(house, "aborted", tmp_path, {"factor": 2.0}, {"factor": 2.0, "sleep_ms": 6})
     with _load(house, "aborted", lambda number: _body(number, 0)) as load:
         _start(house, "aborted", version, tmp_path)
         until("it has a share", lambda: _versions(load)[str(version)] > 10, 60)
