@@ -33,6 +33,7 @@ class StoredSample(models.Model):
     next_counts = models.JSONField(default=dict)
     invalid = models.PositiveIntegerField(default=0)
     rescued = models.PositiveIntegerField(default=0)
+    drawn = models.PositiveIntegerField(default=0)
     scores = models.PositiveIntegerField(default=0)
     score_sum = models.FloatField(default=0)
     score_sq = models.FloatField(default=0)
