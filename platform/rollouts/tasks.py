@@ -12,6 +12,8 @@ from endpoints.tasks import CONTROL_QUEUE
 from rollouts.actions import TICK
 from rollouts.controller import Controller
 from rollouts.judging import judge_rollout
+from rollouts.webhook_delivery import deliver_due, expire_deliveries
+from rollouts.webhooks import DELIVER
 
 controller = Controller(judge_rollout)
 _pulses: list[Pulse] = []
@@ -41,3 +43,15 @@ def note_done(task: Any = None, **_: object) -> None:
 def stop_pulse(**_: object) -> None:
     while _pulses:
         _pulses.pop().stop()
+
+
+@shared_task(name=DELIVER)  # type: ignore[untyped-decorator]  # celery brings no types
+def deliver_webhooks() -> int:
+    """Every few seconds, and whenever an event was written: what is due is sent."""
+    return deliver_due()
+
+
+@shared_task(name="rollouts.tasks.expire_deliveries")  # type: ignore[untyped-decorator]  # celery brings no types
+def expire() -> int:
+    """Every ten minutes: deliveries that are two weeks old."""
+    return expire_deliveries()
