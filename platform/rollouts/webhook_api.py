@@ -131,5 +131,5 @@ class Deliveries(APIView):
         """What was sent, what waits and what was given up, the newest first."""
         rows: Any = WebhookDelivery.objects.filter(webhook=webhook_of(actor(request), webhook))
         pages = ByTime()
-        found = pages.paginate_queryset(rows, request, view=self)
+        found: Any = pages.paginate_queryset(rows, request, view=self)
         return pages.get_paginated_response(DeliveryShown(found, many=True).data)
