@@ -16,7 +16,10 @@ from django.db.models.functions import Now
 import accounts.wakeups
 from accounts.models import AuditEntry
 from inference.errors import Conflict, Forbidden, InvalidInput, NotFound
-from rollouts import webhook_delivery, webhooks
+from rollouts import actions as rollouts
+from rollouts import plans, webhook_delivery, webhooks
+from rollouts.controller import Controller
+from rollouts.models import RolloutEvent
 from rollouts.webhook_delivery import CLAIM, DELAYS_S, MAX_ATTEMPTS, delay_s, deliver_due, expire_deliveries
 from rollouts.webhook_models import Webhook, WebhookDelivery
 from tests.integration.test_accounts_api import of
@@ -24,6 +27,7 @@ from tests.support.cast import Cast
 from tests.support.celery_workers import celery_worker
 from tests.support.database import Services
 from tests.support.receivers import Receiver, dripping, endless, plain, receiver
+from tests.support.rollouts import PASS, Clock, Word, drive, stage
 
 pytestmark = [pytest.mark.django_db, pytest.mark.timeout(120)]
 EVENT = "rollout.succeeded"
@@ -293,6 +297,27 @@ def test_by_the_api(cast: Cast, there: Receiver) -> None:
         owner("POST", "/api/webhooks/", wrong, 400)
     owner("DELETE", place, status=204)
     owner("GET", place, status=404)
+
+
+def test_a_rollout_tells_each_of_its_events_once_in_order(cast: Cast, there: Receiver) -> None:
+    _, secret = make(cast, there)
+    endpoint, _, candidate = stage(cast.actor("root"), of=cast.red)
+    rollout = rollouts.start(
+        endpoint=endpoint, version=candidate, plan=plans.TEMPLATES["fast"], actor=cast.actor("owner")
+    )
+    clock = Clock()
+    drive(rollout, Controller(Word(PASS), clock=clock), clock)
+    assert rollout.phase == "succeeded", rollout.words
+    while deliver_due():
+        pass
+    told = sorted((json.loads(got.body) for got in there.got), key=lambda body: body["data"]["seq"])
+    events = list(RolloutEvent.objects.filter(rollout=rollout).order_by("seq"))
+    assert [body["event"] for body in told] == [f"rollout.{event.kind}" for event in events]
+    assert {body["event"] for body in told} <= set(webhooks.EVENTS)
+    assert all(got.is_signed(secret) for got in there.got)
+    first, last = told[0]["data"], told[-1]["data"]
+    assert (first["kind"], first["actor"], first["stable"], first["candidate"]) == ("started", "owner", 1, 2)
+    assert (last["phase"], last["weights"]) == ("succeeded", {"1": 0, "2": 10_000} | {"mirror": 0})
 
 
 @pytest.mark.django_db(transaction=True)
