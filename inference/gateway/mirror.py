@@ -67,7 +67,7 @@ class Mirror:
         variant = flight.variant
         if variant.route.version != steering.stable or variant.key[2] != variant.route.arm:
             return
-        if _may_be_copied(flight.call):
+        if may_be_copied(flight.call):
             flight.watchers = (*flight.watchers, _Original(self))
 
     # -- sending ----------------------------------------------------------------------------------------------------
@@ -258,7 +258,8 @@ def _ended(flight: Flight, error: SerinusError) -> None:
     flight.failed(error)
 
 
-def _may_be_copied(call: Call) -> bool:
+def may_be_copied(call: Call) -> bool:
+    """Whether it stands for itself and its bytes are nobody else's: no sequence, no shared memory."""
     if call.sequence is not None or any(is_copy(part) for part in call.body):
         return False
     return call.special is None or not any(isinstance(wanted, Target) for wanted in call.special.values())
