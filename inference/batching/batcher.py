@@ -423,6 +423,8 @@ class Batcher:
             outputs = self._restore(result, ticket.length) if self._restore else result
             waited_ns = int((began - ticket.arrived_at) * 1e9)
             ended = Outcome(outputs, rows, waited_ns, infer_ns, ran.input_ns, ran.output_ns, parameters=_told(ticket))
+            if ran.doubts is not None:
+                ended.is_invalid = ran.doubts(ticket.wanted(outputs))
             found.append((ticket, ended))
         return found
 

@@ -16,8 +16,10 @@ from inference.errors import DeadlineExceeded, NotReady, SerinusError
 
 if TYPE_CHECKING:
     from inference.gateway.calls import Call
+    from inference.gateway.choosing import Asked
     from inference.gateway.connections import Link
     from inference.gateway.pipelines import Run
+    from inference.gateway.rescue import Rescued
     from inference.gateway.table import Endpoint, Variant
     from inference.protocol.messages import Answer
 
@@ -33,12 +35,15 @@ class Watcher(Protocol):
 class Flight(ABC):
     """One request. It ends with exactly one call of `failed`, or of `answered` with a final answer, unless it was
     abandoned. started, sent, deadline, held_until: seconds of the monotonic clock; sent: last given to a replica;
-    held_until: while no replica is ready. watchers: who hears of its answers.
+    held_until: while no replica is ready. asked: what its door knew; None for a step of a pipeline, and for others that
+    stay where they were sent. rescued: what became of it before the stable version was asked. heard: when the newest
+    part of a streamed answer came, 0 for none that the next one can be measured from. feedback: the id under which its
+    score may come back, once it was asked for. watchers: who hears of its answers.
     """
 
     __slots__ = (
-        "call", "deadline", "endpoint", "has_ended", "held_until", "is_abandoned", "key", "link", "number", "parts",
-        "retries", "sent", "started", "trace", "variant", "watchers",
+        "asked", "call", "deadline", "endpoint", "feedback", "has_ended", "heard", "held_until", "is_abandoned", "key",
+        "link", "number", "parts", "rescued", "retries", "sent", "started", "trace", "variant", "watchers",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -55,6 +60,10 @@ class Flight(ABC):
         self.retries = 0
         self.held_until = 0.0
         self.parts = 0  # answers so far
+        self.asked: Asked | None = None
+        self.rescued: Rescued | None = None
+        self.heard = 0.0
+        self.feedback = ""
         self.has_ended = False
         self.is_abandoned = False
         self.watchers: tuple[Watcher, ...] = ()

@@ -34,6 +34,7 @@ from inference.gateway.dataplane import DataPlane
 from inference.gateway.diffs import Diffs
 from inference.gateway.doors import Rooms
 from inference.gateway.exposition_triton import TritonMetrics
+from inference.gateway.feedback import Feedback
 from inference.gateway.generate import Generate
 from inference.gateway.grpc.control import Behind
 from inference.gateway.grpc.door import Door
@@ -119,6 +120,7 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
         LiveDoors(plane, rest, settings),
         repository,
         SharedDoors(plane, rest, regions),
+        Feedback(plane, rest, tables.connect(config.redis_url)),
         OpenAI(Completions(plane), Embeddings(plane), Models(plane, rest), files, Responses(plane, rest)),
     )
     _filter_logs(settings)

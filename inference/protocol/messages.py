@@ -97,6 +97,7 @@ class Answer(msgspec.Struct, tag="answer", frozen=True, array_like=True):
     """Replica -> gateway: outputs of request `id`, and where its time went (ns).
 
     `final` is False while a decoupled model has more answers for this request; the final one may have no tensors.
+    `is_invalid`: a floating-point output holds NaN or infinity.
     """
 
     id: int
@@ -109,6 +110,7 @@ class Answer(msgspec.Struct, tag="answer", frozen=True, array_like=True):
     output_ns: int = 0
     is_cached: bool = False
     parameters: dict[str, str | int | float | bool] = msgspec.field(default_factory=dict)
+    is_invalid: bool = False
 
 
 class Fault(msgspec.Struct, tag="fault", frozen=True, array_like=True):

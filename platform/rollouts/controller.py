@@ -53,7 +53,8 @@ class Judging(Protocol):
 class Judged(Protocol):
     """A judgement of one moment. `verdict(since)`: for a step that began then; record: as it is shown and kept."""
 
-    record: dict[str, Any] | None
+    @property
+    def record(self) -> dict[str, Any] | None: ...
 
     def verdict(self, since: datetime, of: str) -> Verdict: ...
 

@@ -112,6 +112,8 @@ class LanguagePeer(FakePeer):
             return self.refuse(message, "invalid_input", told)
         if asked.adapter not in {"", "polite"}:
             return self.refuse(message, "not_found", f"there is no adapter '{asked.adapter}'")
+        if self.replica.fault is not None:
+            return self.refuse(message, self.replica.fault.code, self.replica.fault.message)
         if prompt.startswith("fail"):
             return self.refuse(message, "overloaded", "no room")
         if prompt.startswith("wait"):

@@ -70,8 +70,10 @@ class FakeReplica:
         self.kills_at: float | None = None
         self.restart_s = 0.1
         self.deaths = 0
+        self.is_up = True
         self.echoes = False  # FP32 too comes back as it came
         self.factor = 2.0
+        self.is_invalid = False  # as one whose outputs hold NaN says
         self.answers = 1
         self.ends_empty = False
         self.breaks_after = -1
@@ -105,12 +107,14 @@ class FakeReplica:
 
     def die(self) -> None:
         self.deaths += 1
+        self.is_up = False
         self._dying = asyncio.ensure_future(self._die())
 
     async def _die(self) -> None:
         await self.stop()
         await asyncio.sleep(self.restart_s)
         await self.start()
+        self.is_up = True
 
     def let_go(self) -> None:
         self.holds = False
@@ -235,7 +239,12 @@ class FakePeer(asyncio.Protocol):
             return
         final = index == replica.answers - 1 and not replica.ends_empty
         self.transport.write(
-            frames.encode(Answer(number, [header], 1, QUEUE_NS, INFER_NS, final, INPUT_NS, OUTPUT_NS), data)
+            frames.encode(
+                Answer(
+                    number, [header], 1, QUEUE_NS, INFER_NS, final, INPUT_NS, OUTPUT_NS, is_invalid=replica.is_invalid
+                ),
+                data,
+            )
         )
         if not final:
             if replica.pace_s:
