@@ -80,10 +80,6 @@ class Telemetry:
         sums.counts[bucket_of(latency_ms)] += 1
         sums.error_counts[error.code] = sums.error_counts.get(error.code, 0) + 1
 
-    def copies(self, key: Key) -> Copies:
-        """The sums of copied requests in the current second."""
-        return self._sums(key).copies
-
     def rescued(self, key: Key) -> None:
         """A request that failed there has been answered by the stable version."""
         self._sums(key).rescued += 1
@@ -108,6 +104,10 @@ class Telemetry:
         if found is None:
             found = self._open[key] = Sums()
         return found
+
+    def copies(self, key: Key) -> Copies:
+        """The sums of copied requests in the current second."""
+        return self._sums(key).copies
 
     def refused(self, endpoint: str, error: SerinusError) -> None:
         """A request that was turned away before it reached an endpoint's queue; `endpoint` "" where there is none."""

@@ -26,6 +26,7 @@ from rollouts.controller import database_now, facts_of, state_of
 from rollouts.models import Rollout, SavedPlan
 from rollouts.phases import ACTIVE, ON_THE_WAY, Phase, Reason
 from rollouts.plans import Approve, Plan, Traffic
+from rollouts.preflight import preflight
 from rollouts.watching import seen
 from rollouts.writing import locked, move, plan_of, shares, steering_of
 
@@ -74,12 +75,11 @@ def start(
     plan_number: int = 0,
     reason: str = "",
     is_rollback: bool = False,
-    preflight: dict[str, Any] | None = None,
 ) -> Rollout:
     """Begins to move an endpoint's traffic to `version`. reason: why, and why a breaking signature is meant.
 
-    Raises Conflict when another rollout is active (and the plan does not supersede it), the traffic is split by hand, or
-    the version cannot be a candidate here.
+    Raises Conflict when another rollout is active (and the plan does not supersede it), the traffic is split by hand,
+    the version cannot be a candidate here, or the preflight finds something that would break it or its clients.
     """
     require(actor, Verb.DEPLOY, endpoint)
     plans.checked(plan)
@@ -87,21 +87,23 @@ def start(
     _make_way(endpoint, plan, actor)
     stable = _stable_of(endpoint)
     _check_candidate(endpoint, stable, version)
-    now, before = database_now(), seen(version)
-    endpoints.deploy(version=version, endpoint_name=endpoint.name, replicas=before.wanted, actor=actor)
-    standing = seen(stable)
-    capacity = max(1, standing.wanted)
+    capacity = max(1, seen(stable).wanted)
     if not plan.settings.surge and capacity < 2:
         raise Conflict(
             "without surge the replicas are exchanged one by one, which needs at least two of the stable version: scale "
             "it to two, or leave surge on"
         )
+    found = None if is_rollback else preflight(endpoint, version, plan, reason=reason)
+    if found is not None and not found.is_clear:
+        raise Conflict(" ".join(found.blockers))
+    now, before = database_now(), seen(version)
+    endpoints.deploy(version=version, endpoint_name=endpoint.name, replicas=before.wanted, actor=actor)
     rollout = Rollout(
         endpoint=endpoint, endpoint_name=endpoint.name, team=endpoint.team, stable=stable, candidate=version,
         plan=plans.as_json(plan), plan_name=plan.name, plan_number=plan_number, step_at=now, phase_at=now,
         created_at=now, capacity=capacity, candidate_before=before.wanted, crashes_before=before.crashes,
         device=_device_of(stable), creator=actor.name, override=reason[:500], is_rollback=is_rollback,
-        preflight=preflight,
+        preflight=found.record() if found is not None else None,
     )  # fmt: skip
     rollout.save(force_insert=True)
     steer(
@@ -214,6 +216,17 @@ def abort(*, rollout: Rollout, actor: Actor, reason: str = "", why: Reason = Rea
         traffic=backward(plan, state_of(found), facts, why),
     )  # fmt: skip
     return _done(found, actor, "abort_rollout", reason)
+
+
+def to_be_smoked(pk: str) -> Rollout | None:
+    """The rollout, when its candidate is to be asked the golden inputs."""
+    rows = Rollout.objects.select_related("endpoint", "candidate__model")
+    return rows.filter(pk=pk, phase=Phase.SMOKE, smoke__isnull=True).first()
+
+
+def record_smoke(pk: str, record: dict[str, Any]) -> None:
+    """Keeps the report of the golden inputs; the controller decides by it. A second one changes nothing."""
+    Rollout.objects.filter(pk=pk, phase=Phase.SMOKE, smoke__isnull=True).update(smoke=record)
 
 
 def rollback(*, endpoint: Endpoint, actor: Actor, reason: str = "") -> Rollout:

@@ -25,6 +25,7 @@ from rollouts import actions, plans
 from rollouts.models import Reading, Rollout, RolloutEvent, SavedPlan
 from rollouts.phases import ACTIVE, REASONS
 from rollouts.plans import Plan
+from rollouts.preflight import preflight
 
 MAX_EVENTS = 500
 MAX_READINGS = 500
@@ -140,11 +141,13 @@ class RolloutViewSet(mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.
         plan, number = asked_plan(endpoint.team, wish.get("plan"))
         version = version_numbered(endpoint, wish["version"])
         if wish["dry_run"]:
-            return Response({"plan": plans.as_json(plan), "steps": [plans.words(step) for step in plan.steps]})
-        found = actions.start(
+            found = preflight(endpoint, version, plan, reason=wish["reason"])
+            steps = [plans.words(step) for step in plan.steps]
+            return Response({"plan": plans.as_json(plan), "steps": steps, "preflight": found.record()})
+        started = actions.start(
             endpoint=endpoint, version=version, plan=plan, plan_number=number, actor=who, reason=wish["reason"]
         )
-        return Response(RolloutSerializer(found).data, status.HTTP_201_CREATED)
+        return Response(RolloutSerializer(started).data, status.HTTP_201_CREATED)
 
     @extend_schema(request=WhySerializer, responses=RolloutSerializer)
     @action(detail=True, methods=["post"])

@@ -7,10 +7,12 @@ from typing import Any
 from celery import shared_task
 from celery.signals import task_postrun, worker_init, worker_shutting_down
 
+from accounts.wakeups import send
 from endpoints.pulse import Duty, Pulse
 from endpoints.tasks import CONTROL_QUEUE
-from rollouts.actions import TICK
-from rollouts.controller import Controller
+from rollouts import smoke as smoking
+from rollouts.actions import TICK, record_smoke, to_be_smoked
+from rollouts.controller import SMOKE, Controller
 from rollouts.judging import judge_rollout
 
 controller = Controller(judge_rollout)
@@ -21,6 +23,17 @@ _pulses: list[Pulse] = []
 def tick() -> int:
     """Every second, and whenever somebody did something: every active rollout as far as it may go."""
     return controller.tick()
+
+
+@shared_task(name=SMOKE)  # type: ignore[untyped-decorator]
+def smoke(pk: str) -> bool:
+    """Asks a rollout's candidate the golden inputs, up to a minute long; answers whether it was due."""
+    rollout = to_be_smoked(pk)
+    if rollout is None or rollout.endpoint is None:
+        return False
+    record_smoke(pk, smoking.smoke(rollout.endpoint, rollout.candidate).record())
+    send(TICK)
+    return True
 
 
 # As the endpoints' pulse does for publishing: rollouts go on, and roll back, while there is no broker.

@@ -72,8 +72,8 @@ class FakeReplica:
         self.deaths = 0
         self.is_up = True
         self.echoes = False  # FP32 too comes back as it came
-        self.factor = 2.0
         self.is_invalid = False  # as one whose outputs hold NaN says
+        self.factor = 2.0
         self.answers = 1
         self.ends_empty = False
         self.breaks_after = -1

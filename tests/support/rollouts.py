@@ -9,13 +9,13 @@ from typing import Any
 from accounts.permissions import Actor
 from endpoints import actions as endpoints
 from endpoints.models import Endpoint
-from fleet.models import Deployment, Replica
+from fleet.models import Deployment, Device, Host, Replica
 from registry.models import Version
 from rollouts.controller import Controller
 from rollouts.facts import Verdict
 from rollouts.models import Rollout
 from rollouts.plans import Plan
-from tests.support.fleet_cast import version
+from tests.support.fleet_cast import GIB, version
 
 
 @dataclass
@@ -50,6 +50,9 @@ PASS = Verdict("pass", "no worse", requests=100_000)
 
 def stage(dev: Actor, *, replicas: int = 1, name: str = "digits") -> tuple[Endpoint, Version, Version]:
     """An endpoint whose version 1 has all traffic and `replicas` ready replicas, and a ready version 2."""
+    host, _ = Host.objects.get_or_create(name="a", defaults={"lease_until": datetime.now(UTC) + timedelta(hours=1)})
+    memory = {"kind": "cpu", "memory_total_bytes": 64 * GIB, "memory_free_bytes": 64 * GIB}
+    Device.objects.get_or_create(host=host, name="cpu", defaults=memory)
     stable, candidate = version(name), version(name)
     endpoint = endpoints.deploy(version=stable, actor=dev, replicas=replicas)
     load()
