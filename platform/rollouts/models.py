@@ -11,6 +11,9 @@ from accounts.models import Team
 from endpoints.models import Endpoint
 from registry.models import Version
 from rollouts.phases import ACTIVE, Phase
+from rollouts.replay_models import Replay
+
+__all__ = ["Reading", "Replay", "Rollout", "RolloutEvent", "SavedPlan"]
 
 
 class SavedPlan(models.Model):
