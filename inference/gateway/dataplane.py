@@ -116,8 +116,14 @@ class DataPlane:
         try:
             queue.enter(endpoint.route.queue_limit, caller)
             has_place = True
+            assigned = None
+            if endpoint.route.steering is not None:
+                asked, assigned = choosing.drawn(asked)
+                flight.asked = asked
             variant = flight.variant = choosing.chosen(asked, asked.sticky)
             call = flight.call = reader(variant)
+            if assigned is not None and call.sequence is None:
+                self.telemetry.drawn(assigned.key)
             if call.sequence is not None:
                 call = self._settle_sequence(flight, asked, reader, call.sequence)
             elif endpoint.rules is not None:

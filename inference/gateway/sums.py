@@ -18,7 +18,7 @@ from inference.protocol.samples import BATCH_EDGES, LATENCY_EDGES_MS, STAGE_EDGE
 _LATENCY_EDGES_NS = tuple(round(edge * 1e6) for edge in LATENCY_EDGES_MS)
 WAIT_EDGES_NS = tuple(sorted({*STAGE_EDGES_NS, *_LATENCY_EDGES_NS}))
 _ADDED = (
-    "requests", "errors", "retries", "latency_ms", "first_ms", "next_ms", "invalid", "rescued", "scores", "score_sum",
+    "requests", "errors", "retries", "latency_ms", "first_ms", "next_ms", "invalid", "rescued", "drawn", "scores", "score_sum",
     "score_sq",
 )  # fmt: skip
 
@@ -82,6 +82,7 @@ class Sums:
     next_ms: float = 0.0
     invalid: int = 0
     rescued: int = 0
+    drawn: int = 0
     scores: int = 0
     score_sum: float = 0.0
     score_sq: float = 0.0

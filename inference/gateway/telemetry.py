@@ -84,6 +84,10 @@ class Telemetry:
         """A request that failed there has been answered by the stable version."""
         self._sums(key).rescued += 1
 
+    def drawn(self, key: Key) -> None:
+        """A request was assigned there by itself alone."""
+        self._sums(key).drawn += 1
+
     def part(self, key: Key, ms: float, *, is_first: bool) -> None:
         """A part of a streamed answer: ms since its request came, or since the part before."""
         self._sums(key).part(ms, is_first=is_first)
@@ -149,6 +153,7 @@ class Telemetry:
             next_counts=sums.next,
             invalid=sums.invalid,
             rescued=sums.rescued,
+            drawn=sums.drawn,
             scores=sums.scores,
             score_sum=sums.score_sum,
             score_sq=sums.score_sq,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 
 EMPTY: Mapping[int, int] = MappingProxyType({})
-COUNTERS = ("requests", "errors", "refusals", "invalid", "rescued", "compared", "drifted", "scores")
+COUNTERS = ("requests", "errors", "refusals", "invalid", "rescued", "drawn", "compared", "drifted", "scores")
 MOMENTS = ("drift_sum", "drift_sq", "score_sum", "score_sq")
 HISTOGRAMS = ("latency", "queue", "first", "next")
 
@@ -18,7 +18,8 @@ class Bin:
 
     errors: the server's fault, also those rescued on stable; refusals: overloaded, deadline passed, not ready;
     invalid: answers with NaN or infinity or that break the schema; rescued: of the errors, those whose caller got the
-    stable version's answer. latency, queue, first, next: bucket of samples.LATENCY_EDGES_MS -> count, of the latency,
+    stable version's answer; drawn: requests assigned to this arm each by itself, which is what the split is checked by.
+    latency, queue, first, next: bucket of samples.LATENCY_EDGES_MS -> count, of the latency,
     the queue's wait, the time to the first token and between tokens. compared, drifted, drift_sum, drift_sq: copies
     whose outputs were compared, those beyond the tolerance, their distances (0..1). scores: business scores (0..1).
     """
@@ -40,6 +41,7 @@ class Bin:
     score_sum: float = 0.0
     score_sq: float = 0.0
     rescued: int = 0
+    drawn: int = 0
 
 
 def coarsened(bins: Iterable[Bin], span_s: int) -> tuple[Bin, ...]:

@@ -241,10 +241,8 @@ def _split_p(
             continue
         after = since + settings.settle_s if since else 0.0
         treated, control = (
-            sum(item.requests for item in arm if after <= item.at_unix_s < until) for arm in (canary, stable)
+            sum(item.drawn for item in arm if after <= item.at_unix_s < until) for arm in (canary, stable)
         )
-        # An attempt rescued on stable was counted there as well, though nobody sent it there.
-        control -= sum(item.rescued for item in canary if after <= item.at_unix_s < until)
         seen += treated + control
         evidence += split_evidence(treated, max(0, control), share)
     return min(1.0, math.exp(-max(0.0, evidence))) if seen else None

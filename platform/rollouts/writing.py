@@ -64,6 +64,9 @@ def move(
         change |= {"step": step, "step_at": now, "approvals": []}
     if new in FINAL:
         change |= {"finished_at": now, "held": False}
+    if old is Phase.ABORTING and new is not old:
+        # Why it was aborted is what people and scripts want to read of it.
+        change = {name: value for name, value in change.items() if name not in {"reason", "words"}}
     if traffic is not None or new in FINAL:
         change |= _steer(rollout, traffic, actor=actor, now=now, is_final=new in FINAL, words=words)
     for name, value in change.items():

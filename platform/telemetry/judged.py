@@ -12,7 +12,7 @@ from django.db import connection
 MAX_SECONDS = 24 * 3600
 REFUSALS = frozenset({"overloaded", "deadline_exceeded", "not_ready", "draining"})
 _SUMS = (
-    "requests", "errors", "retries", "latency_sum_ms", "queue_sum_ms", "invalid", "rescued", "scores", "score_sum",
+    "requests", "errors", "retries", "latency_sum_ms", "queue_sum_ms", "invalid", "rescued", "drawn", "scores", "score_sum",
     "score_sq", "compared", "drifted", "drift_sum", "drift_sq", "dropped",
 )  # fmt: skip
 _COUNTS = ("latency_counts", "queue_counts", "first_counts", "next_counts", "error_counts")
@@ -46,6 +46,7 @@ class JudgedBin:
     queue_sum_ms: float = 0.0
     invalid: int = 0
     rescued: int = 0
+    drawn: int = 0
     scores: int = 0
     score_sum: float = 0.0
     score_sq: float = 0.0
