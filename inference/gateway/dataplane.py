@@ -70,7 +70,7 @@ class DataPlane:
         self.flights = Flights(self._end)
         self.draining = False
         self.tracer: Tracer | None = None
-        self.watch: Callable[[Flight], None] = lambda _flight: None
+        self.watchers: tuple[Callable[[Flight], None], ...] = ()
         self._held: dict[Flight, None] = {}
         self.trials = Trials(self._dispatch, self._end)
         self.rescuer = Rescuer(table, telemetry)
@@ -142,7 +142,8 @@ class DataPlane:
             raise
         self.flights.add(flight)
         if endpoint.is_watched:
-            self.watch(flight)
+            for watch in self.watchers:
+                watch(flight)
 
     def answered(self, flight: Flight, answer: Answer) -> None:
         """To be called by a door for a flight's final answer, before it writes it: frees its place and counts it."""

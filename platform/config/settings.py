@@ -210,6 +210,7 @@ CELERY_BEAT_SCHEDULE = {
         "schedule": 600.0,
         "options": {"expires": 600},
     },
+    "sweep-replays": {"task": "rollouts.tasks.sweep_replays", "schedule": 2.0, "options": {"expires": 2}},
     "drain-samples": {"task": "telemetry.tasks.drain", "schedule": 1.0, "options": {"expires": 1}},
     "expire-samples": {"task": "telemetry.tasks.expire", "schedule": 600.0, "options": {"expires": 600}},
     "sweep-batches": {"task": "jobs.tasks.sweep", "schedule": 2.0, "options": {"expires": 2}},

@@ -10,6 +10,7 @@ from celery.signals import task_postrun, worker_init, worker_shutting_down
 from accounts.wakeups import send
 from endpoints.pulse import Duty, Pulse
 from endpoints.tasks import CONTROL_QUEUE
+from rollouts import replay
 from rollouts import smoke as smoking
 from rollouts.actions import TICK, record_smoke, to_be_smoked
 from rollouts.controller import SMOKE, Controller
@@ -68,3 +69,18 @@ def deliver_webhooks() -> int:
 def expire() -> int:
     """Every ten minutes: deliveries that are two weeks old."""
     return expire_deliveries()
+
+
+@shared_task(name=replay.ADVANCE)  # type: ignore[untyped-decorator]  # celery brings no types
+def advance_replay(key: str) -> bool:
+    """One slice of one replay; answers whether it was this message that did it."""
+    return replay.advance(key)
+
+
+@shared_task(name="rollouts.tasks.sweep_replays")  # type: ignore[untyped-decorator]
+def sweep_replays() -> int:
+    """Every two seconds: wakes every replay that goes on but that nobody holds. Answers how many."""
+    found = replay.waiting()
+    for key in found:
+        send(replay.ADVANCE, key, queue=replay.QUEUE)
+    return len(found)

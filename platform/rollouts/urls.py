@@ -5,6 +5,7 @@ from rest_framework.routers import SimpleRouter
 
 from rollouts import webhook_api
 from rollouts.api import Plans, Rollback, RolloutViewSet
+from rollouts.replay_api import RecordedView, RecordingView, ReplaysView
 
 WEBHOOK = r"^webhooks/(?P<webhook>[1-9][0-9]{0,17})"
 router = SimpleRouter()
@@ -16,5 +17,8 @@ urlpatterns = [
     re_path(rf"{WEBHOOK}/\Z", webhook_api.WebhookById.as_view()),
     re_path(rf"{WEBHOOK}/test/\Z", webhook_api.TestWebhook.as_view()),
     re_path(rf"{WEBHOOK}/deliveries/\Z", webhook_api.Deliveries.as_view()),
+    path("endpoints/<slug:name>/recording/", RecordingView.as_view(), name="recording"),
+    path("endpoints/<slug:name>/recorded/", RecordedView.as_view(), name="recorded"),
+    path("endpoints/<slug:name>/replays/", ReplaysView.as_view(), name="replays"),
     *router.urls,
 ]
