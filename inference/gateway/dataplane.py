@@ -149,6 +149,8 @@ class DataPlane:
             began = flight.rescued.at
             self.rescuer.answered(flight.rescued)
         self.telemetry.answered(flight.variant.key, (now - began) * 1e3, answer, flight.retries)
+        if flight.is_invalid and not answer.is_invalid:
+            self.telemetry.invalid(flight.variant.key)
         if flight.call.timeline:
             answer.parameters.update(timeline(flight.started, flight.sent, now, answer))
         if flight.trace is not None and self.tracer is not None:
@@ -350,6 +352,8 @@ class DataPlane:
         if flight.rescued is not None:
             began = flight.rescued.at
             self.rescuer.failed(flight.rescued)
+        if flight.is_invalid:
+            self.telemetry.invalid(key)
         if flight.rescued is None or not isinstance(error, DeadlineExceeded):  # that time the candidate has used up
             self.telemetry.failed(key, (time.monotonic() - began) * 1e3, error, flight.retries)
         if flight.trace is not None and self.tracer is not None:
@@ -367,7 +371,7 @@ class DataPlane:
             self.telemetry.part(key, (now - flight.heard) * 1e3, is_first=False)
         flight.heard = now
         if answer.is_invalid and not answer.final:
-            self.telemetry.invalid(key)
+            flight.is_invalid = True
 
     # -- for coroutines ---------------------------------------------------------------------------------------------
 
