@@ -295,8 +295,8 @@ class DataPlane:
         if current is None:
             return None
         variant = current.variants.get(before.route.version)
-        may_move = asked is not None and flight.call.sequence is None and flight.rescued is None
-        if may_move and (variant is None or not variant.is_ready):
+        may_move = flight.call.sequence is None and flight.rescued is None
+        if asked is not None and may_move and (variant is None or not variant.is_ready):
             other = choosing.instead(current, asked, variant)
             if other is not None and refit(flight.call, before.route.signature, other.route.signature):
                 variant = other
