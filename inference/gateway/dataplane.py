@@ -159,6 +159,8 @@ class DataPlane:
             began = flight.rescued.at
             self.rescuer.answered(flight.rescued)
         self.telemetry.answered(flight.variant.key, (now - began) * 1e3, answer, flight.retries)
+        if flight.is_invalid and not answer.is_invalid:
+            self.telemetry.invalid(flight.variant.key)
         if flight.call.timeline:
             answer.parameters.update(timeline(flight.started, flight.sent, now, answer))
         if flight.trace is not None and self.tracer is not None:
@@ -303,8 +305,8 @@ class DataPlane:
         if current is None:
             return None
         variant = current.variants.get(before.route.version)
-        may_move = asked is not None and flight.call.sequence is None and flight.rescued is None
-        if may_move and (variant is None or not variant.is_ready):
+        may_move = flight.call.sequence is None and flight.rescued is None
+        if asked is not None and may_move and (variant is None or not variant.is_ready):
             other = choosing.instead(current, asked, variant)
             if other is not None and refit(flight.call, before.route.signature, other.route.signature):
                 variant = other
@@ -360,6 +362,8 @@ class DataPlane:
         if flight.rescued is not None:
             began = flight.rescued.at
             self.rescuer.failed(flight.rescued)
+        if flight.is_invalid:
+            self.telemetry.invalid(key)
         if flight.rescued is None or not isinstance(error, DeadlineExceeded):  # that time the candidate has used up
             self.telemetry.failed(key, (time.monotonic() - began) * 1e3, error, flight.retries)
         if flight.trace is not None and self.tracer is not None:
@@ -377,7 +381,7 @@ class DataPlane:
             self.telemetry.part(key, (now - flight.heard) * 1e3, is_first=False)
         flight.heard = now
         if answer.is_invalid and not answer.final:
-            self.telemetry.invalid(key)
+            flight.is_invalid = True
 
     # -- for coroutines ---------------------------------------------------------------------------------------------
 
