@@ -122,12 +122,10 @@ class DataPlane:
                 flight.asked = asked
             variant = flight.variant = choosing.chosen(asked, asked.sticky)
             call = flight.call = reader(variant)
-            if assigned is not None and call.sequence is None:
-                self.telemetry.drawn(assigned.key)
             if call.sequence is not None:
                 call = self._settle_sequence(flight, asked, reader, call.sequence)
-            elif endpoint.rules is not None:
-                call = self._settle_parameters(flight, asked, reader)
+            elif endpoint.route.steering is not None:
+                call = self._settle_rollout(flight, asked, reader, assigned)
             if caller.limiter is not None:
                 caller.limiter.rows(call.rows)
             _set_deadline(flight, asked)
@@ -261,8 +259,10 @@ class DataPlane:
                 flight.call = reader(variant)
         return flight.call
 
-    def _settle_parameters(self, flight: Flight, asked: Asked, reader: Reader) -> Call:
-        """A rollout may send requests to its candidate by what their parameters say."""
+    def _settle_rollout(self, flight: Flight, asked: Asked, reader: Reader, assigned: Variant | None) -> Call:
+        """Counts who was assigned by itself; and requests may go to the candidate by what their parameters say."""
+        if assigned is not None:
+            self.telemetry.drawn(assigned.key)
         found = choosing.by_parameters(asked, flight.variant, flight.call.parameters)
         if found is not None:
             flight.variant = found
