@@ -8,7 +8,9 @@ is no traffic is judged; the answer's header names the version's role all the sa
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, replace
+from itertools import count
 
 from inference.errors import Forbidden, InvalidInput, NotReady
 from inference.gateway.admission import Caller
@@ -20,6 +22,9 @@ from inference.protocol.routes import EndpointRoute
 RETRY_AFTER_S = 1.0
 PINNED, PLAYGROUND = "pinned", "playground"
 HEADER = b"x-model-version"
+# No two gateways draw alike.
+_SEED = os.urandom(8).hex()
+_DRAWS = count()
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +33,7 @@ class Asked:
 
     sticky: the stable hash's key; timeout_ms: the door's own deadline, 0 for none; most_ms: the longest that such a
     request may take where that is more than the endpoint's own limit, which is meant for single answers. headers: for
-    a rollout's matches, names in small letters.
+    a rollout's matches, names in small letters. has_session: `sticky` is a session that the caller named.
     """
 
     caller: Caller
@@ -38,6 +43,7 @@ class Asked:
     timeout_ms: int = 0
     most_ms: int = 0
     headers: Given = field(default_factory=dict)
+    has_session: bool = False
 
 
 def pin(route: EndpointRoute, number: int | None, given: bytes | str | None) -> int | None:
@@ -72,6 +78,22 @@ def chosen(asked: Asked, sticky: str) -> Variant:
     if found is None:
         found = _matched(asked) or _shared(endpoint, sticky)
     return found.counted(arm) if arm else found
+
+
+def drawn(asked: Asked) -> tuple[Asked, Variant | None]:
+    """`asked` as a rollout assigns callers: who names no session is drawn anew with every request, unless the rollout
+    keeps callers by their key. With it the version that the shares alone give such a request, ready or not, by which
+    the split is checked; None where something else decides.
+    """
+    endpoint = asked.endpoint
+    steering = endpoint.route.steering
+    if steering is None or steering.sticky != "session" or asked.has_session:
+        return asked, None
+    asked = replace(asked, sticky=f"{_SEED}{next(_DRAWS)}")
+    if asked.version is not None or endpoint.only is not None or asked.caller.source == PLAYGROUND or _matched(asked):
+        return asked, None
+    found = choose_variant(endpoint.route.variants, endpoint.route.salt, asked.sticky)
+    return asked, endpoint.variants[found.version] if found is not None else None
 
 
 def by_parameters(asked: Asked, variant: Variant, parameters: Scalars) -> Variant | None:

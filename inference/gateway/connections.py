@@ -110,7 +110,7 @@ class _Wire(asyncio.BufferedProtocol):
         if flight.parts or not answer.final:
             self._link.part(flight, answer)
         flight.parts += 1
-        flight.answered(answer, body)
+        flight.take(answer, body)
 
     def _take(self, message: FromReplica) -> None:
         if type(message) is Fault:

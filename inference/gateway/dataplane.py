@@ -70,6 +70,7 @@ class DataPlane:
         self.flights = Flights(self._end)
         self.draining = False
         self.tracer: Tracer | None = None
+        self.watchers: tuple[Callable[[Flight], None], ...] = ()
         self._held: dict[Flight, None] = {}
         self.trials = Trials(self._dispatch, self._end)
         self.rescuer = Rescuer(table, telemetry)
@@ -115,12 +116,16 @@ class DataPlane:
         try:
             queue.enter(endpoint.route.queue_limit, caller)
             has_place = True
+            assigned = None
+            if endpoint.route.steering is not None:
+                asked, assigned = choosing.drawn(asked)
+                flight.asked = asked
             variant = flight.variant = choosing.chosen(asked, asked.sticky)
             call = flight.call = reader(variant)
             if call.sequence is not None:
                 call = self._settle_sequence(flight, asked, reader, call.sequence)
-            elif endpoint.rules is not None:
-                call = self._settle_parameters(flight, asked, reader)
+            elif endpoint.route.steering is not None:
+                call = self._settle_rollout(flight, asked, reader, assigned)
             if caller.limiter is not None:
                 caller.limiter.rows(call.rows)
             _set_deadline(flight, asked)
@@ -134,6 +139,9 @@ class DataPlane:
             self._count_failed(flight, known)
             raise
         self.flights.add(flight)
+        if endpoint.is_watched:
+            for watch in self.watchers:
+                watch(flight)
 
     def answered(self, flight: Flight, answer: Answer) -> None:
         """To be called by a door for a flight's final answer, before it writes it: frees its place and counts it."""
@@ -251,8 +259,10 @@ class DataPlane:
                 flight.call = reader(variant)
         return flight.call
 
-    def _settle_parameters(self, flight: Flight, asked: Asked, reader: Reader) -> Call:
-        """A rollout may send requests to its candidate by what their parameters say."""
+    def _settle_rollout(self, flight: Flight, asked: Asked, reader: Reader, assigned: Variant | None) -> Call:
+        """Counts who was assigned by itself; and requests may go to the candidate by what their parameters say."""
+        if assigned is not None:
+            self.telemetry.drawn(assigned.key)
         found = choosing.by_parameters(asked, flight.variant, flight.call.parameters)
         if found is not None:
             flight.variant = found

@@ -174,7 +174,9 @@ class Generate:
         sticky = session or caller.id or request.id
         headers = request.headers
         version = pin(endpoint.route, request.number, headers.get(PIN))
-        asked = Asked(caller, endpoint, version, sticky, timeout_of(headers), headers=headers)
+        asked = Asked(
+            caller, endpoint, version, sticky, timeout_of(headers), headers=headers, has_session=bool(session)
+        )
 
         def reader(variant: Variant) -> Call:
             signature = variant.route.signature

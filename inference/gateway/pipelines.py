@@ -253,7 +253,7 @@ class Run:
         flight = self._flight
         flight.has_ended, flight.link = True, None
         flight.parts += 1
-        flight.answered(answer, body)
+        flight.take(answer, body)
 
 
 class _StepFlight(Flight):

@@ -73,7 +73,9 @@ class Known:
         sticky = session.decode("latin-1") if session else caller.id
         self.is_sticky = bool(sticky) or endpoint.only is not None
         version = pin(endpoint.route, number, headers.get(PIN))
-        self.asked = Asked(caller, endpoint, version, sticky, timeout_of(headers), headers=headers)
+        self.asked = Asked(
+            caller, endpoint, version, sticky, timeout_of(headers), headers=headers, has_session=bool(session)
+        )
         self.names_itself = b"x-request-id" in headers
         self.split = _split_of(headers)
         self.encoding = headers.get(b"content-encoding", b"identity").lower()
@@ -186,6 +188,7 @@ class _Flying(Flight):
         call.traceparent = known.traceparent
         if known.forwarded:
             call.parameters |= known.forwarded
+            call.forwarded = frozenset(known.forwarded)
         return call
 
     def left(self) -> None:

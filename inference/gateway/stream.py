@@ -68,7 +68,7 @@ class Stream:
 
     __slots__ = (
         "_admitted", "_asking", "_behind", "_errands", "_is_closed", "_on_lost", "_snapshot", "_verb", "asked_at",
-        "behind_bytes", "credential", "headers", "is_draining", "name", "number", "pinged", "pings", "plane", "socket", "sticky",
+        "behind_bytes", "credential", "has_session", "headers", "is_draining", "name", "number", "pinged", "pings", "plane", "socket", "sticky",
         "timeout_ms",
     )  # fmt: skip
 
@@ -87,6 +87,7 @@ class Stream:
         self.number = number
         self.credential = ""
         self.sticky = ""
+        self.has_session = False
         self.timeout_ms = 0
         self.headers: Given = NO_HEADERS
         self.pings = False
@@ -180,7 +181,8 @@ class Stream:
         headers = self.headers
         version = pin(endpoint.route, number, headers.get(PIN))
         sticky = body.session or self.sticky
-        asked = Asked(caller, endpoint, version, sticky, self.timeout_ms, asking.most_ms, headers)
+        has_session = bool(body.session) or self.has_session
+        asked = Asked(caller, endpoint, version, sticky, self.timeout_ms, asking.most_ms, headers, has_session)
         self.plane.start(asking, asked, asking.read)
         asking.settled()
         self._add(asking.id, asking)

@@ -11,13 +11,14 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from inference.gateway.copies import Copies
 from inference.protocol.messages import Answer
 from inference.protocol.samples import BATCH_EDGES, LATENCY_EDGES_MS, STAGE_EDGES_NS, bucket_of
 
 _LATENCY_EDGES_NS = tuple(round(edge * 1e6) for edge in LATENCY_EDGES_MS)
 WAIT_EDGES_NS = tuple(sorted({*STAGE_EDGES_NS, *_LATENCY_EDGES_NS}))
 _ADDED = (
-    "requests", "errors", "retries", "latency_ms", "first_ms", "next_ms", "invalid", "rescued", "scores", "score_sum",
+    "requests", "errors", "retries", "latency_ms", "first_ms", "next_ms", "invalid", "rescued", "drawn", "scores", "score_sum",
     "score_sq",
 )  # fmt: skip
 
@@ -81,9 +82,11 @@ class Sums:
     next_ms: float = 0.0
     invalid: int = 0
     rescued: int = 0
+    drawn: int = 0
     scores: int = 0
     score_sum: float = 0.0
     score_sq: float = 0.0
+    copies: Copies = field(default_factory=Copies)
 
     @property
     def queue(self) -> Histogram:
@@ -103,6 +106,7 @@ class Sums:
         self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
         for code, count in other.error_counts.items():
             self.error_counts[code] = self.error_counts.get(code, 0) + count
+        self.copies.add(other.copies)
         for mine, theirs in ((self.first, other.first), (self.next, other.next)):
             for index, count in theirs.items():
                 mine[index] = mine.get(index, 0) + count

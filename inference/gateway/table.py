@@ -93,6 +93,12 @@ class Endpoint:
     candidate: Variant | None = None
     rules: Rules | None = None
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether some of its requests are copied or kept."""
+        steering = self.route.steering
+        return self.route.recording is not None or (steering is not None and steering.mirror_bp > 0)
+
     def pinned(self, version: int) -> Variant:
         """The variant of that version. Raises NotFound when there is none with a replica."""
         found = self.variants.get(version)

@@ -20,6 +20,7 @@ import redis.asyncio as redis
 from redis.exceptions import RedisError
 
 from inference.errors import InvalidOutput, SerinusError, ServerError
+from inference.gateway.copies import Copies
 from inference.gateway.sums import WAIT_EDGES_NS, Sums, held
 from inference.protocol.messages import Answer
 from inference.protocol.routes import SAMPLES_STREAM
@@ -83,6 +84,10 @@ class Telemetry:
         """A request that failed there has been answered by the stable version."""
         self._sums(key).rescued += 1
 
+    def drawn(self, key: Key) -> None:
+        """A request was assigned there by itself alone."""
+        self._sums(key).drawn += 1
+
     def part(self, key: Key, ms: float, *, is_first: bool) -> None:
         """A part of a streamed answer: ms since its request came, or since the part before."""
         self._sums(key).part(ms, is_first=is_first)
@@ -103,6 +108,10 @@ class Telemetry:
         if found is None:
             found = self._open[key] = Sums()
         return found
+
+    def copies(self, key: Key) -> Copies:
+        """The sums of copied requests in the current second."""
+        return self._sums(key).copies
 
     def refused(self, endpoint: str, error: SerinusError) -> None:
         """A request that was turned away before it reached an endpoint's queue; `endpoint` "" where there is none."""
@@ -144,9 +153,11 @@ class Telemetry:
             next_counts=sums.next,
             invalid=sums.invalid,
             rescued=sums.rescued,
+            drawn=sums.drawn,
             scores=sums.scores,
             score_sum=sums.score_sum,
             score_sq=sums.score_sq,
+            **sums.copies.told(),
         )
 
     def totals(self) -> Iterator[tuple[Key, Sums]]:

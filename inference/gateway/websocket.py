@@ -75,6 +75,7 @@ class Streams:
         stream.timeout_ms = timeout_ms
         session = head.headers.get(b"x-session-id")
         stream.sticky = session.decode("latin-1") if session else caller.id or request_id
+        stream.has_session = bool(session)
         stream.headers = _told(head.headers)
         stream.pings = handshake.PROTOCOL in offered
         self._open.add(stream)

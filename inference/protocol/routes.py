@@ -98,7 +98,8 @@ class Steering(msgspec.Struct, frozen=True):
 
     mirror_bp: the share of the stable version's requests that are copied to the candidate; mirror_inflight: how many
     copies one gateway may have under way. rescue: a request that the candidate fails is asked once more of the stable
-    version. match: see there.
+    version. match: see there. sticky: by what callers are assigned: "session" (X-Session-Id, else each request by
+    itself) or "key" (X-Session-Id, else the API key).
     """
 
     rollout: str
@@ -107,6 +108,7 @@ class Steering(msgspec.Struct, frozen=True):
     mirror_bp: int = 0
     mirror_inflight: int = 32
     rescue: bool = True
+    sticky: str = "session"
     match: list[Match] = msgspec.field(default_factory=list)
     comparison: Comparison = Comparison()
 

@@ -27,7 +27,8 @@ class Sample(msgspec.Struct):
     buckets of LATENCY_EDGES_MS.
 
     What a rollout's judge reads besides: invalid: answers with NaN or infinite outputs; rescued: of the errors, those
-    whose caller got the stable version's answer; scores: business scores (0..1) that came back, their sum and the sum
+    whose caller got the stable version's answer; drawn: requests that were assigned to this version each by itself, whoever
+    answered them in the end (who is sticky, matched a rule or pinned a version is not drawn); scores: business scores (0..1) that came back, their sum and the sum
     of their squares. The arm "shadow" counts copies of live requests: compared, of them drifted (beyond the tolerance),
     drift_sum and drift_sq of their distances (0..1), dropped for want of room.
     """
@@ -55,6 +56,7 @@ class Sample(msgspec.Struct):
     next_counts: dict[int, int] = msgspec.field(default_factory=dict)
     invalid: int = 0
     rescued: int = 0
+    drawn: int = 0
     scores: int = 0
     score_sum: float = 0.0
     score_sq: float = 0.0

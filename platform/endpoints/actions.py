@@ -71,7 +71,7 @@ def deploy(
             defaults={"role": ROLE.CANARY if before else ROLE.PRIMARY},
         )
         write_shares(endpoint, shares)
-        _want(version, replicas, device)
+        want_replicas(version, replicas, device)
         after = {"weights": named(weights_of(endpoint)), "replicas": replicas, "device": device}
         changed(endpoint, actor, "deploy", before={"weights": named(before)}, after=after)
     return endpoint
@@ -234,7 +234,7 @@ def _require_ready(endpoint: Endpoint, numbers: list[int]) -> None:
             )
 
 
-def _want(version: Version, replicas: int, device: str) -> None:
+def want_replicas(version: Version, replicas: int, device: str) -> None:
     """Wishes replicas of a version; of a pipeline, which has none, those of its steps, whoever else uses them too."""
     steps = steps_of(version)
     if not steps:

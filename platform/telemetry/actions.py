@@ -22,7 +22,8 @@ BATCHES_PER_RUN = 20
 KEPT = timedelta(hours=24)
 EXPIRED_AT_ONCE = 20_000
 JUDGED = (
-    "invalid", "rescued", "scores", "score_sum", "score_sq", "compared", "drifted", "drift_sum", "drift_sq", "dropped",
+    "invalid", "rescued", "drawn", "scores", "score_sum", "score_sq", "compared", "drifted", "drift_sum", "drift_sq",
+    "dropped",
 )  # fmt: skip
 Entries = list[tuple[bytes, dict[bytes, bytes]]]
 

@@ -1,6 +1,6 @@
 """A replica for the gateway's tests: it speaks the real frames on a unix socket and does what it is told.
 
-It answers every output of its signature with the first input's numbers, doubled (FP32), or the bytes as they came.
+It answers every output of its signature with the first input's numbers times `factor` (FP32), or the bytes as they came.
 A request with the parameter `parts` is answered that many times, `latency_s` apart, and then by an empty last answer;
 with `part_bytes` each of them holds that many.
 `python fake_replica.py SOCKET ID GENERATION VERSION LATENCY_MS [CLASSES]` runs one in its own process, to be killed.
@@ -73,6 +73,7 @@ class FakeReplica:
         self.is_up = True
         self.echoes = False  # FP32 too comes back as it came
         self.is_invalid = False  # as one whose outputs hold NaN says
+        self.factor = 2.0
         self.answers = 1
         self.ends_empty = False
         self.breaks_after = -1
@@ -210,7 +211,9 @@ class FakePeer(asyncio.Protocol):
             rows = first.shape[0] if len(first.shape) > 1 else 1
             width = first.size_bytes // 4 // max(rows, 1)
             values = body[: first.size_bytes].cast("f").tolist()
-            picked = [2 * v for row in range(rows) for v in values[row * width : row * width + replica.outputs]]
+            picked = [
+                replica.factor * v for row in range(rows) for v in values[row * width : row * width + replica.outputs]
+            ]
             data = array("f", picked).tobytes()
             header = TensorHeader("y", "FP32", [rows, len(picked) // max(rows, 1)], len(data))
         else:

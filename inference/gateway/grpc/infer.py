@@ -24,8 +24,11 @@ def asked_of(plane: DataPlane, head: Head, request: Message) -> Asked:
     version = pin(endpoint.route, requests.version_of(request), head.version)
     sticky = head.session or caller.id or str(next(_ids))
     if endpoint.rules is not None:
-        return Asked(caller, endpoint, version, sticky, head.timeout_ms, headers=head.headers())
-    return Asked(caller, endpoint, version, sticky, head.timeout_ms)
+        headers = head.headers()
+        return Asked(
+            caller, endpoint, version, sticky, head.timeout_ms, headers=headers, has_session=bool(head.session)
+        )
+    return Asked(caller, endpoint, version, sticky, head.timeout_ms, has_session=bool(head.session))
 
 
 class Reading:

@@ -75,7 +75,10 @@ class Target:
 
     def asked(self, who: Who, most_ms: int = 0) -> Asked:
         sticky = who.session or self.caller.id or who.request_id
-        return Asked(self.caller, self.endpoint, self.version, sticky, who.timeout_ms, most_ms, who.headers)
+        has_session = bool(who.session)
+        return Asked(
+            self.caller, self.endpoint, self.version, sticky, who.timeout_ms, most_ms, who.headers, has_session
+        )
 
 
 def split(model: str) -> tuple[str, int | None, str]:

@@ -16,6 +16,11 @@ class Migration(migrations.Migration):
         ),
         migrations.AddField(
             model_name='storedsample',
+            name='drawn',
+            field=models.PositiveIntegerField(default=0),
+        ),
+        migrations.AddField(
+            model_name='storedsample',
             name='drift_sq',
             field=models.FloatField(default=0),
         ),
