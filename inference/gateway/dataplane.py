@@ -122,12 +122,10 @@ class DataPlane:
                 flight.asked = asked
             variant = flight.variant = choosing.chosen(asked, asked.sticky)
             call = flight.call = reader(variant)
-            if assigned is not None and call.sequence is None:
-                self.telemetry.drawn(assigned.key)
             if call.sequence is not None:
                 call = self._settle_sequence(flight, asked, reader, call.sequence)
-            elif endpoint.rules is not None:
-                call = self._settle_parameters(flight, asked, reader)
+            elif endpoint.route.steering is not None:
+                call = self._settle_rollout(flight, asked, reader, assigned)
             if caller.limiter is not None:
                 caller.limiter.rows(call.rows)
             _set_deadline(flight, asked)
@@ -162,6 +160,8 @@ class DataPlane:
             began = flight.rescued.at
             self.rescuer.answered(flight.rescued)
         self.telemetry.answered(flight.variant.key, (now - began) * 1e3, answer, flight.retries)
+        if flight.is_invalid and not answer.is_invalid:
+            self.telemetry.invalid(flight.variant.key)
         if flight.call.timeline:
             answer.parameters.update(timeline(flight.started, flight.sent, now, answer))
         if flight.trace is not None and self.tracer is not None:
@@ -262,8 +262,10 @@ class DataPlane:
                 flight.call = reader(variant)
         return flight.call
 
-    def _settle_parameters(self, flight: Flight, asked: Asked, reader: Reader) -> Call:
-        """A rollout may send requests to its candidate by what their parameters say."""
+    def _settle_rollout(self, flight: Flight, asked: Asked, reader: Reader, assigned: Variant | None) -> Call:
+        """Counts who was assigned by itself; and requests may go to the candidate by what their parameters say."""
+        if assigned is not None:
+            self.telemetry.drawn(assigned.key)
         found = choosing.by_parameters(asked, flight.variant, flight.call.parameters)
         if found is not None:
             flight.variant = found
@@ -306,8 +308,8 @@ class DataPlane:
         if current is None:
             return None
         variant = current.variants.get(before.route.version)
-        may_move = asked is not None and flight.call.sequence is None and flight.rescued is None
-        if may_move and (variant is None or not variant.is_ready):
+        may_move = flight.call.sequence is None and flight.rescued is None
+        if asked is not None and may_move and (variant is None or not variant.is_ready):
             other = choosing.instead(current, asked, variant)
             if other is not None and refit(flight.call, before.route.signature, other.route.signature):
                 variant = other
@@ -363,6 +365,8 @@ class DataPlane:
         if flight.rescued is not None:
             began = flight.rescued.at
             self.rescuer.failed(flight.rescued)
+        if flight.is_invalid:
+            self.telemetry.invalid(key)
         if flight.rescued is None or not isinstance(error, DeadlineExceeded):  # that time the candidate has used up
             self.telemetry.failed(key, (time.monotonic() - began) * 1e3, error, flight.retries)
         if flight.trace is not None and self.tracer is not None:
@@ -380,7 +384,7 @@ class DataPlane:
             self.telemetry.part(key, (now - flight.heard) * 1e3, is_first=False)
         flight.heard = now
         if answer.is_invalid and not answer.final:
-            self.telemetry.invalid(key)
+            flight.is_invalid = True
 
     # -- for coroutines ---------------------------------------------------------------------------------------------
 

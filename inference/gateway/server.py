@@ -120,7 +120,7 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
         LiveDoors(plane, rest, settings),
         repository,
         SharedDoors(plane, rest, regions),
-        Feedback(plane, rest, tables.connect(config.redis_url)),
+        Feedback(plane, tables.connect(config.redis_url)),
         OpenAI(Completions(plane), Embeddings(plane), Models(plane, rest), files, Responses(plane, rest)),
     )
     _filter_logs(settings)

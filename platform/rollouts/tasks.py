@@ -15,6 +15,8 @@ from rollouts import smoke as smoking
 from rollouts.actions import TICK, record_smoke, to_be_smoked
 from rollouts.controller import SMOKE, Controller
 from rollouts.judging import judge_rollout
+from rollouts.webhook_delivery import deliver_due, expire_deliveries
+from rollouts.webhooks import DELIVER
 
 controller = Controller(judge_rollout)
 _pulses: list[Pulse] = []
@@ -55,6 +57,18 @@ def note_done(task: Any = None, **_: object) -> None:
 def stop_pulse(**_: object) -> None:
     while _pulses:
         _pulses.pop().stop()
+
+
+@shared_task(name=DELIVER)  # type: ignore[untyped-decorator]  # celery brings no types
+def deliver_webhooks() -> int:
+    """Every few seconds, and whenever an event was written: what is due is sent."""
+    return deliver_due()
+
+
+@shared_task(name="rollouts.tasks.expire_deliveries")  # type: ignore[untyped-decorator]  # celery brings no types
+def expire() -> int:
+    """Every ten minutes: deliveries that are two weeks old."""
+    return expire_deliveries()
 
 
 @shared_task(name=replay.ADVANCE)  # type: ignore[untyped-decorator]  # celery brings no types
