@@ -151,7 +151,7 @@ class Drafts:
         self._tokens = 0
         self._ahead_s = 0.0  # spent on texts in this iteration
         self._debt_s = 0.0  # of that, what no iteration was charged for yet
-        self._has_failed = False
+        self.has_failed = False
 
     def enter(self, sequence: Sequence) -> None:
         self.proposer.enter(sequence)
@@ -172,13 +172,13 @@ class Drafts:
         """room: drafts that the next iteration has budget for."""
         ready = [sequence for sequence in sequences if sequence.computed and not sequence.is_prefilling]
         self._tokens, self._ahead_s = 0, 0.0
-        if not ready or self._has_failed or not self._payoff.wants(len(ready)):
+        if not ready or self.has_failed or not self._payoff.wants(len(ready)):
             return
         try:
             self._ahead_s = self.proposer.propose(ready, room)
         except Exception:
             log.exception("drafts failed: from now on there are none")
-            self._has_failed = True
+            self.has_failed = True
             for sequence in ready:
                 sequence.drafts = []
 

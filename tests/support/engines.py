@@ -32,7 +32,7 @@ def tiny(seed: int = SAME, **changes: int) -> tuple[Path, Any]:
 class Always(Payoff):
     """Drafts in every iteration, whatever they cost."""
 
-    def wants(self, sequences: int) -> bool:  # noqa: ARG002
+    def wants(self, sequences: int) -> bool:
         return True
 
 
@@ -85,8 +85,12 @@ def request(prompt: list[int], limit: int = 12, **more: Any) -> Request:
     return Request(prompt, Sampling(max_tokens=limit, **{"temperature": 0.0, **more}), limit, **own)
 
 
-def run(engine: Engine, requests: list[Request], *, during: Any = None) -> dict[tuple[int, int], Told]:
-    """Steps until nothing is left; (request, choice) -> what it said. during: called before each step."""
+def run(
+    engine: Engine, requests: list[Request], *, during: Any = None, drafts_fail: bool = False
+) -> dict[tuple[int, int], Told]:
+    """Steps until nothing is left; (request, choice) -> what it said. during: called before each step. drafts_fail: that
+    the engine goes on without them is expected.
+    """
     found: dict[tuple[int, int], Told] = {}
     number = {id(one): at for at, one in enumerate(requests)}
     outputs = [output for one in requests for output in engine.add(one)]
@@ -102,6 +106,7 @@ def run(engine: Engine, requests: list[Request], *, during: Any = None) -> dict[
             told.finish, told.stop_token = output.finish or told.finish, output.stop_token
             told.cached, told.error = max(told.cached, output.cached), output.error
         if not engine.scheduler.running + engine.scheduler.waiting:
+            assert engine.drafts is None or engine.drafts.has_failed == drafts_fail
             return found
         if during is not None:
             during(step)
