@@ -181,12 +181,11 @@ class Sampler:
         """Drafts by the same rules, out of the logits of another model. logits: float32 [L, V], left as they are."""
         work = self._ready(logits, asked)
         weights: list[torch.Tensor | None] = [None] * len(asked.slots)
-        free = np.flatnonzero(~self._seeded[asked.slots] & (self._temperature[asked.slots] > 0))
-        if not len(free):
-            return Guessed(self._chosen(work, asked).tolist(), weights)
-        is_number = torch.isfinite(work.amax(dim=-1)).cpu().numpy()
-        free = free[is_number[free]]
-        tokens = self._chosen(work, asked)
+        is_free = ~self._seeded[asked.slots] & (self._temperature[asked.slots] > 0)
+        tokens = np.full(len(asked.slots), -1, np.int64) if is_free.all() else self._chosen(work, asked)
+        if not is_free.any():
+            return Guessed(tokens.tolist(), weights)
+        free = np.flatnonzero(is_free & torch.isfinite(work.amax(dim=-1)).cpu().numpy())
         slots = asked.slots[free]
         drawn = self._weights(self._warm(work, asked, free), slots)
         tokens[free] = inverse(drawn, uniform(self._seed[slots], asked.numbers[free], DRAFT))
