@@ -159,9 +159,11 @@ def read_draft(folder: Path, model: Language) -> Language:
 
     Raises Rejected for what could not be served alone either, and for another vocabulary than the model's.
     """
-    files = [path for path in sorted((folder / DRAFT).rglob("*")) if path.is_file() and path.suffix == ".gguf"]
+    files = sorted((folder / DRAFT).glob("*.gguf"))
     if len(files) > 1:
         _refuse(f"{DRAFT}/ holds {len(files)} GGUF files", "Leave one of them there.")
+    if not files and not is_causal(folder / DRAFT):
+        _refuse(f"{DRAFT}/ holds no language model", "Put a smaller model of the same family there, or leave it out.")
     found = read_gguf(files[0]) if files else read_folder(folder / DRAFT, is_draft=True)
     if found.needs_conversion:
         _refuse(f"the weights in {DRAFT}/ are pickles", hf.SAFE)
