@@ -11,17 +11,16 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import takewhile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from inference.errors import InvalidOutput, ModelFailed, OutOfMemory, SerinusError
+from inference.generation.asked import Asked, asked_of, before_stop, guesses_of, ints
 from inference.generation.grammar import MaskWanted
-from inference.generation.plan import Flat, Item, Plan, flatten
+from inference.generation.plan import Flat, Plan, flatten
 from inference.generation.requests import Output, Request, Run
-from inference.generation.sampler import Guesses, Rows, Sampled, Sampler
+from inference.generation.sampler import Rows, Sampled, Sampler
 from inference.generation.scheduler import Counts, Scheduler
 from inference.generation.sequence import Sequence, Status
 from inference.generation.steps import step_of
@@ -47,21 +46,6 @@ class Spent:
     prompt_tokens: int = 0
     drafted: int = 0
     accepted: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Rows [first, first + count) of the logits belong to `run`: a new token after each of its drafts, and one."""
-
-    item: Item
-    run: Run
-    first: int
-    count: int
-
-    @property
-    def first_new(self) -> int:
-        """The row of the first new token: where every logit of a prompt is wanted, others come before."""
-        return self.first + self.count - 1 - len(self.item.drafts)
 
 
 class Engine:
@@ -192,7 +176,7 @@ class Engine:
         if not plan.items:
             return []
         flat = flatten(plan)
-        asked = _asked_of(plan, flat)
+        asked = asked_of(plan, flat)
         masks = self._start_masks(asked, len(flat.wanted))
         scheduled = self._clock()
         try:
@@ -238,7 +222,7 @@ class Engine:
     def _start_masks(self, asked: list[Asked], rows: int) -> Future[Masks] | None:
         """Which tokens each grammar allows next, and after each draft, worked out while the forward pass runs."""
         wanted = [
-            MaskWanted(one.run.matcher, one.first_new, _before(one.run.request.stops, one.item.drafts))
+            MaskWanted(one.run.matcher, one.first_new, before_stop(one.run.request.stops, one.item.drafts))
             for one in asked
             if one.item.wants_logits and one.run.matcher is not None and one.run.matches
         ]
@@ -287,7 +271,7 @@ class Engine:
         numbers: list[int] = []
         masked: list[int] = []
         forked: list[tuple[Run, list[tuple[Run, int]]]] = []
-        guesses = _guesses_of(choosing)
+        guesses = guesses_of(choosing)
         for one in choosing:
             run, many = one.run, 1 + len(one.item.drafts)
             if run.matcher is not None and run.matches:
@@ -311,8 +295,8 @@ class Engine:
                 forked.append((run, children))
         if not rows:
             return Sampled([], [], []), []
-        held = _ints(masked) if masks is not None else None
-        wanted = Rows(_ints(rows), _ints(slots), _ints(numbers), masks, held, guesses)
+        held = ints(masked) if masks is not None else None
+        wanted = Rows(ints(rows), ints(slots), ints(numbers), masks, held, guesses)
         return self.sampler.sample(logits, wanted), forked
 
     def _accept(self, run: Run, drafts: list[int], chosen: Sampled, at: int, output: Output) -> None:
@@ -396,44 +380,10 @@ class Engine:
         return found
 
 
-def _asked_of(plan: Plan, flat: Flat) -> list[Asked]:
-    found, at = [], 0
-    for item, count in zip(plan.items, flat.rows, strict=True):
-        if count:
-            found.append(Asked(item, item.sequence.request, at, count))
-        at += count
-    return found
-
-
-def _guesses_of(choosing: list[Asked]) -> Guesses | None:
-    """The drafts that were drawn from a distribution, by the rows that judge them; the runs forget them."""
-    rows: list[int] = []
-    drafts: list[int] = []
-    weights: list[torch.Tensor] = []
-    first = 0
-    for one in choosing:
-        many = min(len(one.item.drafts), len(one.run.guesses))
-        rows += range(first, first + many)
-        drafts += one.item.drafts[:many]
-        weights += one.run.guesses[:many]
-        one.run.guesses = []
-        first += 1 + len(one.item.drafts)
-    return Guesses(_ints(rows), _ints(drafts), torch.stack(weights)) if rows else None
-
-
-def _before(stops: frozenset[int], drafts: list[int]) -> tuple[int, ...]:
-    """The drafts up to the first that ends the text: a grammar says nothing about what comes behind it."""
-    return tuple(takewhile(lambda token: token not in stops, drafts))
-
-
 def _filled(grammars: Grammars, wanted: list[MaskWanted], rows: int) -> Masks:
     masks = grammars.masks(rows)
     grammars.fill(wanted, masks)
     return masks
-
-
-def _ints(values: list[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return np.array(values, np.int64)
 
 
 def _translated(error: BaseException) -> SerinusError:
