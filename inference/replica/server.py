@@ -241,6 +241,7 @@ class Connection(asyncio.BufferedProtocol):
             outcome.output_ns,
             outcome.is_cached,
             dict(outcome.parameters),
+            outcome.is_invalid,
         )
         self._write(encode_head(answer, size), *parts)
 

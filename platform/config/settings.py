@@ -202,6 +202,7 @@ CELERY_TASK_PUBLISH_RETRY_POLICY = {"max_retries": 1, "interval_start": 0, "inte
 CELERY_BEAT_SCHEDULE = {
     "reconcile": {"task": "fleet.tasks.reconcile", "schedule": 2.0, "options": {"expires": 2}},
     "publish": {"task": "endpoints.tasks.publish", "schedule": 1.0, "options": {"expires": 1}},
+    "rollouts": {"task": "rollouts.tasks.tick", "schedule": 1.0, "options": {"expires": 1}},
     "drain-samples": {"task": "telemetry.tasks.drain", "schedule": 1.0, "options": {"expires": 1}},
     "expire-samples": {"task": "telemetry.tasks.expire", "schedule": 600.0, "options": {"expires": 600}},
     "sweep-batches": {"task": "jobs.tasks.sweep", "schedule": 2.0, "options": {"expires": 2}},

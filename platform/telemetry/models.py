@@ -28,6 +28,20 @@ class StoredSample(models.Model):
     input_sum_ms = models.FloatField(default=0)
     output_sum_ms = models.FloatField(default=0)
     batch_counts = models.JSONField(default=dict)
+    queue_counts = models.JSONField(default=dict)
+    first_counts = models.JSONField(default=dict)
+    next_counts = models.JSONField(default=dict)
+    invalid = models.PositiveIntegerField(default=0)
+    rescued = models.PositiveIntegerField(default=0)
+    drawn = models.PositiveIntegerField(default=0)
+    scores = models.PositiveIntegerField(default=0)
+    score_sum = models.FloatField(default=0)
+    score_sq = models.FloatField(default=0)
+    compared = models.PositiveIntegerField(default=0)
+    drifted = models.PositiveIntegerField(default=0)
+    drift_sum = models.FloatField(default=0)
+    drift_sq = models.FloatField(default=0)
+    dropped = models.PositiveIntegerField(default=0)
 
     class Meta:
         constraints: ClassVar = [models.UniqueConstraint(fields=["source", "sequence"], name="sample_once")]

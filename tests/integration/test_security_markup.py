@@ -17,7 +17,7 @@ from endpoints.models import Endpoint
 from fleet.models import Deployment, Device, Host, Replica
 from inference.protocol.generation import PLATFORM
 from jobs.models import Batch, File
-from registry.models import AliasChange, Model, Upload, ValidationRun, Version
+from registry.models import AliasChange, GoldenInput, Model, Upload, ValidationRun, Version
 from tests.support.batches import begin, line
 from tests.support.cast import Cast
 from tests.support.routes import ROUTES, fill
@@ -29,7 +29,7 @@ PARTS = ("", "?part=overview", "?part=list", "?part=version", "?part=replicas", 
 # Columns that code and not people choose, or whose form a rule fixes: slugs, states, digests.
 FIXED = {"name", "username", "password", "role", "access", "status", "state", "phase", "wanted", "digest", "sha256",
          "salt", "id", "kind", "device", "address", "route_address", "boot", "wanted_alias", "tier", "format"}  # fmt: skip
-ROWS = (User, Model, Host, Device, Deployment, Replica, Upload, Endpoint, Team)
+ROWS = (User, Model, GoldenInput, Host, Device, Deployment, Replica, Upload, Endpoint, Team)
 
 
 class Markup(HTMLParser):

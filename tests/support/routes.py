@@ -51,6 +51,10 @@ def _post(needs: Verb, body: dict[str, Any] | None = None) -> Route:
 
 GET = {"GET": Call()}
 REASON = {"reason": "because"}
+GOLDEN = {
+    "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0, 1, 2, 3]}],
+    "outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 4], "data": [0, 1, 2, 3]}],
+}
 PREFIXES = {"/admin/": Route(page=True)}  # all below it is the superusers', checked as a whole
 ROUTES: dict[str, Route] = {
     "/livez": Route(GET, public=True),
@@ -97,6 +101,8 @@ ROUTES: dict[str, Route] = {
         {**GET, "PUT": Call(Verb.DEPLOY, {"version": 1}), "DELETE": Call(Verb.DEPLOY)}, scoped=True
     ),
     "/api/models/<model>/aliases/<alias>/history/": Route(GET, scoped=True),
+    "/api/models/<model>/golden/": Route({**GET, "POST": Call(Verb.UPLOAD, GOLDEN)}, scoped=True),
+    "/api/models/<model>/golden/<golden>/": Route({**GET, "DELETE": Call(Verb.UPLOAD)}, scoped=True),
     "/api/blobs/check/": Route({"POST": Call(Verb.UPLOAD, {"sha256": []})}),
     # fleet
     "/api/hosts/": Route(GET),
@@ -135,6 +141,7 @@ ROUTES: dict[str, Route] = {
     "/models/<name>/describe/": _post(Verb.UPLOAD, {"task": "t", "description": "d"}),
     "/models/<name>/aliases/": _post(Verb.DEPLOY, {"alias": "best", "version": "1"}),
     "/models/<name>/aliases/<alias>/delete/": _post(Verb.DEPLOY),
+    "/models/<name>/golden/<golden>/remove/": _post(Verb.UPLOAD),
     "/models/<name>/versions/<number>/": Route(GET, scoped=True, page=True),
     "/models/<name>/versions/<number>/report.json": Route(GET, scoped=True, page=True),
     "/models/<name>/versions/<number>/deploy/": _post(Verb.DEPLOY, {"endpoint": "other", "replicas": "1"}),
@@ -155,6 +162,15 @@ ROUTES: dict[str, Route] = {
     "/endpoints/<name>/adapters/": _post(Verb.DEPLOY, {"version": "digits:1"}),
     "/endpoints/<name>/adapters/<adapter>/remove/": _post(Verb.DEPLOY),
     "/endpoints/<name>/try/": Route({"POST": Call(Verb.VIEW, {"request": {"inputs": []}})}, scoped=True, page=True),
+    "/endpoints/<name>/golden/": Route(
+        {
+            "POST": Call(
+                Verb.UPLOAD, {"request": {"inputs": GOLDEN["inputs"]}, "response": {"outputs": GOLDEN["outputs"]}}
+            )
+        },
+        scoped=True,
+        page=True,
+    ),
     "/endpoints/<name>/versions/<number>/undeploy/": _post(Verb.DEPLOY),
     "/endpoints/<name>/versions/<number>/scale/": _post(Verb.DEPLOY, {"replicas": "2"}),
     "/fleet/": Route(GET, page=True),
