@@ -56,6 +56,8 @@ GOLDEN = {
     "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0, 1, 2, 3]}],
     "outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 4], "data": [0, 1, 2, 3]}],
 }
+PLAN = {"name": "mine", "steps": [{"kind": "set_weight", "weight_bp": 10_000}]}
+ROLLOUT = {"endpoint": "digits", "version": 2, "plan": "fast"}
 PREFIXES = {"/admin/": Route(page=True)}  # all below it is the superusers', checked as a whole
 ROUTES: dict[str, Route] = {
     "/livez": Route(GET, public=True),
@@ -136,6 +138,21 @@ ROUTES: dict[str, Route] = {
     "/v2/repository/index": Route({"POST": Call(body={})}),
     "/v2/repository/models/<name>/load": Route({"POST": Call(Verb.OPERATE, {})}, scoped=True),
     "/v2/repository/models/<name>/unload": Route({"POST": Call(Verb.OPERATE, {})}, scoped=True),
+    # rollouts
+    "/api/endpoints/<name>/rollback/": Route({"POST": Call(Verb.DEPLOY, REASON)}, scoped=True),
+    "/api/plans/": Route({**GET, "POST": Call(Verb.DEPLOY, {"plan": PLAN, "team": "red"})}),
+    "/api/rollouts/": Route({**GET, "POST": Call(Verb.DEPLOY, ROLLOUT)}),
+    "/api/rollouts/<pk>/": Route(GET, scoped=True),
+    "/api/rollouts/<pk>/promote/": Route({"POST": Call(Verb.DEPLOY, REASON)}, scoped=True),
+    "/api/rollouts/<pk>/promote_full/": Route({"POST": Call(Verb.DEPLOY, REASON)}, scoped=True),
+    "/api/rollouts/<pk>/pause/": Route({"POST": Call(Verb.DEPLOY, REASON)}, scoped=True),
+    "/api/rollouts/<pk>/resume/": Route({"POST": Call(Verb.DEPLOY, REASON)}, scoped=True),
+    "/api/rollouts/<pk>/extend/": Route({"POST": Call(Verb.DEPLOY, REASON)}, scoped=True),
+    "/api/rollouts/<pk>/approve/": Route({"POST": Call(Verb.OPERATE, REASON)}, scoped=True),
+    "/api/rollouts/<pk>/abort/": Route({"POST": Call(Verb.DEPLOY, REASON)}, scoped=True),
+    "/api/rollouts/<pk>/events/": Route(GET, scoped=True),
+    "/api/rollouts/<pk>/guardrails/": Route(GET, scoped=True),
+    "/api/rollouts/<pk>/readings/": Route(GET, scoped=True),
     "/api/webhooks/": Route({**GET, "POST": Call(Verb.OPERATE, WEBHOOK)}),
     "/api/webhooks/<webhook>/": Route(
         {"GET": Call(Verb.OPERATE), "PATCH": Call(Verb.OPERATE, {"enabled": False}), "DELETE": Call(Verb.OPERATE)},
