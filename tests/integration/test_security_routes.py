@@ -221,6 +221,8 @@ UNCHANGED = {
     "/endpoints/<name>/try/",
     "/endpoints/<name>/weights/",
     "/logout/",
+    "/endpoints/<name>/rollback/",
+    "/rollouts/<rollout>/resume/",
     "/models/<name>/versions/<number>/approve/",
     "/models/<name>/versions/<number>/archive/",
     "/models/<name>/versions/<number>/convert/",
