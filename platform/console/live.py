@@ -123,7 +123,11 @@ def endpoint_data(pk: int) -> Data:
         "batches": [list(one) for one in batch_sizes(endpoint.name, BATCHES_S)],
         "window_s": CHART_S,
         "points": _points(endpoint.name),
-        "stamps": {"replicas": stamp(marks, endpoint.revision)},
+        "stamps": {
+            "replicas": stamp(marks, endpoint.revision),
+            "rollout": rollouts.endpoint_stamp(endpoint),
+            "split": stamp(list(endpoint.variants.values_list("version_id", "weight_bp")), endpoint.steering is None),
+        },
     }
 
 
@@ -214,7 +218,16 @@ def dashboard_data(actor: Actor) -> Data:
         **{f"p99:{name}": part.quantile_ms(0.99) for name, part in parts.items()},
         "ready": sum(state.ready_total for state in states),
         "hosts": facts.hosts - len(facts.lost_hosts),
-        "stamps": {"overview": stamp(health.tone, health.sentence, shape, facts.validating, newest)},
+        "stamps": {
+            "overview": stamp(
+                health.tone,
+                health.sentence,
+                shape,
+                facts.validating,
+                newest,
+                rollouts.list_stamp(rollouts.active_first(actor)),
+            )
+        },
     }
 
 

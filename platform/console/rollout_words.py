@@ -78,9 +78,18 @@ class Guard:
 
 
 def guards(judgement: dict[str, Any] | None) -> list[Guard]:
-    """Those with data first, in the judge's order."""
-    found = [_guard(one) for one in (judgement or {}).get("findings", [])]
-    return sorted(found, key=lambda one: one.verdict == VERDICTS["no_data"][0])
+    """Those with data, in the judge's order."""
+    return [_guard(one) for one in _findings(judgement) if one["verdict"] != "no_data"]
+
+
+def silent(judgement: dict[str, Any] | None) -> list[str]:
+    """The names of metrics without data."""
+    return [metric_words(one["metric"]) for one in _findings(judgement) if one["verdict"] == "no_data"]
+
+
+def _findings(judgement: dict[str, Any] | None) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = (judgement or {}).get("findings", [])
+    return found
 
 
 def _guard(one: dict[str, Any]) -> Guard:

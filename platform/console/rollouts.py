@@ -89,6 +89,18 @@ def last_of(actor: Actor, endpoint: Endpoint, most: int = 3) -> list[Line]:
     return [line(row) for row in ended[:most]]
 
 
+def endpoint_rollouts(actor: Actor, endpoint: Endpoint) -> Data:
+    """What an endpoint's page says of rollouts: the active one, those before, where it could go back to."""
+    found = active_of(actor, endpoint)
+    return {"moving": found, "moved": last_of(actor, endpoint), "back": None if found else back_of(endpoint)}
+
+
+def endpoint_stamp(endpoint: Endpoint) -> str:
+    """Changes when what is said of its rollouts would look different."""
+    rows = Rollout.objects.filter(endpoint=endpoint).order_by("-created_at")
+    return stamp(list(rows.values_list("pk", "revision", "old_stage")[:4]))
+
+
 def goes_back_to(rollout: Rollout) -> int | None:
     """The number of the version that could come back after this rollout, None when none can."""
     if rollout.phase != Phase.SUCCEEDED or not rollout.old_stage or rollout.endpoint is None:
@@ -171,6 +183,7 @@ def page_data(actor: Actor, rollout: Rollout) -> Data:
         "approve": _approve_step(rollout, plan),
         "back": goes_back_to(rollout) if can(actor, Verb.DEPLOY, rollout) else None,
         "guards": words.guards(rollout.judgement),
+        "silent": words.silent(rollout.judgement),
         "judged": words.JUDGED.get((rollout.judgement or {}).get("verdict", "none"), ("", "")),
         "shares": [(f"v{rollout.stable.number}", WEIGHT_TOTAL_BP - rollout.weight_bp), (f"v{rollout.candidate.number}", rollout.weight_bp)],
         "arms": figures,
@@ -281,7 +294,7 @@ def stamps(rollout: Rollout) -> dict[str, str]:
 
 
 def list_data(actor: Actor) -> Data:
-    """The live topic of the list: the active ones."""
+    """The live topic of the list."""
     return {"stamps": {"rollouts": list_stamp(active_first(actor))}}
 
 

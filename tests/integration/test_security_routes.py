@@ -222,6 +222,7 @@ UNCHANGED = {
     "/endpoints/<name>/weights/",
     "/logout/",
     "/endpoints/<name>/rollback/",
+    "/endpoints/<name>/rollouts/preview/",
     "/rollouts/<rollout>/resume/",
     "/models/<name>/versions/<number>/approve/",
     "/models/<name>/versions/<number>/archive/",

@@ -6,6 +6,7 @@ refusal is a refusal of the caller and not of the body.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -228,6 +229,11 @@ ROUTES: dict[str, Route] = {
     "/webhooks/<webhook>/switch/": _post(Verb.OPERATE, {"enabled": "0"}),
     "/webhooks/<webhook>/delete/": _post(Verb.OPERATE),
     # jobs; POST /v1/files is a raw ASGI application (tests/integration/test_jobs_api.py)
+    "/endpoints/<name>/rollouts/new/": Route({"GET": Call(Verb.DEPLOY)}, scoped=True, page=True),
+    "/endpoints/<name>/rollouts/preview/": _post(Verb.DEPLOY, {"version": "2", "plan": "fast"}),
+    "/endpoints/<name>/rollouts/start/": _post(Verb.DEPLOY, {"version": "2", "plan": "fast"}),
+    "/plans/": Route(GET, page=True),
+    "/plans/save/": Route({"POST": Call(Verb.DEPLOY, {"team": "red", "plan": json.dumps(PLAN)})}, page=True),
     "/endpoints/<name>/rollback/": _post(Verb.DEPLOY, REASON),
     "/rollouts/": Route(GET, page=True),
     "/rollouts/<rollout>/": Route(GET, scoped=True, page=True),

@@ -19,6 +19,7 @@ from console.live import endpoint_data
 from console.pages import attempt, page, rights
 from console.pipelines import pipeline_of
 from console.reading import MAX_SHOWN, endpoint_named, endpoint_states, replicas_of
+from console.rollouts import endpoint_rollouts
 from console.snippets import chat_snippets, needs_key, snippets
 from console.traffic import traffic_of
 from console.views.adapters import adapters_of_page
@@ -52,6 +53,9 @@ def endpoint(request: HttpRequest, name: str) -> HttpResponse:
     context = {"endpoint": found, "may": rights(actor, found), **_placed(found, variants)}
     if request.GET.get("part") == "replicas":
         return render(request, "part/endpoint_replicas.html", context)
+    context |= endpoint_rollouts(actor, found)
+    if request.GET.get("part") == "rollout":
+        return render(request, "part/endpoint_rollout.html", context)
     signature = _signature(variants)
     chats = language_of([variant.version for variant in variants])
     now = endpoint_data(found.pk)
