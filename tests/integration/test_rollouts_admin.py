@@ -46,14 +46,14 @@ def act(client: Client, name: str, rollout: Rollout) -> str:
 
 
 @pytest.mark.parametrize(
-    ("name", "phase", "verb"),
-    [("promote", "promoting", "promote_rollout"), ("pause", "paused", "pause_rollout"), ("abort", "aborting", "abort_rollout")],
+    ("name", "phase", "step", "verb"),
+    [("promote", "progressing", 2, "promote_rollout"), ("pause", "paused", 1, "pause_rollout"), ("abort", "aborting", 1, "abort_rollout")],
 )  # fmt: skip
-def test_an_action_is_the_real_one(going: Rollout, root: Client, name: str, phase: str, verb: str) -> None:
+def test_an_action_is_the_real_one(going: Rollout, root: Client, name: str, phase: str, step: int, verb: str) -> None:
     html = act(root, name, going)
-    assert "digits: 1 -&gt; 2 is" in html
+    assert "Digits: 1 -&gt; 2 is" in html
     going.refresh_from_db()
-    assert going.phase == phase
+    assert (going.phase, going.step) == (phase, step)
     entry = AuditEntry.objects.get(verb=verb)
     assert (entry.actor, entry.reason) == ("root", "from the admin")
 

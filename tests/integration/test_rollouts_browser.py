@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,14 +13,15 @@ from axe_playwright_python.sync_playwright import Axe
 from django.db import connection
 
 from accounts.models import Membership, Role
-from rollouts.actions import abort
-from rollouts.models import Rollout
+from rollouts import plans
+from rollouts.actions import abort, extend
+from rollouts.models import Reading, Rollout
 from rollouts.plans import Analyze, Approve, Plan, SetWeight
 from telemetry.models import StoredSample
 from tests.support.browser import Visitor, chromium, console_server, executable, screenshots
 from tests.support.cast import Cast, make_cast
 from tests.support.rollout_show import begin, controller, judged, tick_until, traffic
-from tests.support.rollouts import drive, stage
+from tests.support.rollouts import PASS, drive, stage
 
 pytestmark = [
     pytest.mark.browser,
@@ -107,11 +109,98 @@ def test_a_rollout_in_every_shape(cast: Cast, url: str, tmp_path: Path) -> None:
     shots = screenshots(tmp_path)
     place = f"/rollouts/{going.pk}/"
     with chromium() as browser:
-        troubles = shown(browser, url, {"rollout": place, "rollouts": "/rollouts/"}, shots)
+        troubles = shown(
+            browser,
+            url,
+            {"rollout": place, "rollouts": "/rollouts/", "overview": "/", "endpoint": "/endpoints/digits/"},
+            shots,
+        )
         StoredSample.objects.all().delete()
+        Reading.objects.all().delete()
         traffic(going, seconds=150, errors=0.08)
         judged(going)
         apart(lambda: ended(cast, going))
         assert Rollout.objects.get().phase == "rolled_back"
-        troubles += shown(browser, url, {"rollout-aborted": place}, shots)
+        new = "/endpoints/digits/rollouts/new/?plan=cautious"
+        troubles += shown(browser, url, {"rollout-aborted": place, "rollout-new": new, "plans": "/plans/"}, shots)
     assert troubles == []
+
+
+def test_it_is_started_watched_and_approved(cast: Cast, url: str, tmp_path: Path) -> None:
+    """1. Started from the endpoint's page, with a plan written by hand. 2. It moves by itself, and the page with it.
+    3. A colleague approves it. 4. It ends, and can be taken back.
+    """
+    shots = screenshots(tmp_path)
+    stage(cast.actor("developer"), of=cast.red)
+    ticker, word, clock = controller()
+    with chromium() as browser:
+        starter = Visitor(browser, url, viewport={"width": 1360, "height": 860}).log_in(*DEVELOPER)
+        page = starter.page
+        page.goto("/endpoints/digits/")
+        page.get_by_role("link", name="Roll out another version").click()
+        page.get_by_text("It can start").wait_for()
+        page.get_by_text("Write a plan").click()
+        page.get_by_label("Plan as JSON").fill('{"name": "mine"')
+        page.get_by_label("Plan", exact=True).select_option("own")
+        page.locator("#plan-error", has_text="line 1, column").wait_for()
+        page.get_by_label("Plan as JSON").fill(json.dumps(plans.as_json(ASKS)))
+        page.get_by_text("waits for 1 approval").wait_for()
+        page.screenshot(path=shots / "rollout-own-plan.png", full_page=True)
+        page.get_by_label("Reason").fill("the new training data")
+        page.get_by_role("button", name="Start the rollout").click()
+        page.get_by_text("Version 2 is on its way").wait_for()
+        going = Rollout.objects.get()
+        page.locator("[data-connection][data-state=open]").wait_for()
+        apart(lambda: tick_until(going, ticker, "awaiting_approval", step=1))
+        page.get_by_text("0 of 1 approval").wait_for()
+        page.get_by_text("version 2 0 % → 25 %").wait_for()
+        assert page.get_by_role("button", name="Approve").count() == 0
+        colleague = Visitor(browser, url, viewport={"width": 360, "height": 740}).log_in(*OWNER)
+        other = colleague.page
+        other.goto(f"/rollouts/{going.pk}/")
+        other.get_by_label("Reason").fill("looks good")
+        other.get_by_role("button", name="Approve").click()
+        other.locator("dialog").get_by_text("The rollout then goes on by itself").wait_for()
+        other.screenshot(path=shots / "rollout-approve-narrow.png")
+        other.locator("dialog").get_by_role("button", name="Approve").click()
+        other.get_by_text("Your approval is noted").wait_for()
+        page.get_by_text("Approved by owner (1 of 1). looks good").first.wait_for()
+        word.said = PASS
+        apart(lambda: drive(going, ticker, clock))
+        page.get_by_role("button", name="Go back to version 1").wait_for()
+        page.screenshot(path=shots / "rollout-succeeded.png", full_page=True)
+        assert Rollout.objects.get().phase == "succeeded"
+        assert starter.troubles == colleague.troubles == []
+
+
+def test_it_is_paused_promoted_and_aborted_with_the_effect_in_numbers(cast: Cast, url: str, tmp_path: Path) -> None:
+    endpoint, _, candidate = stage(cast.actor("developer"), of=cast.red)
+    ticker, _, _ = controller()
+    going = tick_until(begin(endpoint, candidate, RAMP, cast.actor("developer")), ticker, "progressing", step=1)
+    traffic(going, seconds=60, per_s=50)
+    with chromium() as browser:
+        visitor = Visitor(browser, url, viewport={"width": 1360, "height": 860}).log_in(*DEVELOPER)
+        page = visitor.page
+        page.goto(f"/rollouts/{going.pk}/")
+        page.locator("[data-connection][data-state=open]").wait_for()
+        dialog = page.locator("dialog")
+        page.get_by_label("Reason").fill("lunch")
+        page.get_by_role("button", name="Pause").click()
+        dialog.get_by_text("Version 2 keeps 10 %").wait_for()
+        # Others go on meanwhile: the page is renewed when the question is answered, not under it.
+        apart(lambda: extend(rollout=going, actor=cast.actor("owner"), reason="more time"))
+        page.get_by_text("A person gave the step its whole time again. more time").first.wait_for(state="attached")
+        dialog.get_by_role("button", name="Pause").click()
+        page.get_by_text("It is paused").wait_for()
+        page.get_by_text("lunch").first.wait_for()
+        page.get_by_role("button", name="Promote step").click()
+        dialog.get_by_text("Moves 40 % = about").wait_for()
+        page.screenshot(path=screenshots(tmp_path) / "rollout-promote.png")
+        dialog.get_by_role("button", name="Cancel").click()
+        page.get_by_role("button", name="Abort now").click()
+        dialog.get_by_text("requests/s back to version 1, within a second").wait_for()
+        dialog.get_by_role("button", name="Abort now").click()
+        page.get_by_text("It is aborted").first.wait_for()
+        going.refresh_from_db()
+        assert (going.phase, going.weight_bp) == ("aborting", 0)
+        assert visitor.troubles == []

@@ -147,6 +147,7 @@ def hostile_rollout(cast: Cast) -> Rollout:
 
 @pytest.fixture
 def values(cast: Cast) -> dict[str, Any]:
+    rollout = hostile_rollout(cast)
     furnish(cast, traffic=False)
     made = hostile_version(cast)
     running = ValidationRun.objects.get()
@@ -169,7 +170,6 @@ def values(cast: Cast) -> dict[str, Any]:
                after={ATTACK: [ATTACK], "x": {ATTACK: ATTACK}}, reason=ATTACK)  # fmt: skip
     language = hostile_language(cast)
     batch = hostile_batch(cast)
-    rollout = hostile_rollout(cast)
     webhook, _ = create_webhook(actor=cast.actor("owner"), team=cast.red, url="https://hooks.example.com/")
     Webhook.objects.update(url=f"https://x/{ATTACK}", events=[ATTACK, SHORT], creator=ATTACK[:200])
     WebhookDelivery.objects.create(webhook=webhook, event=SHORT, body=ATTACK, response=ATTACK, next_at=timezone.now())
