@@ -85,6 +85,7 @@ class Arm:
                     Bin(
                         START_UNIX_S + second,
                         requests=int(self.requests[run, second]),
+                        drawn=int(self.requests[run, second]),
                         errors=int(self.errors[run, second]),
                         latency=counts,
                     )

@@ -22,6 +22,7 @@ def arm(seconds: int, per_second: int, **sums: int | Callable[[int], int]) -> li
     for second in range(seconds):
         values = {name: value(second) if callable(value) else value for name, value in sums.items()}
         slow = per_second * (second + 1) // 10 - per_second * second // 10
+        values.setdefault("drawn", per_second)
         latency = {20: per_second - slow, 24: slow}
         bins.append(Bin(T0 + second, requests=per_second, latency=latency, **values))
     return bins
@@ -151,8 +152,8 @@ def test_a_wrong_split_is_unhealthy() -> None:
 
 
 def test_a_split_that_changed_on_the_way_is_healthy() -> None:
-    canary = [replace(item, requests=5 if item.at_unix_s < T0 + 150 else 25) for item in arm(300, 5)]
-    stable = [replace(item, requests=45 if item.at_unix_s < T0 + 150 else 25) for item in arm(300, 5)]
+    canary = arm(300, 25, drawn=lambda s: 5 if s < 150 else 25)
+    stable = arm(300, 45, drawn=lambda s: 45 if s < 150 else 25)
     shares = [(T0, 0.1), (T0 + 150, 0.5)]
     assert judge(stable, canary, DEFAULTS, now_unix_s=T0 + 300, expected_share=shares).srm_p == 1.0
     assert judge(stable, canary, DEFAULTS, now_unix_s=T0 + 300, expected_share=0.1).verdict == "unhealthy"
@@ -163,9 +164,11 @@ def test_a_canary_proven_bad_fails_though_the_split_is_wrong() -> None:
     assert verdict(arm(100, 45), arm(100, 5, errors=1), share=0.5, seconds=100).verdict == "fail"
 
 
-def test_rescued_attempts_do_not_count_twice_in_the_split() -> None:
-    canary = arm(300, 25, errors=10, rescued=10)
-    assert verdict(arm(300, 35), canary, share=0.5, seconds=300).srm_p == 1.0
+def test_only_requests_drawn_by_themselves_tell_of_the_split() -> None:
+    """One key with half of all traffic that sticks to the canary is no fault of the split."""
+    sticky = [replace(item, requests=30) for item in arm(300, 5)]
+    assert verdict(arm(300, 45), sticky, seconds=300).srm_p == 1.0
+    assert verdict(arm(300, 45), arm(300, 30), seconds=300).verdict == "unhealthy"
 
 
 def test_a_bad_hour_of_the_endpoint_blames_nobody() -> None:
