@@ -32,7 +32,7 @@ class Flight(ABC):
 
     __slots__ = (
         "call", "deadline", "endpoint", "has_ended", "held_until", "is_abandoned", "key", "link", "number", "parts",
-        "retries", "sent", "started", "trace", "variant",
+        "retries", "room", "sent", "started", "trace", "variant",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -49,6 +49,7 @@ class Flight(ABC):
         self.retries = 0
         self.held_until = 0.0
         self.parts = 0  # answers so far
+        self.room: memoryview | None = None  # lent for its answer
         self.has_ended = False
         self.is_abandoned = False
 

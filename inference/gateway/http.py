@@ -53,6 +53,10 @@ class Application(Protocol):
         """Called when a head has come whose body is still on its way. Raises SerinusError to refuse it."""
         ...
 
+    def memory(self, head: Head) -> memoryview | None:
+        """Called after `preflight` for a large body: where it shall be received; None: anywhere."""
+        ...
+
     def handle(self, connection: Connection, head: Head, body: Part) -> None:
         """Takes a whole request; it ends with one `respond` or `stream`, now or later. Raises nothing."""
         ...
@@ -241,7 +245,7 @@ class Connection(asyncio.BufferedProtocol):
         if head.length < OWN_PAGES_BYTES:
             self._view = memoryview(bytearray(head.length))
         else:
-            self._view = memory.pool.take(head.length, -_json_bytes(head))
+            self._view = self._app.memory(head) or memory.pool.take(head.length, -head.json_bytes)
         self._view[: len(data)] = data
         self._filled = len(data)
 
@@ -454,9 +458,3 @@ class Connection(asyncio.BufferedProtocol):
         elif now - self._since > IDLE_S:
             self._closing = True
             self.transport.close()
-
-
-def _json_bytes(head: Head) -> int:
-    """How far into a body its binary tensors begin, as far as its head says so: they are to lie aligned."""
-    given = head.headers.get(b"inference-header-content-length", b"")
-    return int(given) if given.isdigit() and len(given) <= 12 else 0
