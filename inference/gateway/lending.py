@@ -158,4 +158,4 @@ def number_of(room: memoryview | None) -> int:
 
 
 def _address(part: Part) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(part)) if len(part) else 0  # type: ignore[arg-type]
+    return ctypes.addressof(ctypes.c_char.from_buffer(part)) if len(part) else 0
