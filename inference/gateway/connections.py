@@ -120,10 +120,12 @@ class _Wire(asyncio.BufferedProtocol):
         if answer.final:
             del self.pending[answer.id]
             flight.has_ended = True
+        if flight.parts or not answer.final:
+            self._link.part(flight, answer)
         flight.parts += 1
         self._link.lender.saw_answer(len(body))
         flight.room = None
-        flight.answered(answer, body)
+        flight.take(answer, body)
 
     def _take(self, message: FromReplica) -> None:
         if type(message) is Fault:
@@ -278,6 +280,7 @@ class Link:
 
     def pause(self, flight: Flight) -> None:
         """The reader of this streaming request is slow."""
+        flight.heard = 0.0  # the next part waits for its reader, not for the model
         self._tell(Pause(flight.number))
 
     def resume(self, flight: Flight) -> None:
@@ -327,6 +330,10 @@ class Link:
 
     def failed(self, flight: Flight, error: SerinusError) -> None:
         self._pool.on_failed(flight, error)
+
+    def part(self, flight: Flight, answer: Answer) -> None:
+        """One of several answers has come."""
+        self._pool.on_part(flight, answer)
 
     def greeted(self, wire: _Wire, hello: Hello) -> None:
         if hello.replica != self.route.id or hello.generation < self.route.generation:
@@ -405,9 +412,9 @@ async def _connect(address: str, wire: _Wire) -> None:
 
 
 class Pool:
-    """The links of one gateway. on_failed: who is told of failed requests; on_lost: of the replicas whose connection
-    ended; on_change: called when a link became ready
-    or the table changed, so that those who wait for a replica are looked at.
+    """The links of one gateway. on_failed: who is told of failed requests; on_part: of each part of a streamed answer;
+    on_lost: of the replicas whose connection ended; on_change: called when a link became ready or the table changed, so
+    that those who wait for a replica are looked at.
     """
 
     def __init__(self) -> None:
@@ -415,6 +422,7 @@ class Pool:
         self._retiring: set[asyncio.Task[None]] = set()
         self.budget = Budget()
         self.on_failed: Callable[[Flight, SerinusError], None] = lambda _flight, _error: None
+        self.on_part: Callable[[Flight, Answer], None] = lambda _flight, _answer: None
         self.on_lost: Callable[[str], object] = lambda _replica: None
         self.on_change: list[Callable[[], None]] = []
 

@@ -10,6 +10,8 @@ import msgspec
 
 from inference.protocol.statistics import ModelStatistics
 
+BACKGROUND = -100  # a priority that no client can name
+
 
 class TensorHeader(msgspec.Struct, frozen=True, array_like=True):
     """A tensor whose `size_bytes` bytes lie in the frame's body. Its shape holds no -1."""
@@ -31,7 +33,8 @@ class SequenceControl(msgspec.Struct, frozen=True, array_like=True):
 class Infer(msgspec.Struct, tag="infer", frozen=True, array_like=True):
     """Gateway -> replica: run these inputs; answer or fault under the same `id` within `timeout_ms`.
 
-    `outputs` names the wanted outputs, empty for all. `priority` 0 is the version's default, 1 the highest.
+    `outputs` names the wanted outputs, empty for all. `priority` 0 is the version's default, 1 the highest;
+    BACKGROUND is behind all others, whether the version has priorities or not.
     `queue_timeout_us`: how long it may wait in the queue, where the queue's policy lets requests say so; 0: not said.
     `traceparent`: W3C trace context, "" without any. `key`: the caller's key id, for fair queueing. `block`: the lent
     block that the tensors lie in from byte `at` on, instead of the frame's body; 0: they are the body. `room`: the lent
@@ -129,6 +132,7 @@ class Answer(msgspec.Struct, tag="answer", frozen=True, array_like=True):
 
     `final` is False while a decoupled model has more answers for this request; the final one may have no tensors.
     `is_in_room`: the tensors lie in the block that the request named as `room`, from its beginning on.
+    `is_invalid`: a floating-point output holds NaN or infinity.
     """
 
     id: int
@@ -141,6 +145,7 @@ class Answer(msgspec.Struct, tag="answer", frozen=True, array_like=True):
     output_ns: int = 0
     is_cached: bool = False
     parameters: dict[str, str | int | float | bool] = msgspec.field(default_factory=dict)
+    is_invalid: bool = False
     is_in_room: bool = False
 
 

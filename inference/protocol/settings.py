@@ -148,7 +148,8 @@ class RuntimeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
     means that nothing is batched. reshapes: tensor -> the shape (without the batch dimension) that the model itself
     takes or gives where clients see another one. parameters: handed to the model as they are. constants: inputs that
     have one value for ever (Silero VAD's sampling rate); clients do not see them. nan_policy: an answer with NaN or
-    infinity is given out (JSON has null for it), or refused as the error `invalid_output`. generation: how a language
+    infinity is given out (JSON has null for it) and counted as invalid, refused as the error `invalid_output`, or not
+    looked for ("ignore": the model means it). generation: how a language
     model is run; others have none.
     """
 
@@ -180,5 +181,5 @@ class RuntimeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
     parameters: dict[str, str] = msgspec.field(default_factory=dict)
     reshapes: dict[str, list[int]] = msgspec.field(default_factory=dict)
     constants: dict[str, bool | int | float] = msgspec.field(default_factory=dict)
-    nan_policy: Literal["pass", "reject"] = "pass"
+    nan_policy: Literal["pass", "reject", "ignore"] = "pass"
     generation: GenerationSettings | None = None

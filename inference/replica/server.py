@@ -270,6 +270,7 @@ class Connection(asyncio.BufferedProtocol):
             outcome.output_ns,
             outcome.is_cached,
             dict(outcome.parameters),
+            outcome.is_invalid,
             is_in_room=final and self._fill(request.room, parts, size),
         )
         if answer.is_in_room:
