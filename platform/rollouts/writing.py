@@ -15,7 +15,7 @@ from endpoints.models import Endpoint
 from endpoints.steering import steer
 from inference.errors import Conflict
 from inference.protocol.routes import WEIGHT_TOTAL_BP, Steering
-from rollouts import plans
+from rollouts import plans, webhooks
 from rollouts.models import Rollout, RolloutEvent
 from rollouts.phases import FINAL, MOVES, Phase, Reason
 from rollouts.plans import Plan, Traffic
@@ -74,7 +74,7 @@ def move(
     rollout.revision += 1
     rollout.events_count += 1
     rollout.save(update_fields=[*change, "revision", "events_count"])
-    RolloutEvent.objects.create(
+    event = RolloutEvent.objects.create(
         rollout=rollout,
         seq=rollout.events_count,
         at=now,
@@ -90,6 +90,7 @@ def move(
         weights_after=_weights(rollout),
         evidence=dict(evidence or {}),
     )
+    webhooks.tell(event)
     return rollout
 
 
