@@ -108,6 +108,7 @@ def settings_of(plan: Plan) -> JudgeSettings:
             Guardrail(
                 one.metric, max(one.margin, 1e-6), one.kind, "decrease" if one.metric == "score" else "increase",
                 ceiling=_ceiling(one.margin, usual.get(one.metric)),
+                weight=usual[one.metric].weight if one.metric in usual else 1.0,
             )
             for one in asked
         )  # fmt: skip
