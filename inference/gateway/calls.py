@@ -61,7 +61,7 @@ class Call:
 
     outputs: wanted output names, empty for all. rows: of the batch dimension, 1 without one. binary: names of the
     outputs that go back as bytes; None means all. special: outputs that are ranked or go to shared memory. timeline:
-    its answer shall tell where the time went.
+    its answer shall tell where the time went. forwarded: parameters that were headers.
     """
 
     id: str
@@ -77,6 +77,7 @@ class Call:
     rows: int = 1
     timeline: bool = False
     special: dict[str, Ranking | Target] | None = None
+    forwarded: frozenset[str] = frozenset()
 
 
 _decode = msgspec.json.Decoder(InferBody).decode

@@ -33,6 +33,7 @@ from inference.gateway.choosing import Asked
 from inference.gateway.connections import ConnectionLost, Link, Pool
 from inference.gateway.feedback_ids import FeedbackIds
 from inference.gateway.flights import Flight, Flights
+from inference.gateway.lending import lender_of
 from inference.gateway.pipelines import Run
 from inference.gateway.quarantine import WORDS, Trials
 from inference.gateway.rescue import Rescuer, refit
@@ -70,7 +71,7 @@ class DataPlane:
         self.flights = Flights(self._end)
         self.draining = False
         self.tracer: Tracer | None = None
-        self.watch: Callable[[Flight], None] = lambda _flight: None
+        self.watchers: tuple[Callable[[Flight], None], ...] = ()
         self._held: dict[Flight, None] = {}
         self.trials = Trials(self._dispatch, self._end)
         self.rescuer = Rescuer(table, telemetry)
@@ -101,6 +102,17 @@ class DataPlane:
             raise NotFound(f"Request for unknown model: '{name}' is not found")
         return caller, endpoint
 
+    def memory(self, name: str, version: int | None, size: int, offset: int) -> memoryview | None:
+        """Where a body of `size` bytes may be received so that the replica that it will be sent to reads it there; None
+        where that is not known yet, or no replica lends. offset: as for Lender.take.
+        """
+        endpoint = self.table.now.endpoints.get(name)
+        variant = None
+        if endpoint is not None:
+            variant = endpoint.only if version is None else endpoint.variants.get(version)
+        link = self._pick(variant) if variant is not None and variant.links else None
+        return link.memory(size, offset) if link is not None else None
+
     # -- a flight's life --------------------------------------------------------------------------------------------
 
     def start(self, flight: Flight, asked: Asked, reader: Reader) -> None:
@@ -122,12 +134,10 @@ class DataPlane:
                 flight.asked = asked
             variant = flight.variant = choosing.chosen(asked, asked.sticky)
             call = flight.call = reader(variant)
-            if assigned is not None and call.sequence is None:
-                self.telemetry.drawn(assigned.key)
             if call.sequence is not None:
                 call = self._settle_sequence(flight, asked, reader, call.sequence)
-            elif endpoint.rules is not None:
-                call = self._settle_parameters(flight, asked, reader)
+            elif endpoint.route.steering is not None:
+                call = self._settle_rollout(flight, asked, reader, assigned)
             if caller.limiter is not None:
                 caller.limiter.rows(call.rows)
             _set_deadline(flight, asked)
@@ -142,7 +152,11 @@ class DataPlane:
             raise
         self.flights.add(flight)
         if endpoint.is_watched:
-            self.watch(flight)
+            self._show(flight)
+
+    def _show(self, flight: Flight) -> None:
+        for watch in self.watchers:
+            watch(flight)
 
     def answered(self, flight: Flight, answer: Answer) -> None:
         """To be called by a door for a flight's final answer, before it writes it: frees its place and counts it."""
@@ -158,6 +172,8 @@ class DataPlane:
             began = flight.rescued.at
             self.rescuer.answered(flight.rescued)
         self.telemetry.answered(flight.variant.key, (now - began) * 1e3, answer, flight.retries)
+        if flight.is_invalid and not answer.is_invalid:
+            self.telemetry.invalid(flight.variant.key)
         if flight.call.timeline:
             answer.parameters.update(timeline(flight.started, flight.sent, now, answer))
         if flight.trace is not None and self.tracer is not None:
@@ -232,7 +248,9 @@ class DataPlane:
         """The replica for this request; None when none is ready. Raises SequenceLost."""
         sequence = flight.call.sequence
         if sequence is None:
-            return self._pick(flight.variant)
+            lending = lender_of(flight.call.body) if len(flight.variant.links) > 1 else None
+            chosen = [link for link in flight.variant.links if link.lender is lending and link.ready] if lending else []
+            return chosen[0] if chosen else self._pick(flight.variant)
         links = {link.route.id: link for link in flight.variant.links}
         ready = [name for name, link in links.items() if link.ready]
         draining = [name for name, link in links.items() if link.draining]
@@ -258,8 +276,10 @@ class DataPlane:
                 flight.call = reader(variant)
         return flight.call
 
-    def _settle_parameters(self, flight: Flight, asked: Asked, reader: Reader) -> Call:
-        """A rollout may send requests to its candidate by what their parameters say."""
+    def _settle_rollout(self, flight: Flight, asked: Asked, reader: Reader, assigned: Variant | None) -> Call:
+        """Counts who was assigned by itself; and requests may go to the candidate by what their parameters say."""
+        if assigned is not None:
+            self.telemetry.drawn(assigned.key)
         found = choosing.by_parameters(asked, flight.variant, flight.call.parameters)
         if found is not None:
             flight.variant = found
@@ -302,8 +322,8 @@ class DataPlane:
         if current is None:
             return None
         variant = current.variants.get(before.route.version)
-        may_move = asked is not None and flight.call.sequence is None and flight.rescued is None
-        if may_move and (variant is None or not variant.is_ready):
+        may_move = flight.call.sequence is None and flight.rescued is None
+        if asked is not None and may_move and (variant is None or not variant.is_ready):
             other = choosing.instead(current, asked, variant)
             if other is not None and refit(flight.call, before.route.signature, other.route.signature):
                 variant = other
@@ -359,6 +379,8 @@ class DataPlane:
         if flight.rescued is not None:
             began = flight.rescued.at
             self.rescuer.failed(flight.rescued)
+        if flight.is_invalid:
+            self.telemetry.invalid(key)
         if flight.rescued is None or not isinstance(error, DeadlineExceeded):  # that time the candidate has used up
             self.telemetry.failed(key, (time.monotonic() - began) * 1e3, error, flight.retries)
         if flight.trace is not None and self.tracer is not None:
@@ -376,7 +398,7 @@ class DataPlane:
             self.telemetry.part(key, (now - flight.heard) * 1e3, is_first=False)
         flight.heard = now
         if answer.is_invalid and not answer.final:
-            self.telemetry.invalid(key)
+            flight.is_invalid = True
 
     # -- for coroutines ---------------------------------------------------------------------------------------------
 

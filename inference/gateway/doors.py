@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from inference.gateway.app import GET, NAME, POST, Doors
 from inference.gateway.feedback import Feedback
+from inference.gateway.feedback_ids import FORM
 from inference.gateway.generate import Generate
 from inference.gateway.live_doors import LiveDoors
 from inference.gateway.openai import doors as openai_doors
@@ -45,7 +46,7 @@ def open_all(rooms: Rooms) -> Doors:
     doors.pattern("cuda status", f"/v2/cuda{_REGION}/status", GET, shared.cuda_status)
     doors.pattern("cuda register", f"/v2/cuda{_REGION}/register", POST, shared.cuda_register)
     doors.pattern("cuda unregister", f"/v2/cuda{_REGION}/unregister", POST, shared.cuda_unregister)
-    doors.pattern("feedback", r"/v2/feedback/([A-Za-z0-9._=-]{1,256})", POST, rooms.feedback.take)
+    doors.pattern("feedback", rf"/v2/feedback/(({NAME}){FORM})", POST, rooms.feedback.take)
     if rooms.openai is not None:
         openai_doors.open_all(doors, rooms.openai)
     return doors

@@ -20,7 +20,6 @@ from inference.errors import Conflict, InvalidInput, Malformed, NotFound
 from inference.gateway.dataplane import DataPlane
 from inference.gateway.feedback_ids import Told, read
 from inference.gateway.predict import credential_of
-from inference.gateway.rest import Rest
 from inference.gateway.web import JSON_TYPE, Request, Response
 
 GOOD_S = 86_400
@@ -47,9 +46,6 @@ class Seen:
             self._marks.popitem(last=False)
         return True
 
-    def forget(self, mark: str) -> None:
-        self._marks.pop(mark, None)
-
 
 class _Body(msgspec.Struct, forbid_unknown_fields=True):
     score: float
@@ -61,9 +57,8 @@ _decode = msgspec.json.Decoder(_Body).decode
 class Feedback:
     """Answers `POST /v2/feedback/{id}` with {"score": 0..1}. client: Valkey, None without it."""
 
-    def __init__(self, plane: DataPlane, rest: Rest, client: Any = None, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, plane: DataPlane, client: Any = None, now: Callable[[], float] = time.time) -> None:
         self._plane = plane
-        self._rest = rest
         self._client = client
         self._now = now
         self._telemetry = plane.telemetry
@@ -83,12 +78,8 @@ class Feedback:
 
     def _told(self, request: Request) -> Told:
         """Raises Unauthenticated, Forbidden, NotFound, or InvalidInput for an id that is too old."""
-        identity, plane = request.rest[0], self._plane
-        name = identity.rsplit(".", 5)[0] if identity.count(".") >= 5 else ""
-        if name:
-            plane.admit(name, credential_of(request.headers))
-        else:
-            self._rest.known(request.headers)
+        (identity, name), plane = request.rest, self._plane
+        plane.admit(name, credential_of(request.headers))
         told = read(plane.table.now.keys.token_secret, identity)
         if told is None:
             raise NotFound(

@@ -10,15 +10,11 @@ from dataclasses import dataclass, field
 import msgspec
 
 from inference.gateway.calls import Call
-from inference.protocol import generation
+from inference.protocol import excerpts, generation
 from inference.protocol.compare import Output
-from inference.protocol.generation import Chat, Event, Generate, Tokenize
+from inference.protocol.generation import Event, Generate
 from inference.protocol.messages import Answer
 from inference.protocol.oip import Signature
-from inference.protocol.values import numbers, texts
-
-SHOWN_VALUES = 16
-SHOWN_BYTES = 512
 
 
 @dataclass(slots=True)
@@ -75,17 +71,8 @@ def is_greedy(call: Call) -> bool:
 
 
 def excerpt(call: Call, most_chars: int) -> str:
-    """The begin of a request's inputs: of a language model's the last words asked, else the first values of each."""
-    asked = asked_of(call)
-    if asked is not None:
-        return _asked_text(asked)[-most_chars:]
-    shown, at = [], 0
-    for tensor, data in zip(call.tensors, call.body, strict=True):
-        shown.append(f"{tensor.name} {tensor.datatype}{tensor.shape}: {_values(tensor.datatype, data)}")
-        at += len(shown[-1]) + 2
-        if at >= most_chars:
-            break
-    return "; ".join(shown)[:most_chars]
+    """The begin of a request's inputs, see protocol.excerpts."""
+    return excerpts.excerpt(call.tensors, call.body, most_chars)
 
 
 def _cut(answer: Answer, body: bytes) -> list[Output]:
@@ -140,26 +127,3 @@ def _pieces(part: bytes) -> list[tuple[int, str, list[int]]]:
 def _text(name: str, values: list[str]) -> Output:
     raw = [value.encode("utf-8", "replace") for value in values]
     return Output(name, "BYTES", [len(raw)], b"".join(len(each).to_bytes(4, "little") + each for each in raw))
-
-
-def _asked_text(asked: generation.Asked) -> str:
-    if not isinstance(asked, Generate | Tokenize):
-        return f"{len(asked.tokens)} tokens"
-    prompt = asked.prompt
-    if isinstance(prompt, Chat):
-        return "\n".join(f"{one.get('role', '')}: {_content(one.get('content'))}" for one in prompt.messages)
-    return prompt if isinstance(prompt, str) else f"tokens {prompt[:SHOWN_VALUES]}"
-
-
-def _content(content: object) -> str:
-    if isinstance(content, list):  # parts of a message: those that are text
-        return " ".join(str(part.get("text", "...")) for part in content if isinstance(part, dict))
-    return str(content or "")
-
-
-def _values(datatype: str, data: bytes | memoryview) -> str:
-    if datatype == "BYTES":
-        end = 4 + int.from_bytes(bytes(data[:4]), "little")
-        return repr(texts(data[:end], 1, SHOWN_BYTES)[0][0]) if len(data) >= end else ""
-    values = numbers(datatype, data, slice(0, SHOWN_VALUES), 1)
-    return " ".join(f"{value:.6g}" for value in values)

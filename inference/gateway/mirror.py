@@ -23,6 +23,7 @@ from inference.gateway.diffs import Diffs
 from inference.gateway.flights import Flight, Flights
 from inference.gateway.keeping import Kept, asked_of, excerpt, is_greedy, is_language
 from inference.gateway.pipelines import Run
+from inference.gateway.rescue import refit
 from inference.gateway.shared_memory import Target, is_copy
 from inference.gateway.table import Endpoint, Variant
 from inference.protocol import generation
@@ -67,7 +68,7 @@ class Mirror:
         variant = flight.variant
         if variant.route.version != steering.stable or variant.key[2] != variant.route.arm:
             return
-        if _may_be_copied(flight.call):
+        if may_be_copied(flight.call):
             flight.watchers = (*flight.watchers, _Original(self))
 
     # -- sending ----------------------------------------------------------------------------------------------------
@@ -228,6 +229,7 @@ class _Copy(Flight):
         self._mirror = mirror
         self.endpoint, self.variant, self.steering = original.endpoint, candidate, steering
         self.key, self.call = original.key, _background(original.call)
+        refit(self.call, original.variant.route.signature, candidate.route.signature)
         self.stable_ms = (self.started - original.started) * 1e3
         self.deadline = self.started + original.deadline - original.started
         self.kept = kept
@@ -258,7 +260,8 @@ def _ended(flight: Flight, error: SerinusError) -> None:
     flight.failed(error)
 
 
-def _may_be_copied(call: Call) -> bool:
+def may_be_copied(call: Call) -> bool:
+    """Whether it stands for itself and its bytes are nobody else's: no sequence, no shared memory."""
     if call.sequence is not None or any(is_copy(part) for part in call.body):
         return False
     return call.special is None or not any(isinstance(wanted, Target) for wanted in call.special.values())
@@ -273,8 +276,10 @@ def _background(call: Call) -> Call:
         data = generation.encode_asked(later)
         body = [len(data).to_bytes(4, "little") + data]
         header = msgspec.structs.replace(call.tensors[0], size_bytes=len(body[0]))
-        return replace(call, tensors=[header], body=body, priority=BACKGROUND, traceparent="", special=None)
-    return replace(call, body=body, priority=BACKGROUND, traceparent="", special=None)
+        return replace(
+            call, tensors=[header], body=body, priority=BACKGROUND, traceparent="", special=None, binary=None
+        )
+    return replace(call, body=body, priority=BACKGROUND, traceparent="", special=None, binary=None)
 
 
 def _shadow_of(variant: Variant) -> Variant:

@@ -188,6 +188,7 @@ class _Flying(Flight):
         call.traceparent = known.traceparent
         if known.forwarded:
             call.parameters |= known.forwarded
+            call.forwarded = frozenset(known.forwarded)
         return call
 
     def left(self) -> None:

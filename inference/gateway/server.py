@@ -49,6 +49,7 @@ from inference.gateway.openai.files import Files
 from inference.gateway.openai.models import Models
 from inference.gateway.openai.responses import Responses
 from inference.gateway.predict import Predict
+from inference.gateway.recorder import Recorder
 from inference.gateway.repository import Repository
 from inference.gateway.rest import Rest
 from inference.gateway.shared_doors import SharedDoors
@@ -100,8 +101,8 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     plane = DataPlane(table, pool, telemetry, insecure=config.insecure)
     triton, settings = TritonMetrics(plane), LiveSettings()
     plane.tracer = spans = _spans(config, settings)
-    diffs = Diffs(telemetry.source)
-    plane.watch = Mirror(plane, diffs).watch
+    diffs, recorder = Diffs(telemetry.source), Recorder(telemetry.source)
+    plane.watchers = (Mirror(plane, diffs).watch, recorder.watch)
     regions = Regions(config.max_body_bytes) if config.allow_client_shm else None
     rest = Rest(
         plane,
@@ -119,7 +120,7 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
         LiveDoors(plane, rest, settings),
         repository,
         SharedDoors(plane, rest, regions),
-        Feedback(plane, rest, tables.connect(config.redis_url)),
+        Feedback(plane, tables.connect(config.redis_url)),
         OpenAI(Completions(plane), Embeddings(plane), Models(plane, rest), files, Responses(plane, rest)),
     )
     _filter_logs(settings)
@@ -133,7 +134,7 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     client, samples = tables.connect(config.redis_url), tables.connect(config.redis_url)
     runs = (
         pool.run(), table.run(client), telemetry.run(samples), streams.run(), server.run(), triton.run(),
-        diffs.run(samples),
+        diffs.run(samples), recorder.run(samples),
     )  # fmt: skip
     work = [asyncio.ensure_future(run) for run in runs]
     for task in work:

@@ -20,6 +20,7 @@ from console.views import (
     tryout,
     upload,
     versions,
+    webhooks,
 )
 
 app_name = "console"
@@ -83,4 +84,10 @@ urlpatterns = [
     path(f"{PERSON}password/", people.set_password, name="set_password"),
     path(f"{PERSON}deactivate/", people.deactivate, name="deactivate"),
     path("audit/", audit.audit, name="audit"),
+    path("webhooks/", webhooks.webhooks, name="webhooks"),
+    path("webhooks/new/", webhooks.create, name="create_webhook"),
+    path("webhooks/<int:webhook>/", webhooks.webhook, name="webhook"),
+    path("webhooks/<int:webhook>/test/", webhooks.test, name="test_webhook"),
+    path("webhooks/<int:webhook>/switch/", webhooks.switch, name="switch_webhook"),
+    path("webhooks/<int:webhook>/delete/", webhooks.delete, name="delete_webhook"),
 ]

@@ -119,7 +119,7 @@ def _read_tensor(kind: str, given: Any) -> Tensor:
         raise InvalidInput(f"an {kind} needs a name")
     if datatype not in DATATYPES:
         raise InvalidInput(f"{kind} '{name}': '{str(datatype)[:32]}' is no datatype; there are {', '.join(DATATYPES)}")
-    if not _is_shape(shape):
+    if not isinstance(shape, list | tuple) or not _is_shape(shape):
         raise InvalidInput(f"{kind} '{name}': the shape is a list of up to {MAX_RANK} whole numbers from 0")
     values = _flat(kind, name, data)
     if len(values) != prod(shape):
@@ -129,22 +129,24 @@ def _read_tensor(kind: str, given: Any) -> Tensor:
     return {"name": name, "datatype": datatype, "shape": list(shape), "data": values}
 
 
-def _is_shape(shape: Any) -> bool:
-    whole = isinstance(shape, list | tuple) and len(shape) <= MAX_RANK
-    return whole and all(isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 2**31 for size in shape)
+def _is_shape(shape: Sequence[Any]) -> bool:
+    return len(shape) <= MAX_RANK and all(
+        isinstance(size, int) and not isinstance(size, bool) and 0 <= size < 2**31 for size in shape
+    )
 
 
 def _flat(kind: str, name: str, data: Any) -> list[Any]:
     """`data` without its nesting, of at most MAX_BYTES values (each takes a byte or more)."""
     if not isinstance(data, list):
         raise InvalidInput(f"{kind} '{name}': the data is a list")
+    values: list[Any] = data
     for _ in range(MAX_RANK):
-        if not any(isinstance(value, list) for value in data):
+        if not any(isinstance(value, list) for value in values):
             break
-        data = [one for value in data for one in (value if isinstance(value, list) else [value])]
-        if len(data) > MAX_BYTES:
+        values = [one for value in values for one in (value if isinstance(value, list) else [value])]
+        if len(values) > MAX_BYTES:
             raise TooLarge(f"a golden input has at most {MAX_BYTES} bytes")
-    return data
+    return values
 
 
 def _is_value(datatype: str, value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import MappingProxyType
 
 EMPTY: Mapping[int, int] = MappingProxyType({})
@@ -55,7 +56,7 @@ def coarsened(bins: Iterable[Bin], span_s: int) -> tuple[Bin, ...]:
 def by_second(bins: Iterable[Bin]) -> tuple[Bin, ...]:
     """One bin per second, oldest first, whatever the order and however many gateways counted."""
     ordered = sorted(bins, key=lambda item: item.at_unix_s)
-    if all(a.at_unix_s < b.at_unix_s for a, b in zip(ordered, ordered[1:], strict=False)):
+    if all(a.at_unix_s < b.at_unix_s for a, b in pairwise(ordered)):
         return tuple(ordered)
     return coarsened(ordered, 1)
 

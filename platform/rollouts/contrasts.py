@@ -37,8 +37,12 @@ COUNTED: dict[str, Callable[[Bin], Triple]] = {
 }
 # A copy is compared with stable's answer: the distance is the difference already.
 PAIRED = ("drift_rate", "drift")
-# Events of the canary's own from which on its own spread is believed.
+# Events of an arm's own from which on its own spread is believed.
 OWN_EVENTS = 5
+# Spans within a unit in which a failing batch may answer.
+FINE_S = (1, 5)
+# Normal quantile from which values are said to fail together: 0.975.
+SURE = 1.96
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,89 +62,154 @@ def sums_of(
     read = _reader(metric, stable, is_decrease=is_decrease)
     treated = _rows(canary, read)
     control = [] if metric in PAIRED else _rows(stable, read)
-    n, total = sum(row[1] for row in treated), sum(row[2] for row in treated)
-    if not n or (metric not in PAIRED and not control):
+    units = units_of(treated, control, unit_s)
+    used = [unit for unit in units if unit.n and (unit.control_n or metric in PAIRED)]
+    if not used:
         return None
-    if metric in PAIRED:
-        units, expected, leverage = len({row[0] // unit_s for row in treated}), 0.0, 0.0
-    else:
-        n, total, expected, leverage, units = _matched(treated, control, unit_s)
-        if not n:
-            return None
-    spread, stable_spread = _spreads(treated, control, unit_s)
+    n, total = sum(unit.n for unit in used), sum(unit.total for unit in used)
+    expected = sum(unit.n * unit.mean for unit in used)
+    leverage = sum(unit.n * unit.n / unit.control_n for unit in used if unit.control_n)
+    spread, stable_spread = spreads(treated, control, units, unit_s)
     contrast = Contrast(n, total, expected, leverage, _ratio([*treated, *control]), spread, stable_spread)
     turn = (lambda mean: 1 - mean) if is_decrease else (lambda mean: mean)
-    return Sums(contrast, None if metric in PAIRED else turn(expected / n), turn(total / n), units)
+    return Sums(contrast, None if metric in PAIRED else turn(expected / n), turn(total / n), len(used))
 
 
-def spread_of(rows: Sequence[Row], scales_s: Sequence[int]) -> float:
-    """The design effect: how many times the variance of independent values the sum over `rows` has, at least 1.
+@dataclass(slots=True)
+class Unit:
+    """A span of time: the canary's values and their sum, stable's. first, last: its spans of unit_s."""
 
-    Cluster-robust variance with spans of `scales_s` seconds as clusters, divided by the variance of as many independent
-    values; of several spans the largest, each at the lower end of what its few units leave open.
+    first: int
+    last: int
+    n: float = 0.0
+    total: float = 0.0
+    control_n: float = 0.0
+    control_total: float = 0.0
+
+    @property
+    def mean(self) -> float:
+        """Stable's mean (0 without values)."""
+        return self.control_total / self.control_n if self.control_n else 0.0
+
+    def lacks_control(self) -> bool:
+        """Whether stable's values are too few for a mean that the canary's can be held against."""
+        return self.control_n < max(10.0, self.n / 4)
+
+    def add(self, other: Unit) -> None:
+        """Take the next unit in."""
+        self.last = other.last
+        self.n += other.n
+        self.total += other.total
+        self.control_n += other.control_n
+        self.control_total += other.control_total
+
+
+def units_of(treated: Sequence[Row], control: Sequence[Row], unit_s: int) -> list[Unit]:
+    """Units of `unit_s` seconds, oldest first, joined with the next where stable has too few values in one."""
+    spans: dict[int, Unit] = {}
+    for at, n, total, _ in treated:
+        unit = spans.setdefault(at // unit_s, Unit(at // unit_s, at // unit_s))
+        unit.n += n
+        unit.total += total
+    for at, n, total, _ in control:
+        unit = spans.setdefault(at // unit_s, Unit(at // unit_s, at // unit_s))
+        unit.control_n += n
+        unit.control_total += total
+    ordered = [spans[key] for key in sorted(spans)]
+    if not control:
+        return ordered
+    joined: list[Unit] = []
+    for unit in ordered:
+        if joined and joined[-1].lacks_control():
+            joined[-1].add(unit)
+        else:
+            joined.append(unit)
+    if len(joined) > 1 and joined[-1].lacks_control():
+        last = joined.pop()
+        joined[-1].add(last)
+    return joined
+
+
+def spreads(treated: Sequence[Row], control: Sequence[Row], units: Sequence[Unit], unit_s: int) -> tuple[float, float]:
+    """The design effects of both arms: how many times the variance of independent values their sums have, >= 1.
+
+    Cluster-robust variances around stable's mean of the same unit, so that what moves both arms inflates neither, with
+    1 s, 5 s, one unit and three as clusters. Only when one span's lower confidence limit exceeds 1 are values taken to
+    fail together; then the largest estimate of all counts, since a batch may lie across the border of a short span.
+    An arm that has hardly failed yet borrows the other's.
     """
-    n, total, squares = (sum(row[i] for row in rows) for i in (1, 2, 3))
-    mean = total / n
-    independent = squares - total * mean
-    if independent <= 1e-12:
-        return 1.0
-    return max(1.0, *(_variance(rows, mean, scale) / independent for scale in scales_s))
-
-
-def _variance(rows: Sequence[Row], mean: float, scale_s: int) -> float:
-    residuals: dict[int, float] = {}
-    for at, n, total, _ in rows:
-        key = at // scale_s
-        residuals[key] = residuals.get(key, 0.0) + total - n * mean
-    freedom = len(residuals) - 1
-    if freedom < 1:
-        return 0.0
-    # Wilson and Hilferty's approximation of the chi-square's 90th percentile.
-    w = 2 / (9 * freedom)
-    quantile = freedom * (1 - w + 1.2816 * math.sqrt(w)) ** 3
-    return sum(r * r for r in residuals.values()) * (freedom + 1) / quantile
-
-
-def _spreads(treated: Sequence[Row], control: Sequence[Row], unit_s: int) -> tuple[float, float]:
-    scales = (1, 4, unit_s, 3 * unit_s)
-    own = spread_of(treated, scales)
+    index = {span: unit for unit in units for span in range(unit.first, unit.last + 1)}
+    n, total, squares = _moments(treated)
+    expected = sum(unit.n * unit.mean for unit in units)
+    shift = (total - expected) / n
+    residuals = [(at, index[at // unit_s], s - m * (index[at // unit_s].mean + shift)) for at, m, s, _ in treated]
+    variance = squares / n - (total / n) ** 2
+    fine = [_inflation(residuals, scale, n * variance) for scale in FINE_S]
+    wide = n * variance + _control_variance(control, units)
+    coarse = [_inflation(residuals, scale, wide, is_fine=False) for scale in (unit_s, 3 * unit_s)]
+    own = _largest([*fine, *coarse])
     if not control:
         return own, 1.0
-    n, total = sum(row[1] for row in treated), sum(row[2] for row in treated)
-    events = min(total, n - total) / own
-    borrowed = 1 + (spread_of(control, (1,)) - 1) / (1 + events / OWN_EVENTS)
-    return max(own, borrowed), spread_of(control, scales)
-
-
-def _matched(treated: Sequence[Row], control: Sequence[Row], unit_s: int) -> tuple[float, float, float, float, int]:
-    """n, total, expected, leverage over units of time, each with enough of stable's values to compare with."""
-    units: dict[int, list[float]] = {}
-    for offset, rows in ((0, treated), (2, control)):
-        for at, n, total, _ in rows:
-            sums = units.setdefault(at // unit_s, [0.0, 0.0, 0.0, 0.0])
-            sums[offset] += n
-            sums[offset + 1] += total
-    closed: list[list[float]] = []
-    for key in sorted(units):
-        if closed and closed[-1][2] < max(10, closed[-1][0] / 4):
-            closed[-1] = [a + b for a, b in zip(closed[-1], units[key], strict=True)]
-        else:
-            closed.append(units[key])
-    if len(closed) > 1 and closed[-1][2] < max(10, closed[-1][0] / 4):
-        last = closed.pop()
-        closed[-1] = [a + b for a, b in zip(closed[-1], last, strict=True)]
-    used = [unit for unit in closed if unit[0] and unit[2]]
+    own_residuals = [(at, index[at // unit_s], s - m * index[at // unit_s].mean) for at, m, s, _ in control]
+    within = sum(row[3] for row in control) - sum(unit.control_total * unit.mean for unit in units)
+    counted = sum(unit.control_n > 0 for unit in units)
+    stable = _largest([_inflation(own_residuals, scale, within, estimated=counted) for scale in FINE_S])
+    control_n, control_total, _ = _moments(control)
     return (
-        sum(u[0] for u in used),
-        sum(u[1] for u in used),
-        sum(u[0] * u[3] / u[2] for u in used),
-        sum(u[0] * u[0] / u[2] for u in used),
-        len(used),
+        max(own, _borrowed(stable, own, min(total, n - total))),
+        max(stable, _borrowed(own, stable, min(control_total, control_n - control_total))),
     )
 
 
+def _borrowed(other: float, own: float, events: float) -> float:
+    return 1 + (other - 1) / (1 + events / own / OWN_EVENTS)
+
+
+def _control_variance(control: Sequence[Row], units: Sequence[Unit]) -> float:
+    if not control:
+        return 0.0
+    n, total, squares = _moments(control)
+    leverage = sum(unit.n * unit.n / unit.control_n for unit in units if unit.control_n)
+    return leverage * (squares / n - (total / n) ** 2)
+
+
+def _largest(found: Sequence[tuple[float, float]]) -> float:
+    if max(lowest for _, lowest in found) <= 1.0:
+        return 1.0
+    return max(1.0, *(factor for factor, _ in found))
+
+
+def _inflation(
+    residuals: Sequence[tuple[int, Unit, float]],
+    scale_s: int,
+    independent: float,
+    *,
+    estimated: int = 1,
+    is_fine: bool = True,
+) -> tuple[float, float]:
+    """The factor over the variance of independent values with spans of `scale_s` as clusters, and its lower limit.
+
+    estimated: how many means the residuals were taken around; is_fine: no span crosses the border of a unit.
+    """
+    sums: dict[tuple[int, int], float] = {}
+    for at, unit, residual in residuals:
+        key = (at // scale_s, unit.first if is_fine else 0)
+        sums[key] = sums.get(key, 0.0) + residual
+    freedom = len(sums) - estimated
+    if freedom < 1 or independent <= 1e-9:
+        return 0.0, 0.0
+    factor = sum(r * r for r in sums.values()) / independent * len(sums) / freedom
+    # Wilson and Hilferty's approximation of the chi-square's quantile.
+    w = 2 / (9 * freedom)
+    return factor, factor / (1 - w + SURE * math.sqrt(w)) ** 3
+
+
+def _moments(rows: Sequence[Row]) -> tuple[float, float, float]:
+    return sum(row[1] for row in rows), sum(row[2] for row in rows), sum(row[3] for row in rows)
+
+
 def _ratio(rows: Sequence[Row]) -> float:
-    n, total, squares = (sum(row[i] for row in rows) for i in (1, 2, 3))
+    n, total, squares = _moments(rows)
     mean = total / n
     widest = mean * (1 - mean)
     return 1.0 if widest <= 1e-9 else min(1.0, max(1e-4, (squares / n - mean * mean) / widest))

@@ -11,6 +11,10 @@ from accounts.models import Team
 from endpoints.models import Endpoint
 from registry.models import Version
 from rollouts.phases import ACTIVE, Phase
+from rollouts.replay_models import Replay
+from rollouts.webhook_models import Webhook, WebhookDelivery
+
+__all__ = ["Reading", "Replay", "Rollout", "RolloutEvent", "SavedPlan", "Webhook", "WebhookDelivery"]
 
 
 class SavedPlan(models.Model):

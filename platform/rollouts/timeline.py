@@ -15,7 +15,9 @@ from rollouts.judge import Bin, JudgeSettings, judge
 from rollouts.plans import Analyze, Approve, Pause, Plan, Traffic
 
 GRID_S = 10
-MAX_BINS = 200
+# How exactly a step's time is sought: people read "about 14 min".
+EXACT = 0.05
+MAX_BINS = 50
 # The shape of a latency histogram: a hump with a tail. Where it stands does not matter, only how wide it is.
 HUMP = (1, 4, 10, 18, 22, 18, 12, 7, 4, 2, 1, 1)
 FIRST_BUCKET = 12
@@ -93,7 +95,7 @@ def _analyze(walk: _Walk, step: Analyze, traffic: Traffic) -> float | None:
     if least > step.max_duration_s or not _is_sure(walk, step, traffic, step.max_duration_s):
         return None
     low, high = 0.0, step.max_duration_s
-    while high - low > GRID_S:
+    while high - low > max(GRID_S, EXACT * high):
         middle = (low + high) / 2
         low, high = (low, middle) if _is_sure(walk, step, traffic, middle) else (middle, high)
     return max(least, high)

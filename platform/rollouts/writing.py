@@ -15,7 +15,7 @@ from endpoints.models import Endpoint
 from endpoints.steering import steer
 from inference.errors import Conflict
 from inference.protocol.routes import WEIGHT_TOTAL_BP, Steering
-from rollouts import plans
+from rollouts import plans, webhooks
 from rollouts.models import Rollout, RolloutEvent
 from rollouts.phases import FINAL, MOVES, Phase, Reason
 from rollouts.plans import Plan, Traffic
@@ -64,6 +64,9 @@ def move(
         change |= {"step": step, "step_at": now, "approvals": []}
     if new in FINAL:
         change |= {"finished_at": now, "held": False}
+    if old is Phase.ABORTING and new is not old:
+        # Why it was aborted is what people and scripts want to read of it.
+        change = {name: value for name, value in change.items() if name not in {"reason", "words"}}
     if traffic is not None or new in FINAL:
         change |= _steer(rollout, traffic, actor=actor, now=now, is_final=new in FINAL, words=words)
     for name, value in change.items():
@@ -71,7 +74,7 @@ def move(
     rollout.revision += 1
     rollout.events_count += 1
     rollout.save(update_fields=[*change, "revision", "events_count"])
-    RolloutEvent.objects.create(
+    event = RolloutEvent.objects.create(
         rollout=rollout,
         seq=rollout.events_count,
         at=now,
@@ -87,6 +90,7 @@ def move(
         weights_after=_weights(rollout),
         evidence=dict(evidence or {}),
     )
+    webhooks.tell(event)
     return rollout
 
 

@@ -5,13 +5,13 @@ answers that are no numbers, and scores that come back.
 import time
 
 import httpx
+import msgspec
 import pytest
 
 from inference.gateway import feedback_ids
 from inference.protocol.messages import Fault
-from inference.protocol.routes import VariantRoute
 from inference.protocol.samples import LATENCY_EDGES_MS, bucket_of, quantile_ms
-from tests.support.gateway_house import MLP, SECRET, request, until
+from tests.support.gateway_house import SECRET, until
 from tests.support.rollout_house import (
     CANDIDATE,
     DOORS,
@@ -60,7 +60,7 @@ def test_times_to_the_first_part_and_between_parts_are_counted_by_arm(house):
     text = house.door.get("/metrics").text
     labels = 'arm="canary",endpoint="mlp",version="2"'
     assert f"serinus_first_part_seconds_count{{{labels}}}" in text
-    assert f"serinus_between_parts_seconds_bucket{{{labels[:28]}" in text.replace('le="', 'le="')
+    assert f"serinus_between_parts_seconds_count{{{labels}}}" in text
 
 
 def test_a_single_answer_has_no_first_part(house):
@@ -185,15 +185,17 @@ def test_ids_that_are_none_are_refused_in_words(house):
     good = id_of(by_rest(house.door))
     text, _, mark = good.rpartition(".")
     forged = text.replace("mlp.1.", "mlp.2.") + f".{mark}"
-    for identity in ("nonsense", forged, good[:-1], f"{text}.{'A' * 16}"):
+    for identity in (forged, good[:-1] + ("A" if good[-1] != "A" else "B"), f"{text}.{'A' * 16}"):
         answer = score(house, identity, 1)
         assert (answer.status_code, answer.headers["x-error-code"]) == (404, "not_found"), identity
         assert "X-Feedback-Id" in answer.json()["error"]
+    for identity in ("nonsense", good[:-1], good + "A", "mlp", "%00", good.replace("mlp", "nobody")):
+        assert score(house, identity, 1).status_code == 404
     assert score(house, good, 1, key="").status_code == 401
     assert score(house, good, 1, key="ser_one.wrong").status_code == 401
     other = id_of(by_sse(house.door))
     assert score(house, other, 1, key="ser_one.s1").status_code == 403  # it may use mlp alone
-    for value in (1.5, -0.1, float("nan") if False else 2):
+    for value in (1.5, -0.1, 2):
         assert score(house, good, value).status_code == 400
     for body in (b"", b"{}", b'{"score": "high"}', b'{"score": 1, "more": 2}', b'{"score": NaN}'):
         url = f"{house.door.url}/v2/feedback/{good}"
@@ -206,7 +208,7 @@ def test_ids_that_are_none_are_refused_in_words(house):
 def test_an_id_of_yesterday_is_too_old(house):
     house.begin(0)
     for age_s, status in ((86_300, 200), (86_500, 400), (-1000, 400)):
-        text = f"mlp.1.p.{int(time.time() - age_s):x}.{age_s:x}".replace("-", "n")
+        text = f"mlp.1.p.{int(time.time() - age_s):x}.{abs(age_s):x}"
         answer = score(house, f"{text}.{feedback_ids.sign(SECRET.encode(), text)}", 1)
         assert answer.status_code == status, answer.text
 
@@ -226,19 +228,15 @@ def test_an_id_counts_once_over_all_gateways_and_again_nowhere_without_valkey(ho
     finally:
         house.valkey.start()
         house.publish(house.now)
+    until(lambda: by_rest(house.door) and house.samples(), 15)  # samples find their way again
     house.gateways.remove(other)
     other.stop()
 
 
 def test_a_gateway_without_a_secret_signs_nothing(house):
-    import msgspec
-
     house.begin(0)
     house.generation += 1
     house.publish(msgspec.structs.replace(house.now, generation=house.generation, token_secret=""))
     until(lambda: "x-feedback-id" not in by_rest(house.door).told)
     house.begin(0)
     until(lambda: "x-feedback-id" in by_rest(house.door).told)
-    assert isinstance(house.now.endpoints[0].variants[0], VariantRoute)
-    assert house.now.endpoints[0].variants[0].signature == MLP
-    assert request()

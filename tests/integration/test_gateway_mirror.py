@@ -58,6 +58,15 @@ def ask(house, name, times=1, **more):
     return took
 
 
+def of_stable(house, name):
+    """Headers with which a request goes to the stable version."""
+    for number in range(100):
+        headers = {"X-Session-Id": f"s{number}"}
+        if house.gateways[0].post(f"/v2/models/{name}/infer", headers=headers).headers["x-model-version"] == "1":
+            return headers
+    raise AssertionError("all sessions go to the candidate")
+
+
 def test_every_request_is_copied_compared_and_counted_apart(house):
     name = mirrored(house, "same")
     ask(house, name, 40)
@@ -119,21 +128,23 @@ def test_a_candidate_that_stands_still_costs_nobody_anything_and_gets_no_more_th
 
 def test_copies_wait_for_no_live_request_and_no_live_request_for_them(house):
     """The candidate has live traffic too: while one of those is under way there, no copy goes to it."""
-    name = mirrored(house, "both", share_bp=5000)
+    name = mirrored(house, "both", share_bp=5000, more={"timeout_ms": 30_000})
     candidate, gateway = house.replicas["r2"], house.gateways[0]
+    session = of_stable(house, name)
+    before = until_sums(house, name, lambda found: found.compared >= 1).compared
     candidate.holds = True
     with ThreadPoolExecutor(1) as pool:
         live = pool.submit(gateway.post, f"/v2/models/{name}/versions/2/infer")
         until(lambda: len(candidate.held) == 1)
         for _ in range(20):
-            assert gateway.post(f"/v2/models/{name}/versions/1/infer").status_code == 200
+            assert gateway.post(f"/v2/models/{name}/infer", headers=session).status_code == 200
         assert len(candidate.held) == 1
         shadow = until_sums(house, name, lambda found: found.dropped >= 20)
-        assert (shadow.dropped, shadow.requests) == (20, 0)
+        assert (shadow.dropped, shadow.requests) == (20, before)
         house.loop.call_soon_threadsafe(candidate.let_go)
         assert live.result(10).status_code == 200
-    assert gateway.post(f"/v2/models/{name}/versions/1/infer").status_code == 200
-    assert until_sums(house, name, lambda found: found.compared >= 1).compared == 1
+    assert gateway.post(f"/v2/models/{name}/infer", headers=session).status_code == 200
+    assert until_sums(house, name, lambda found: found.compared > before).compared == before + 1
 
 
 def test_a_failing_copy_is_counted_and_tried_once(house):
@@ -196,13 +207,14 @@ def test_nothing_is_copied_without_a_rollout_that_says_so(house):
     assert house.replicas["r2"].seen == []
 
 
-def test_requests_of_the_candidate_and_sequences_are_not_copied(house):
-    name = mirrored(house, "some", share_bp=5000)
+def test_pins_and_sequences_are_not_copied(house):
+    name = mirrored(house, "some")
     gateway = house.gateways[0]
-    assert gateway.post(f"/v2/models/{name}/versions/2/infer").status_code == 200
+    for version in (1, 2):
+        assert gateway.post(f"/v2/models/{name}/versions/{version}/infer").status_code == 200
     body = request() | {"parameters": {"sequence_id": 7, "sequence_start": True, "sequence_end": True}}
-    assert gateway.post(f"/v2/models/{name}/versions/1/infer", json=body).status_code == 200
-    assert gateway.post(f"/v2/models/{name}/versions/1/infer").status_code == 200
+    assert gateway.post(f"/v2/models/{name}/infer", json=body).status_code == 200
+    assert gateway.post(f"/v2/models/{name}/infer").status_code == 200
     shadow = until_sums(house, name, lambda found: found.requests >= 1)
     time.sleep(1.2)
     assert (sums(house, name, "shadow").requests, shadow.dropped) == (1, 0)

@@ -82,7 +82,7 @@ def test_every_request_of_a_crashing_candidate_is_answered(house):
             found = []
             for turn in range(60):
                 headers = {"X-Session-Id": f"{number}-{turn}"}
-                body = request([31.0, float(turn % 3 and turn), *ROWS[2:]])
+                body = request([31.0, 0.0 if turn % 3 else float(turn), *ROWS[2:]])
                 found.append(client.post(f"{house.door.url}/v2/models/mlp/infer", json=body, headers=headers))
                 time.sleep(0.01)
             return found

@@ -13,13 +13,16 @@ import pytest
 
 from endpoints import publish
 from endpoints.models import Endpoint
+from inference.protocol.generation import language_signature
 from inference.protocol.oip import Signature, TensorSpec
 from inference.protocol.routes import Comparison, ReplicaRoute, VariantRoute
+from inference.protocol.settings import RuntimeSettings
+from inference.protocol.signatures import public_signature
 from registry import actions
-from registry.golden import Golden
+from registry.golden import Golden, golden_prompt
 from registry.models import Version, VersionStatus
 from rollouts.smoke import NOT_SAVED, SmokeReport, smoke
-from tests.support import fleet_cast
+from tests.support import fleet_cast, language
 from tests.support.cast import Cast
 from tests.support.gateway_house import House
 from tests.support.replica_process import Replica
@@ -187,3 +190,37 @@ def test_a_crash_is_a_report(house: House, cast: Cast, endpoint: Endpoint, tmp_p
     replica.close()
     assert not report.passed
     assert report.cases[0].words
+
+
+def test_a_language_model_is_asked_its_golden_prompts_greedily(cast: Cast, tmp_path: Path) -> None:
+    model = language.folder(tmp_path / "m")
+    replica = Replica(tmp_path / "r", tmp_path / "m", "hf_decoder", {"generation": {"block_size": 8}}).ready()
+    signature = public_signature(language_signature(), RuntimeSettings())  # as validation stores it
+    row = fleet_cast.version("talker", of=cast.red, signature=msgspec.to_builtins(signature))
+    endpoint = Endpoint.objects.create(name="mlp", team=cast.red, model=row.model, salt="s")
+    right = text_of(language.greedy(model, "Count: one", 6))
+    owner = cast.actor("owner")
+    house = House()
+    try:
+        route = ReplicaRoute("r1", 1, f"unix:{replica.path}")
+        table = house.table([VariantRoute(1, "primary", 10_000, signature, [route])])
+        house.publish(msgspec.structs.replace(table, token_secret=publish.token_secret()))
+        house.gateway().wait_live().wait_ready()
+        unguided = ask(house, endpoint, 1)
+        actions.save_golden(actor=owner, model=row.model, golden=golden_prompt("Count: one", right, max_tokens=6))
+        passed = ask(house, endpoint, 1)
+        actions.save_golden(
+            actor=owner, model=row.model, golden=golden_prompt("Count: one", "something else entirely", max_tokens=6)
+        )
+        failed = ask(house, endpoint, 1)
+    finally:
+        house.close()
+        replica.close()
+    assert unguided.passed, unguided
+    assert passed.passed, passed
+    assert [case.passed for case in failed.cases] == [True, False]
+    assert "output 'text_output' is " in failed.words
+
+
+def text_of(ids: list[int]) -> str:
+    return str(language.tokenizer().decode(ids))

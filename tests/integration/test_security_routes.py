@@ -15,6 +15,7 @@ from endpoints import actions as endpoints
 from fleet.models import Deployment, Host, Replica
 from registry import actions as registry
 from registry.golden import Golden
+from rollouts.webhooks import create_webhook
 from tests.support.batches import begin, line, upload
 from tests.support.cast import Cast
 from tests.support.contents import ready_version
@@ -88,6 +89,7 @@ def world(cast: Cast, settings: Any) -> World:
     replica = Replica.objects.create(deployment=deployment, host=host)
     key = cast.key("developer")[4:16]
     golden = registry.save_golden(actor=owner, model=version.model, golden=Golden(GOLDEN["inputs"], GOLDEN["outputs"]))
+    webhook, _ = create_webhook(actor=owner, team=cast.red, url="https://hooks.example.com/x")
     batch, file = begin(owner, [line(0)], team=cast.red), upload(owner, b"{}", cast.red)
     common = {
         "key_id": key,
@@ -99,6 +101,7 @@ def world(cast: Cast, settings: Any) -> World:
         "key": key,
         "adapter": "fr",
         "golden": golden.pk,
+        "webhook": webhook.pk,
         "job": batch.public_id,
         "batch_id": batch.public_id,
         "file_id": file.public_id,

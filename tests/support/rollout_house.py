@@ -32,6 +32,7 @@ class RolloutHouse(House):
 
     def __init__(self) -> None:
         super().__init__()
+        self.since = 0
         self.replica(STABLE)
         self.replica(CANDIDATE, version=2)
         for name, version in (("lm1", 1), ("lm2", 2)):
@@ -90,18 +91,18 @@ class RolloutHouse(House):
         found: dict[str, Sample] = {}
         for _, fields in self.valkey.client.xrange(SAMPLES_STREAM):
             one = msgspec.msgpack.decode(fields[b"s"], type=Sample)
-            if one.endpoint == endpoint:
+            if one.endpoint == endpoint and one.at_unix_s >= self.since:
                 found[one.arm] = _added(found[one.arm], one) if one.arm in found else one
         return found
 
     def forget(self) -> None:
-        """Drops all samples, once everything that happened is in them."""
-        time.sleep(1.2)
-        self.valkey.client.delete(SAMPLES_STREAM)
+        """What has happened until now is not asked about any more."""
+        time.sleep(1.0 - time.time() % 1.0 + 0.01)
+        self.since = int(time.time())
 
     def counted(self, endpoint: str = "mlp") -> dict[str, Sample]:
-        """All that has happened, by arm."""
-        time.sleep(1.2)
+        """All that has happened since, by arm, once its second is over and sent."""
+        time.sleep(1.0 - time.time() % 1.0 + 0.25)
         return self.samples(endpoint)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from accounts.models import Team
 from accounts.permissions import Actor
 from endpoints import actions as endpoints
 from endpoints.models import Endpoint
@@ -48,12 +49,14 @@ class Clock:
 PASS = Verdict("pass", "no worse", requests=100_000)
 
 
-def stage(dev: Actor, *, replicas: int = 1, name: str = "digits") -> tuple[Endpoint, Version, Version]:
+def stage(
+    dev: Actor, *, replicas: int = 1, name: str = "digits", of: Team | None = None
+) -> tuple[Endpoint, Version, Version]:
     """An endpoint whose version 1 has all traffic and `replicas` ready replicas, and a ready version 2."""
     host, _ = Host.objects.get_or_create(name="a", defaults={"lease_until": datetime.now(UTC) + timedelta(hours=1)})
     memory = {"kind": "cpu", "memory_total_bytes": 64 * GIB, "memory_free_bytes": 64 * GIB}
     Device.objects.get_or_create(host=host, name="cpu", defaults=memory)
-    stable, candidate = version(name), version(name)
+    stable, candidate = version(name, of=of), version(name, of=of)
     endpoint = endpoints.deploy(version=stable, actor=dev, replicas=replicas)
     load()
     return endpoint, stable, candidate
