@@ -50,7 +50,8 @@ def prove(state: Run, verdict: Verdict, folder: Path, walls: Walls) -> None:
         tokenizer, model = load_tokenizer(folder), _loaded(state, verdict, folder, state.settings)
         load_ms = (time.perf_counter() - began) * 1e3
         seen = _seen(state, verdict, folder, tokenizer, model)
-        step.note(f"loaded in {load_ms:.0f} ms on {spec.device}, {walls.words()}: {_described(seen)}")
+        said = "; ".join([_described(seen), *model.facts.notes])
+        step.note(f"loaded in {load_ms:.0f} ms on {spec.device}, {walls.words()}: {said}")
     with checklist.step("signature") as step:
         public = public_signature(language_signature(), state.settings)
         checklist.learn(signature=public, settings=msgspec.to_builtins(state.settings))
@@ -167,7 +168,7 @@ def _step_ms(model: LanguageModel, texts: list[list[int]], begin: int, blocks: i
 
 
 def _described(seen: LanguageSeen) -> str:
-    how = "our own decoder" if seen.path == "decoder" else "transformers, the slower path"
+    how = "our own decoder" if seen.path == "decoder" else "its class of transformers"
     kept = f"stored as {seen.stored}, loaded as {seen.dtype}" if seen.stored else f"loaded as {seen.dtype}"
     quantised = f" and quantised to {seen.quantization}" if seen.quantization != "none" else ""
     sizes = f"{seen.parameters:,} parameters, {seen.layers} layers, context {seen.context:,} tokens"

@@ -1,4 +1,6 @@
-"""Language models in torch: our own decoder, driven by config.json, with weights from safetensors or GGUF."""
+"""Language models in torch: our own decoder, driven by config.json, with weights from safetensors or GGUF; and for
+families that it does not know, transformers' classes over our blocks.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from inference.models.language import LanguageFacts
 from inference.models.on_torch import tensors
 from inference.models.on_torch.language.adapters import Adapters
 from inference.models.on_torch.language.decoder import Decoder
-from inference.models.on_torch.language.spec import DecoderSpec, spec_of
+from inference.models.on_torch.language.spec import DecoderSpec, knows, spec_of
 from inference.models.on_torch.language.weights import SafetensorsWeights, WeightSource
 from inference.protocol.generation import language_signature
 from inference.protocol.settings import GenerationSettings
@@ -22,18 +24,38 @@ if TYPE_CHECKING:
 
     from inference.artifacts.lora import Adapter
     from inference.models.contract import LoadContext
+    from inference.models.language import LanguageModel
 
-__all__ = ["TorchLanguageModel", "load", "source_of"]
+__all__ = ["TorchLanguageModel", "load", "source_of", "through_transformers"]
 
 BITS = {"none": 0, "int8": 8, "int4": 4}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load(context: LoadContext) -> TorchLanguageModel:
-    """The language model in the folder: one GGUF file, or config.json with safetensors. Raises Rejected."""
+def load(context: LoadContext) -> LanguageModel:
+    """The language model in the folder: one GGUF file, or config.json with safetensors, by our own decoder where that
+    knows its family, else through transformers. Raises Rejected.
+    """
     tensors.settle(context)
     settings = context.settings.generation or GenerationSettings()
-    return TorchLanguageModel(source_of(context.folder), settings, context.device)
+    source = source_of(context.folder)
+    if knows(source.config):
+        return TorchLanguageModel(source, settings, context.device)
+    return through_transformers(context.folder, settings, context.device)
+
+
+def through_transformers(folder: Path, settings: GenerationSettings, device: str) -> LanguageModel:
+    """The model in `folder` by its class of transformers. Raises Rejected for it, and for settings it cannot keep."""
+    for name, is_set in (("quantization", settings.quantization != "none"), ("max_adapters", settings.max_adapters)):
+        if is_set:
+            raise Rejected(
+                f"generation.{name} is for families that our own decoder runs; this one goes through transformers",
+                remedy=f"upload it without generation.{name}",
+                check="load",
+            )
+    from inference.models.on_torch.language.transformers_model import TransformersModel
+
+    return TransformersModel(folder, device=device, dtype=_dtype(settings, device), context=settings.max_model_len)
 
 
 def source_of(folder: Path) -> WeightSource:

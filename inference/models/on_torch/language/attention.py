@@ -135,32 +135,42 @@ def _rotated(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return torch.cat((first * cosine - second * sine, second * cosine + first * sine, rest), dim=-1)
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, batch: Batch, shape: Shape) -> Tensor:
-    """[T, H, D]: causal attention of each new token over its own sequence."""
-    out = torch.empty_like(queries)
-    for number in batch.long:
+def attend(  # noqa: PLR0917
+    queries: Tensor, keys: Tensor, values: Tensor, batch: Batch, shape: Shape, sinks: Tensor | None = None
+) -> Tensor:
+    """[T, H, width of a value]: causal attention of each new token over its own sequence.
+
+    sinks: [H], for each head a score that takes its share of the attention and gives nothing.
+    """
+    is_plain = sinks is None and keys.shape == values.shape
+    out = queries.new_empty(*queries.shape[:2], values.shape[3])
+    for number in batch.long if is_plain else range(len(batch.spans)):
         begin, end, length = batch.spans[number]
-        out[begin:end] = _gathered(queries[begin:end], keys, values, batch.tables[number], length, shape)
-    if len(batch.short):
+        out[begin:end] = _gathered(queries[begin:end], keys, values, batch.tables[number], length, shape, sinks)
+    if is_plain and len(batch.short):
         _in_place(queries, keys, values, batch, shape, out)
     return out
 
 
-def _gathered(query: Tensor, keys: Tensor, values: Tensor, table: Tensor, length: int, shape: Shape) -> Tensor:  # noqa: PLR0917
-    """One sequence: query [n, H, D] -> [n, H, D]."""
-    kv_heads, block, width = keys.shape[1], keys.shape[2], keys.shape[3]
+def _gathered(  # noqa: PLR0917
+    query: Tensor, keys: Tensor, values: Tensor, table: Tensor, length: int, shape: Shape, sinks: Tensor | None
+) -> Tensor:
+    """One sequence: query [n, H, D] -> [n, H, width of a value]."""
+    kv_heads, block = keys.shape[1], keys.shape[2]
     blocks = table[: (length + block - 1) // block].long()
-    key = keys[blocks].transpose(0, 1).reshape(kv_heads, -1, width)[:, :length].to(query.dtype)
-    value = values[blocks].transpose(0, 1).reshape(kv_heads, -1, width)[:, :length].to(query.dtype)
+    key = keys[blocks].transpose(0, 1).flatten(1, 2)[:, :length].to(query.dtype)
+    value = values[blocks].transpose(0, 1).flatten(1, 2)[:, :length].to(query.dtype)
     count = query.shape[0]
     mask = _mask(count, length, shape.window, query.device)
     query = query.transpose(0, 1)
-    if shape.softcap:
+    if shape.softcap or sinks is not None:
         group = query.shape[0] // kv_heads
         scores = query @ key.repeat_interleave(group, 0).transpose(1, 2) * shape.scale
-        scores = torch.tanh(scores / shape.softcap) * shape.softcap
-        scores = scores.masked_fill(~mask, float("-inf")).softmax(-1)
-        return (scores @ value.repeat_interleave(group, 0)).transpose(0, 1)
+        scores = torch.tanh(scores / shape.softcap) * shape.softcap if shape.softcap else scores
+        scores = scores.masked_fill(~mask, float("-inf"))
+        if sinks is not None:
+            scores = torch.cat((scores, sinks.to(scores.dtype)[:, None, None].expand(-1, count, 1)), dim=2)
+        return (scores.softmax(-1)[..., :length] @ value.repeat_interleave(group, 0)).transpose(0, 1)
     found = F.scaled_dot_product_attention(
         query[None], key[None], value[None], attn_mask=mask, scale=shape.scale, enable_gqa=True
     )
