@@ -39,6 +39,7 @@ REPEATS = 3
 BEGIN_TOKENS = 64
 LARGE_PARAMETERS, LARGE_TOKENS = 1_000_000_000, 64  # a large model proves itself on less text
 MAX_STEP_MS = 2_000.0
+COMPARED = frozenset({"int8", "int4"})  # what changes weights
 
 
 def prove(state: Run, verdict: Verdict, folder: Path, walls: Walls) -> None:
@@ -67,7 +68,7 @@ def prove(state: Run, verdict: Verdict, folder: Path, walls: Walls) -> None:
         peak = max(0, amounts.peak_bytes() - baseline) + cache.bytes
         model.close()
         del model
-        if seen.quantization != "none":
+        if seen.quantization in COMPARED:
             seen = _compared(state, verdict, folder, seen, ids)
         rounded = {str(rows): ms for rows, ms in latency_ms.items()}
         checklist.learn(measurements=Measurements(round(load_ms, 1), peak, rounded, seen))
@@ -112,7 +113,7 @@ def _seen(
         vocabulary=model.facts.vocabulary,
         stored=found.stored,
         dtype=dtype,
-        weight_bytes=found.weight_bytes(dtype, settings.quantization),
+        weight_bytes=model.weight_bytes,
         cache_bytes_per_1000=1000 * model.block_bytes(perplexity.BLOCK_SIZE) // perplexity.BLOCK_SIZE,
         has_chat_template=bool(settings.chat_template or tokenizer.chat_template),
         path=model.facts.path,
@@ -170,7 +171,7 @@ def _step_ms(model: LanguageModel, texts: list[list[int]], begin: int, blocks: i
 def _described(seen: LanguageSeen) -> str:
     how = "our own decoder" if seen.path == "decoder" else "its class of transformers"
     kept = f"stored as {seen.stored}, loaded as {seen.dtype}" if seen.stored else f"loaded as {seen.dtype}"
-    quantised = f" and quantised to {seen.quantization}" if seen.quantization != "none" else ""
+    quantised = f" and quantised to {seen.quantization}" if seen.quantization in COMPARED else ""
     sizes = f"{seen.parameters:,} parameters, {seen.layers} layers, context {seen.context:,} tokens"
     room = f"{amounts.size(seen.weight_bytes)} of weights, {amounts.size(seen.cache_bytes_per_1000)} for 1,000 tokens"
     return f"{seen.architecture} by {how}, {sizes}, {kept}{quantised}; {room}"

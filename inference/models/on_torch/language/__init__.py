@@ -13,7 +13,7 @@ from inference.errors import InvalidInput, Rejected
 from inference.models.language import LanguageFacts
 from inference.models.on_torch import tensors
 from inference.models.on_torch.language.adapters import Adapters
-from inference.models.on_torch.language.decoder import Decoder
+from inference.models.on_torch.language.decoder import KEEP, Decoder
 from inference.models.on_torch.language.spec import DecoderSpec, knows, spec_of
 from inference.models.on_torch.language.weights import SafetensorsWeights, WeightSource
 from inference.protocol.generation import language_signature
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TorchLanguageModel", "load", "source_of", "through_transformers"]
 
-BITS = {"none": 0, "int8": 8, "int4": 4}
+BITS = {"none": 0, "int8": 8, "int4": 4, "gguf": KEEP}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -79,6 +79,12 @@ class TorchLanguageModel(Decoder):
 
     def __init__(self, source: WeightSource, settings: GenerationSettings, device: str) -> None:
         spec = spec_of(source.config)
+        if settings.quantization == "gguf" and isinstance(source, SafetensorsWeights):
+            raise Rejected(
+                "generation.quantization gguf keeps the quantised weights of a GGUF file, and this is a folder",
+                remedy="set it to int8, int4 or none, or upload a GGUF file",
+                check="load",
+            )
         context = min(settings.max_model_len or spec.context, spec.context)
         super().__init__(
             spec,
@@ -89,7 +95,7 @@ class TorchLanguageModel(Decoder):
             bits=BITS[settings.quantization],
         )
         self.signature = language_signature()
-        self.facts = _facts(spec, source, context)
+        self.facts = _facts(spec, source, context, self.notes)
         if settings.max_adapters:
             self.adapters = Adapters(
                 spec,
@@ -121,10 +127,11 @@ def _dtype(settings: GenerationSettings, device: str) -> torch.dtype:
     return DTYPES[named]
 
 
-def _facts(spec: DecoderSpec, source: WeightSource, context: int) -> LanguageFacts:
+def _facts(spec: DecoderSpec, source: WeightSource, context: int, notes: list[str]) -> LanguageFacts:
     generation: Mapping[str, Any] = getattr(source, "generation", {})
     stops: set[int] = set()
     for told in (source.config.get("eos_token_id"), generation.get("eos_token_id")):
         stops |= {told} if type(told) is int else {one for one in told or () if type(one) is int}
     bos = source.config.get("bos_token_id")
-    return LanguageFacts(spec.family, spec.vocabulary, context, frozenset(stops), bos if type(bos) is int else None)
+    bos = bos if type(bos) is int else None
+    return LanguageFacts(spec.family, spec.vocabulary, context, frozenset(stops), bos, notes=notes)

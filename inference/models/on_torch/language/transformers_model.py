@@ -69,6 +69,10 @@ class TransformersModel:
 
     # --- the contract of a language model -------------------------------------------------------------------------
 
+    @property
+    def weight_bytes(self) -> int:
+        return sum(one.nbytes for one in self.network.parameters())
+
     def block_bytes(self, block_size: int) -> int:
         return LayerCache.block_bytes(self.shapes, block_size, self.dtype)
 
