@@ -81,7 +81,7 @@ def small_model(family: str) -> Any:
     return model
 
 
-def write(  # noqa: PLR0913
+def write(
     model: Any,
     path: Path,
     family: str,

@@ -12,6 +12,7 @@ import torch
 from inference.errors import InvalidInput, Rejected
 from inference.models.language import LanguageFacts
 from inference.models.on_torch import tensors
+from inference.models.on_torch.language import attention
 from inference.models.on_torch.language.adapters import Adapters
 from inference.models.on_torch.language.decoder import KEEP, Decoder
 from inference.models.on_torch.language.spec import DecoderSpec, knows, spec_of
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["TorchLanguageModel", "load", "source_of", "through_transformers"]
 
 BITS = {"none": 0, "int8": 8, "int4": 4, "gguf": KEEP}
+FP8_CAPABILITY = (8, 9)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -46,7 +48,13 @@ def load(context: LoadContext) -> LanguageModel:
 
 def through_transformers(folder: Path, settings: GenerationSettings, device: str) -> LanguageModel:
     """The model in `folder` by its class of transformers. Raises Rejected for it, and for settings it cannot keep."""
-    for name, is_set in (("quantization", settings.quantization != "none"), ("max_adapters", settings.max_adapters)):
+    own = {
+        "quantization": settings.quantization != "none",
+        "max_adapters": settings.max_adapters,
+        "kv_cache_dtype": settings.kv_cache_dtype not in {"auto", settings.dtype},
+        "cuda_graphs": settings.cuda_graphs,
+    }
+    for name, is_set in own.items():
         if is_set:
             raise Rejected(
                 f"generation.{name} is for families that our own decoder runs; this one goes through transformers",
@@ -93,6 +101,8 @@ class TorchLanguageModel(Decoder):
             dtype=_dtype(settings, device),
             context=context,
             bits=BITS[settings.quantization],
+            kept=_kept_dtype(settings, device),
+            graphs=_graphs(settings, device),
         )
         self.signature = language_signature()
         self.facts = _facts(spec, source, context, self.notes)
@@ -125,6 +135,30 @@ class TorchLanguageModel(Decoder):
 def _dtype(settings: GenerationSettings, device: str) -> torch.dtype:
     named = settings.dtype if settings.dtype != "auto" else ("float32" if device == "cpu" else "bfloat16")
     return DTYPES[named]
+
+
+def _kept_dtype(settings: GenerationSettings, device: str) -> torch.dtype:
+    """Of keys and values. Raises Rejected for fp8 on a device that has it not."""
+    if settings.kv_cache_dtype != "fp8":
+        return DTYPES[settings.kv_cache_dtype] if settings.kv_cache_dtype != "auto" else _dtype(settings, device)
+    if not device.startswith("cuda") or torch.cuda.get_device_capability() < FP8_CAPABILITY:
+        raise Rejected(
+            f"generation.kv_cache_dtype fp8 needs a GPU that has float8 (compute capability 8.9 or more), and this is {device}",
+            remedy="set kv_cache_dtype to auto or bfloat16, or deploy on an Ada, Hopper or newer GPU",
+            check="load",
+        )
+    return attention.FP8
+
+
+def _graphs(settings: GenerationSettings, device: str) -> int:
+    """The largest step of decodes that is recorded, 0 for none. Raises Rejected for graphs without CUDA."""
+    if settings.cuda_graphs and not device.startswith("cuda"):
+        raise Rejected(
+            f"generation.cuda_graphs needs a CUDA GPU, and this is {device}",
+            remedy="leave cuda_graphs out, or deploy on a GPU",
+            check="load",
+        )
+    return settings.max_num_seqs if settings.cuda_graphs else 0
 
 
 def _facts(spec: DecoderSpec, source: WeightSource, context: int, notes: list[str]) -> LanguageFacts:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's own name)
@@ -22,6 +23,9 @@ from inference.models.on_torch.language.cache import BlockCache, block_bytes
 from inference.models.on_torch.language.quantised import Beside, Quantised, kept, quantise
 from inference.models.on_torch.language.spec import DecoderSpec
 from inference.models.on_torch.language.weights import Kept, WeightSource
+
+if TYPE_CHECKING:
+    from inference.models.on_torch.language.decode_graphs import DecodeGraphs, Record
 
 Tensor = torch.Tensor
 Weight = torch.Tensor | Quantised | Beside
@@ -54,10 +58,23 @@ class Decoder:
     """Raises Rejected for weights that do not fit the spec."""
 
     def __init__(
-        self, spec: DecoderSpec, source: WeightSource, *, device: str, dtype: torch.dtype, context: int, bits: int = 0
+        self,
+        spec: DecoderSpec,
+        source: WeightSource,
+        *,
+        device: str,
+        dtype: torch.dtype,
+        context: int,
+        bits: int = 0,
+        kept: torch.dtype | None = None,
+        graphs: int = 0,
     ) -> None:
+        """kept: the dtype of keys and values, `dtype` where it is None. graphs: record steps of up to so many decodes."""
         self.spec = spec
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.kept = device, dtype, kept or dtype
+        self._context, self._graphs_up_to = context, graphs
+        self.is_tiled = device.startswith("cuda")
+        self.graphs: DecodeGraphs | None = None
         self._reader = _Reader(spec, source, device, dtype, bits)
         self.embedding: Weight = self._reader.embedding()
         self.layers = [self._reader.layer(index) for index in range(spec.layers)]
@@ -89,22 +106,52 @@ class Decoder:
         return [part for part in parts if isinstance(part, Quantised)]
 
     def block_bytes(self, block_size: int) -> int:
-        return block_bytes(self.spec, block_size, self.dtype)
+        return block_bytes(self.spec, block_size, self.kept)
 
     def allocate(self, blocks: int, block_size: int) -> None:
-        self.cache = None
-        self.cache = BlockCache(self.spec, blocks, block_size, self.dtype, self.device)
+        """With graphs, which are recorded here, one block more, for rows that are nobody's."""
+        self.cache, self.graphs = None, None
+        more = 1 if self._graphs_up_to else 0
+        self.cache = BlockCache(self.spec, blocks + more, block_size, self.kept, self.device)
+        if self._graphs_up_to:
+            self.record()
+
+    @torch.inference_mode()
+    def record(self, how: Record | None = None) -> None:
+        """Records steps of decodes. how: instead of CUDA's own way."""
+        from inference.models.on_torch.language.decode_graphs import DecodeGraphs
+
+        assert self.cache is not None
+        block_size = self.cache.block_size
+        self.graphs = DecodeGraphs(
+            lambda batch: self._logits(batch, None, None),
+            largest=self._graphs_up_to,
+            width=-(-self._context // block_size),
+            spare=self.cache.blocks - 1,
+            block_size=block_size,
+            group=self.spec.heads // self.spec.kv_heads,
+            device=self.device,
+            record=how,
+        )
 
     @torch.inference_mode()
     def forward(self, step: Step) -> Tensor:
-        """Logits, float32 [L, vocabulary]."""
+        """Logits, float32 [L, vocabulary]; they hold until the next step."""
         assert self.cache is not None, "allocate comes first"
+        if self.graphs is not None and (found := self.graphs.forward(step)) is not None:
+            return found
+        if self.is_tiled:
+            batch = attention.tiled_batch_of(step, self.device, self.spec.heads // self.spec.kv_heads)
+        else:
+            is_compiled = self.device == "cpu" and self.dtype is self.kept is torch.float32
+            batch = attention.batch_of(step, self.device, is_compiled=is_compiled)
+        return self._logits(batch, *self._adapted(step))
+
+    def _logits(self, batch: attention.Batch, inside: Applied | None, above: Applied | None) -> Tensor:
         spec = self.spec
-        batch = attention.batch_of(step, self.device, self.dtype)
         hidden = self._embedded(batch.tokens)
         if spec.embedding_scale != 1.0:
             hidden = hidden * torch.tensor(spec.embedding_scale, dtype=self.dtype)
-        inside, above = self._adapted(step)
         added = NONE
         for index, layer in enumerate(self.layers):
             place = index * PLACES
@@ -139,7 +186,7 @@ class Decoder:
         self.cache.load(blocks, saved)
 
     def close(self) -> None:
-        self.cache = None
+        self.cache, self.graphs = None, None
 
     def _embedded(self, tokens: Tensor) -> Tensor:
         if isinstance(self.embedding, torch.Tensor):

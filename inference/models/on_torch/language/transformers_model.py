@@ -85,7 +85,8 @@ class TransformersModel:
         """Logits, float32 [L, vocabulary]. Raises InvalidInput for a step that names adapters."""
         if step.adapters is not None and step.adapters.any():
             raise InvalidInput("a model that is served through transformers takes no adapters")
-        batch = attention.batch_of(step, self.device, self.dtype)
+        is_compiled = self.device == "cpu" and self.dtype is torch.float32
+        batch = attention.batch_of(step, self.device, is_compiled=is_compiled)
         found = self._flat(batch) if self.way == "flat" else self._by_sequences(batch)
         return found.float()
 
