@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -51,7 +52,7 @@ class DecodeGraphs:
         self._by_size: dict[int, _Recorded] = {}
         for size in sizes_up_to(largest)[::-1]:  # the largest first, so that the others fit into its memory
             batch = self._batch(size)
-            self._by_size[size] = _Recorded(batch, *record(lambda batch=batch: run(batch)))
+            self._by_size[size] = _Recorded(batch, *record(partial(run, batch)))
 
     def forward(self, step: Step) -> Tensor | None:
         """Logits [S, vocabulary], which hold until the next step; None for a step that is none of decodes alone."""
@@ -116,7 +117,7 @@ def sizes_up_to(largest: int) -> list[int]:
 
 def recorded(run: Pass) -> tuple[Callable[[], object], Tensor]:
     """(replay, what it gives), recorded on the current CUDA device."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UPS):  # compiles kernels, which cannot be recorded
