@@ -55,7 +55,7 @@ class DecodeGraphs:
             self._by_size[size] = _Recorded(batch, *record(partial(run, batch)))
 
     def forward(self, step: Step) -> Tensor | None:
-        """Logits [S, vocabulary], which hold until the next step; None for a step that is none of decodes alone."""
+        """Logits [S, vocabulary]; None for a step that is none of decodes alone."""
         count = len(step.lengths)
         size = next((size for size in sorted(self._by_size) if size >= count), 0)
         if not size or len(step.tokens) != count or len(step.wanted) != count or step.adapters is not None:
@@ -63,7 +63,7 @@ class DecodeGraphs:
         one = self._by_size[size]
         self._fill(one.batch, step, count)
         one.replay()
-        return one.logits[:count]
+        return one.logits[:count].clone()
 
     def _fill(self, batch: Batch, step: Step, count: int) -> None:
         self._clear(batch, count)

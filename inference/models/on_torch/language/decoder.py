@@ -136,7 +136,7 @@ class Decoder:
 
     @torch.inference_mode()
     def forward(self, step: Step) -> Tensor:
-        """Logits, float32 [L, vocabulary]; they hold until the next step."""
+        """Logits, float32 [L, vocabulary]."""
         assert self.cache is not None, "allocate comes first"
         if self.graphs is not None and (found := self.graphs.forward(step)) is not None:
             return found
