@@ -58,10 +58,15 @@ def folder(path: Path, *, pickled: bool = False, seed: int = 5, noise: float = 0
     if pickled:
         (path / "model.safetensors").unlink()
         torch.save(model.state_dict(), path / "pytorch_model.bin")
+    write_tokenizer(path)
+    return model
+
+
+def write_tokenizer(path: Path) -> None:
+    """tokenizer.json, and its configuration with a chat template."""
     tokenizer().save(str(path / "tokenizer.json"))
     config = {"eos_token": "<|im_end|>", "bos_token": "<|endoftext|>", "chat_template": TEMPLATE}
     (path / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "PreTrainedTokenizerFast"}))
-    return model
 
 
 def adapter(
