@@ -158,6 +158,13 @@ class ReplicaLost(ServerError):
     code = "replica_lost"
     retryable = True
 
+    def __init__(
+        self, message: str | None = None, *, retry_after_s: float | None = None, last_token: int | None = None
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        # of a text that had begun: the index from 0 of the last token that came, counted over all choices
+        self.last_token = last_token
+
 
 class SequenceLost(ServerError):
     """The replica that held this sequence is gone: start the sequence anew."""
