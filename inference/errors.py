@@ -36,6 +36,12 @@ class InvalidInput(ClientError):
     code = "invalid_input"
 
 
+class ContextExceeded(InvalidInput):
+    """The prompt, or what it asks for, is longer than the model's context."""
+
+    code = "context_length_exceeded"
+
+
 class Malformed(ClientError):
     """The request could not be read."""
 

@@ -29,6 +29,8 @@ class Run:
     matcher: Matcher | None = None
     matches: bool = False
     has_ended: bool = False
+    added_ns: int = 0
+    queued_ns: int = -1
 
     @property
     def made(self) -> int:

@@ -131,7 +131,7 @@ def test_what_finds_no_room_is_refused_at_once(gateway, house):
 )
 def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(gateway, path, name, given, stream):
     words = "w " * 513
-    told = error(post(gateway, path, model="lm", stream=stream, **{name: given(words)}), 400, "invalid_input")
+    told = error(post(gateway, path, model="lm", stream=stream, **{name: given(words)}), 400, "context_length_exceeded")
     assert "513" in told
     assert "512" in told
 
