@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from serinus.commands import adapters, keys, machines, models, traffic, triton, tune
+from serinus.commands import adapters, golden, keys, machines, models, rollouts, traffic, triton, tune
 
 app = typer.Typer(
     name="serinus",
@@ -17,6 +17,8 @@ for group in (machines, models, traffic, triton, tune):
     group.register(app)
 app.add_typer(keys.app, name="keys")
 app.add_typer(adapters.app, name="adapter")
+app.add_typer(golden.app, name="golden")
+app.add_typer(rollouts.app, name="rollout")
 
 
 def main() -> None:

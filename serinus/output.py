@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ParamSpec, TypeVar
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
 
 from inference.config import BadSetting
@@ -28,7 +28,7 @@ out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
 
-def emit(value: Any, *, as_json: bool, text: str | Table | None = None) -> None:
+def emit(value: Any, *, as_json: bool, text: RenderableType | None = None) -> None:
     """Prints `value` as JSON, or `text` for a person."""
     if as_json:
         sys.stdout.write(json.dumps(value, default=str) + "\n")

@@ -34,6 +34,7 @@ from inference.errors import (
     ReplicaLost,
     SerinusError,
 )
+from inference.protocol.messages import BACKGROUND
 from inference.protocol.statistics import ModelStatistics
 from inference.runtime.runner import Ran
 from inference.runtime.work import Arrays, Outcome, Scalar, Ticket, awaited
@@ -160,9 +161,10 @@ class Batcher:
             raise self._tally.refused(InvalidInput(f"inference request batch-size must be <= {largest}"))
         if ticket.deadline <= now:
             raise self._tally.refused(DeadlineExceeded())
-        level = self._admitted(ticket) if self._policies else 0
+        is_background = ticket.priority == BACKGROUND
+        level = self._admitted(ticket) if self._policies else PLAIN.background if is_background else 0
         preparing = len(self._preparation.tickets) if self._preparation else 0
-        if self._line.count + preparing >= self._bounds.queue_limit:
+        if self._line.count + preparing >= self._bounds.queue_limit >> is_background:
             raise self._tally.refused(Overloaded(retry_after_s=self._retry_after_s()))
         if self._ordering:
             self._ordering.came(ticket)
@@ -421,6 +423,8 @@ class Batcher:
             outputs = self._restore(result, ticket.length) if self._restore else result
             waited_ns = int((began - ticket.arrived_at) * 1e9)
             ended = Outcome(outputs, rows, waited_ns, infer_ns, ran.input_ns, ran.output_ns, parameters=_told(ticket))
+            if ran.doubts is not None:
+                ended.is_invalid = ran.doubts(ticket.wanted(outputs))
             found.append((ticket, ended))
         return found
 

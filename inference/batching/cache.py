@@ -162,7 +162,7 @@ class Cached:
         def replied(ticket: Ticket, result: Outcome | SerinusError, final: bool) -> None:
             if isinstance(result, Outcome):
                 began = time.perf_counter_ns()
-                if final:
+                if final and not result.is_invalid:
                     self._store.put(key, result.outputs, result.parameters)
                 self.statistics.cache_miss.add(took_ns + time.perf_counter_ns() - began)
             reply(ticket, result, final)

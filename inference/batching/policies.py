@@ -1,7 +1,8 @@
 """What the version's queue policies say about one request: its level and how long it may wait. Pure.
 
 Levels as in Triton: 1 is the highest, requests that name none (0) take the default. Without priorities there is one
-level, 0, and what a request names is ignored. A request's own timeout only ever shortens the policy's.
+level, 0, and what a request names is ignored. A request's own timeout only ever shortens the policy's. Behind all
+levels stands the background: copies of live requests, which may fill no more than half of the line.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from math import inf
 
 from inference.errors import InvalidInput
+from inference.protocol.messages import BACKGROUND
 from inference.protocol.settings import QueuePolicy, RuntimeSettings
 
 
@@ -26,8 +28,18 @@ class Policies:
         """Whether they say nothing, so that nothing need be looked up."""
         return not self.levels and self.by_level == (QueuePolicy(),)
 
+    @property
+    def background(self) -> int:
+        """The level behind all others, that of those who waited too long."""
+        return self.levels + 1
+
+    def policy(self, level: int) -> QueuePolicy:
+        return self.by_level[min(level, self.levels)]
+
     def level(self, priority: int) -> int:
         """Raises InvalidInput for a level that there is not."""
+        if priority == BACKGROUND:
+            return self.background
         if not self.levels or not priority:
             return self.default
         if not 1 <= priority <= self.levels:
@@ -35,12 +47,12 @@ class Policies:
         return priority
 
     def is_full(self, level: int, waiting: int) -> bool:
-        largest = self.by_level[level].max_queue_size
+        largest = self.policy(level).max_queue_size
         return bool(largest) and waiting >= largest
 
     def may_wait_s(self, level: int, asked_us: int) -> float:
         """How long a request may wait in the queue; `asked_us` counts only below the policy's own (0: not asked)."""
-        policy = self.by_level[level]
+        policy = self.policy(level)
         timeout_us = policy.default_timeout_us
         if policy.allow_timeout_override and 0 < asked_us < timeout_us:
             timeout_us = asked_us
@@ -48,7 +60,7 @@ class Policies:
 
     def delays(self, level: int) -> bool:
         """Whether who waited too long goes behind all others instead of being refused."""
-        return self.by_level[level].timeout_action == "delay"
+        return self.policy(level).timeout_action == "delay"
 
 
 PLAIN = Policies()

@@ -332,7 +332,10 @@ class SequenceBatcher:
             return
         self._counts.answered(ticket, began, now, ran)
         waited_ns, infer_ns = nanoseconds(began - ticket.arrived_at), ran.infer_ns or nanoseconds(now - began)
-        ticket.end(Outcome(result, len(ran.results), waited_ns, infer_ns, ran.input_ns, ran.output_ns))
+        ended = Outcome(result, len(ran.results), waited_ns, infer_ns, ran.input_ns, ran.output_ns)
+        if ran.doubts is not None:
+            ended.is_invalid = ran.doubts(ticket.wanted(result))
+        ticket.end(ended)
 
     def _hung(self) -> None:
         timeout_s = self._bounds.hang_timeout_s

@@ -81,7 +81,8 @@ class _Place:
 
 class Streamer:
     """Belongs to one running event loop. `start` makes a request's generator; `step_guard` is entered around each step
-    in its thread, with the number of its place; `on_busy` hears how long each took (s); `on_hang` is called once, after all callers were told.
+    in its thread, with the number of its place; `on_busy` hears how long each took (s); `on_hang` is called once, after
+    all callers were told. doubts: says of an answer whether it holds NaN or infinity, where that is to be told.
     """
 
     def __init__(
@@ -92,9 +93,11 @@ class Streamer:
         on_hang: Callable[[], None],
         on_busy: Callable[[float], None] = lambda _: None,
         step_guard: Callable[[int], AbstractContextManager[Any]] = nullcontext,
+        doubts: Callable[[Arrays], bool] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._start = start
+        self._doubts = doubts
         self._bounds = bounds
         self._on_hang = on_hang
         self._on_busy = on_busy
@@ -343,7 +346,8 @@ class Streamer:
     def _outcome(self, stream: _Stream, answer: Arrays, took_ns: int) -> Outcome:
         ticket = stream.ticket
         waited_ns = nanoseconds((stream.began or ticket.arrived_at) - ticket.arrived_at)
-        return Outcome(answer, ticket.rows, waited_ns, took_ns)
+        is_invalid = self._doubts is not None and self._doubts(ticket.wanted(answer))
+        return Outcome(answer, ticket.rows, waited_ns, took_ns, is_invalid=is_invalid)
 
 
 def _translated(error: BaseException) -> SerinusError:

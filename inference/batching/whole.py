@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from inference.errors import ModelFailed, SerinusError
 from inference.runtime import tensors
-from inference.runtime.runner import Ran, Runner, refused_nonfinite
+from inference.runtime.runner import Ran, Runner
 from inference.runtime.tensors import Arrays
 
 log = logging.getLogger(__name__)
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 def run_whole(runner: Runner, requests: Sequence[Arrays]) -> Ran:
     """Each row's outputs, or one error for all: running parts again would move the model's own state a second time."""
-    began = time.perf_counter_ns()
+    began, nonfinite = time.perf_counter_ns(), runner.measures.nonfinite
     try:
         stacked = tensors.stack(requests)
         stacked_at = time.perf_counter_ns()
@@ -26,10 +26,13 @@ def run_whole(runner: Runner, requests: Sequence[Arrays]) -> Ran:
         if len(requests) > 1:
             results = tensors.split(outputs, [1] * len(requests))
         if runner.rejects_nonfinite:
-            results = [refused_nonfinite(one) for one in results]
+            results = [runner.refused(one) for one in results]
     except SerinusError as error:
         return Ran([error for _ in requests])
     except Exception:
         log.exception("requests could not be put together")
         return Ran([ModelFailed() for _ in requests])
-    return Ran(results, stacked_at - began, ran_at - stacked_at, time.perf_counter_ns() - ran_at)
+    ran = Ran(results, stacked_at - began, ran_at - stacked_at, time.perf_counter_ns() - ran_at)
+    if runner.measures.nonfinite > nonfinite:
+        ran.doubts = runner.is_nonfinite
+    return ran

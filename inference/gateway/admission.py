@@ -75,13 +75,16 @@ def _taken(have: float, needed: float, enough: float, what: str, rate: float) ->
 class Caller:
     """Who calls: `id` is the sticky key ("" for the anonymous), `endpoints` what the caller may reach.
 
-    expires_at_unix_s: until when the credential is good.
+    expires_at_unix_s: until when the credential is good. user, source: of the platform's own tokens, whom and what part
+    of the platform it was made for.
     """
 
     id: str
     endpoints: frozenset[str]
     limiter: Limiter | None = None
     expires_at_unix_s: float = float("inf")
+    user: str = ""
+    source: str = ""
 
     def may(self, endpoint: str) -> bool:
         return ALL in self.endpoints or endpoint in self.endpoints
@@ -146,6 +149,11 @@ class Keys:
                 return known
         raise Unauthenticated
 
+    @property
+    def token_secret(self) -> bytes:
+        """What the platform's own tokens and the ids for feedback are signed with; empty where it is not known here."""
+        return self._token_secret
+
     def knows(self, key: str) -> bool:
         """Whether there is a key of this id."""
         return key in self._keys
@@ -171,7 +179,7 @@ class Keys:
             return None
         if token.exp <= self._now():
             return None
-        return Caller(f"user:{token.u}", frozenset({token.e}), None, token.exp)
+        return Caller(f"user:{token.u}", frozenset({token.e}), None, token.exp, str(token.u), token.s)
 
 
 def admit_caller(keys: Keys, credential: str, name: str, endpoint: EndpointRoute | None, *, insecure: bool) -> Caller:

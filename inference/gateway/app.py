@@ -18,6 +18,7 @@ from inference.config import is_loopback
 from inference.errors import Forbidden, Malformed, MethodNotAllowed, NotFound, SerinusError, ServerError
 from inference.gateway import encodings, problems
 from inference.gateway.dataplane import DataPlane
+from inference.gateway.feedback_ids import HEADER as FEEDBACK
 from inference.gateway.heads import Head
 from inference.gateway.openai import files
 from inference.gateway.openai import problems as openai_problems
@@ -135,6 +136,12 @@ class App:
             endpoint.route.public for endpoint in self._plane.table.now.endpoints.values()
         )
 
+    def memory(self, head: Head) -> memoryview | None:
+        place = self._place(head)
+        if place.door.speaks != "infer" or not head.json_bytes or b"content-encoding" in head.headers:
+            return None
+        return self._plane.memory(place.name, place.number, head.length, -head.json_bytes)
+
     def handle(self, connection: Connection, head: Head, body: Part) -> None:
         request_id = self._request_id(head.headers)
         try:
@@ -221,7 +228,7 @@ class App:
             _log.exception("request %s failed", request.id)
             self._problem(connection, request.head, ServerError(), request.id.encode())
             return
-        answer.headers.append((b"x-request-id", request.id.encode()))
+        answer.headers.append((b"x-request-id", _shown_id(request, answer)))
         if isinstance(answer, Stream):
             await self._stream(connection, request, answer)
             return
@@ -261,6 +268,14 @@ class _Task:
 
     def left(self) -> None:
         self._task.cancel()
+
+
+def _shown_id(request: Request, answer: Response | Stream) -> bytes:
+    """The client's own request id where it sent a good one, else that of the answer's feedback, if it has one."""
+    own = request.id.encode()
+    if request.headers.get(b"x-request-id") == own:
+        return own
+    return next((value for name, value in answer.headers if name == FEEDBACK), own)
 
 
 def _refuse_foreign(given: Given) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from inference.errors import Cancelled, InvalidInput, Overloaded, SerinusError, ServerError
 from inference.gateway import calls, envelopes, generate
-from inference.gateway.dataplane import Done
+from inference.gateway.awaiting import Done
 from inference.gateway.flights import Flight
 from inference.gateway.table import Variant
 from inference.gateway.web import Part
@@ -63,18 +63,22 @@ class Asking(Flight):
         body, rest, name = self.body, self._rest, self.endpoint.route.name
         signature = variant.route.signature
         assert body is not None
-        self.body, self._rest = None, _EMPTY
         if self.given is not None:
             if not self._is_text:
                 raise InvalidInput("generate is asked for with a text frame")
             call = generate.read(self.given, name, signature)
-            self.given = b""
         else:
             call = calls.read(body, rest, name, signature, binary=not self._is_text)
             if self._is_text and (call.binary is None or call.binary):
                 raise InvalidInput("binary outputs are sent only in answer to a binary frame")
         call.traceparent = body.traceparent
         return call
+
+    def settled(self) -> None:
+        """It is read for good: its frame may be forgotten."""
+        self.body, self._rest = None, _EMPTY
+        if self.given is not None:
+            self.given = b""
 
     # -- what the data plane calls ----------------------------------------------------------------------------------
 
@@ -165,6 +169,9 @@ class Asking(Flight):
             text = generate.answer(Done(self.call, variant, answer, body), name)
         else:
             told = {**answer.parameters, "rollout_arm": variant.route.arm}
+            feedback = self._stream.plane.feedback.of(self)
+            if feedback:
+                told["feedback_id"] = feedback
             if self.call.traceparent:
                 told["traceparent"] = self.call.traceparent
             text, found = calls.write(self.call, name, variant.version, answer.tensors, body, parameters=told)

@@ -61,7 +61,7 @@ class Call:
 
     outputs: wanted output names, empty for all. rows: of the batch dimension, 1 without one. binary: names of the
     outputs that go back as bytes; None means all. special: outputs that are ranked or go to shared memory. timeline:
-    its answer shall tell where the time went.
+    its answer shall tell where the time went. forwarded: parameters that were headers.
     """
 
     id: str
@@ -77,6 +77,7 @@ class Call:
     rows: int = 1
     timeline: bool = False
     special: dict[str, Ranking | Target] | None = None
+    forwarded: frozenset[str] = frozenset()
 
 
 _decode = msgspec.json.Decoder(InferBody).decode
@@ -134,7 +135,7 @@ def finish(
 
     Raises InvalidInput or Unsupported.
     """
-    _check_inputs(call, model, signature)
+    check_inputs(call, model, signature)
     _read_outputs(call, body, model, signature, binary=binary, shared=shared)
     if body.parameters:
         _read_parameters(call, body.parameters)
@@ -158,7 +159,7 @@ def read_raw(data: memoryview, model: str, signature: Signature) -> Call:
         raise InvalidInput(f"{len(data)} bytes do not fit input '{spec.name}' of model '{model}': {spec.shape}")
     codec.check_binary(body, spec.datatype, codec.element_count(shape, spec.name), spec.name)
     call = Call("", [TensorHeader(spec.name, spec.datatype, shape, len(body))], [body], binary=None)
-    _check_inputs(call, model, signature)
+    check_inputs(call, model, signature)
     return call
 
 
@@ -218,7 +219,8 @@ def _check_early(given: InputBody, model: str, signature: Signature) -> None:
     _check_batch(batch, model, signature)
 
 
-def _check_inputs(call: Call, model: str, signature: Signature) -> None:
+def check_inputs(call: Call, model: str, signature: Signature) -> None:
+    """Puts the inputs into the signature's order. Raises InvalidInput where they do not fit it."""
     specs, tensors = signature.inputs, call.tensors
     if len(tensors) == 1 == len(specs) and tensors[0].name == specs[0].name:
         batch = _check_tensor(tensors[0], specs[0], model, signature)

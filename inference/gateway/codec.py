@@ -25,7 +25,7 @@ if sys.byteorder != "little":  # pragma: no cover
 MAX_DEPTH = 100
 LARGE_JSON_BYTES = 64 << 10
 MAX_DIMENSION = 2**63 - 1
-_BINARY_ONLY = frozenset({"FP16", "BF16"})
+BINARY_ONLY = frozenset({"FP16", "BF16"})
 # datatype -> (array typecode, Python type of one JSON element)
 NUMBERS: dict[str, tuple[str, type]] = {
     "UINT8": ("B", int),
@@ -138,7 +138,7 @@ def _kind(datatype: str, name: str) -> type:
     kind = _ELEMENTS.get(datatype)
     if kind is not None:
         return kind
-    if datatype in _BINARY_ONLY:
+    if datatype in BINARY_ONLY:
         raise InvalidInput(
             f"receiving {datatype} data via JSON is not supported. Please use the binary data format for input '{name}'"
         )
@@ -210,7 +210,7 @@ def to_json(data: memoryview, datatype: str, name: str) -> list[Any]:
 
 def refuse_in_json(datatype: str, name: str) -> None:
     """Raises InvalidInput when an output of `datatype` cannot be sent as JSON."""
-    if datatype in _BINARY_ONLY:
+    if datatype in BINARY_ONLY:
         raise InvalidInput(
             f"sending {datatype} data via JSON is not supported. Please use the binary data format for output '{name}'"
         )

@@ -9,15 +9,13 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from inference.errors import (
     Cancelled,
+    DeadlineExceeded,
     Draining,
-    InvalidInput,
     NotFound,
     NotReady,
     PoisonInput,
@@ -26,14 +24,20 @@ from inference.errors import (
     SerinusError,
     ServerError,
 )
+from inference.gateway import choosing
 from inference.gateway.admission import Caller, admit_caller
 from inference.gateway.affinity import Affinity, SequenceKey
+from inference.gateway.awaiting import Awaited, Done, Streamed
 from inference.gateway.calls import Call
+from inference.gateway.choosing import Asked
 from inference.gateway.connections import ConnectionLost, Link, Pool
+from inference.gateway.feedback_ids import FeedbackIds
 from inference.gateway.flights import Flight, Flights
+from inference.gateway.lending import lender_of
 from inference.gateway.pipelines import Run
 from inference.gateway.quarantine import WORDS, Trials
-from inference.gateway.router import choose_variant, less_busy
+from inference.gateway.rescue import Rescuer, refit
+from inference.gateway.router import less_busy
 from inference.gateway.table import Endpoint, Table, Variant
 from inference.gateway.telemetry import Telemetry
 from inference.gateway.timeline import timeline
@@ -41,9 +45,7 @@ from inference.protocol.messages import Answer, SequenceControl
 from inference.protocol.statistics import ModelStatistics
 
 HOLD_S = 10.0
-RETRY_AFTER_S = 1.0
 ASK_S = 2.0
-AHEAD_HIGH, AHEAD_LOW = 16, 4
 
 Reader = Callable[[Variant], Call]
 
@@ -58,32 +60,6 @@ class Tracer(Protocol):
     def failed(self, flight: Flight, error: SerinusError) -> None: ...
 
 
-@dataclass(slots=True)
-class Done:
-    """An answered call: what was asked, who answered, the answer and its tensors' bytes."""
-
-    call: Call
-    variant: Variant
-    answer: Answer
-    body: memoryview
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What a door knows of a request before it is read.
-
-    sticky: the stable hash's key; timeout_ms: the door's own deadline, 0 for none; most_ms: the longest that such a
-    request may take where that is more than the endpoint's own limit, which is meant for single answers.
-    """
-
-    caller: Caller
-    endpoint: Endpoint
-    version: int | None
-    sticky: str
-    timeout_ms: int = 0
-    most_ms: int = 0
-
-
 class DataPlane:
     """Everything a gateway process knows and counts."""
 
@@ -95,11 +71,15 @@ class DataPlane:
         self.flights = Flights(self._end)
         self.draining = False
         self.tracer: Tracer | None = None
+        self.watchers: tuple[Callable[[Flight], None], ...] = ()
         self._held: dict[Flight, None] = {}
         self.trials = Trials(self._dispatch, self._end)
+        self.rescuer = Rescuer(table, telemetry)
+        self.feedback = FeedbackIds(table)
         self._random = random.Random()  # noqa: S311 (spreads load, guards nothing)
         self._affinity = Affinity()
         pool.on_failed = self._failed_there
+        pool.on_part = self._part_came
         pool.on_lost = self._affinity.lost
         pool.on_change.append(self._try_held)
 
@@ -122,16 +102,16 @@ class DataPlane:
             raise NotFound(f"Request for unknown model: '{name}' is not found")
         return caller, endpoint
 
-    def choose(self, endpoint: Endpoint, version: int | None, sticky: str) -> Variant:
-        """The variant that answers this caller. Raises NotFound for a pin without replica, NotReady without weight."""
-        if version is not None:
-            return endpoint.pinned(version)
-        if endpoint.only is not None:
-            return endpoint.only
-        route = choose_variant(endpoint.route.variants, endpoint.route.salt, sticky)
-        if route is None:
-            raise NotReady(retry_after_s=RETRY_AFTER_S)
-        return endpoint.variants[route.version]
+    def memory(self, name: str, version: int | None, size: int, offset: int) -> memoryview | None:
+        """Where a body of `size` bytes may be received so that the replica that it will be sent to reads it there; None
+        where that is not known yet, or no replica lends. offset: as for Lender.take.
+        """
+        endpoint = self.table.now.endpoints.get(name)
+        variant = None
+        if endpoint is not None:
+            variant = endpoint.only if version is None else endpoint.variants.get(version)
+        link = self._pick(variant) if variant is not None and variant.links else None
+        return link.memory(size, offset) if link is not None else None
 
     # -- a flight's life --------------------------------------------------------------------------------------------
 
@@ -142,22 +122,28 @@ class DataPlane:
         4. sets the deadline, 5. sends it to a replica, or holds it until one is ready.
         """
         endpoint = asked.endpoint
-        flight.endpoint, flight.key = endpoint, asked.caller.id
+        flight.asked, flight.endpoint, flight.key = asked, endpoint, asked.caller.id
         queue, caller = endpoint.queue, asked.caller
         has_place = False
         try:
             queue.enter(endpoint.route.queue_limit, caller)
             has_place = True
-            variant = flight.variant = self.choose(endpoint, asked.version, asked.sticky)
+            assigned = None
+            if endpoint.route.steering is not None:
+                asked, assigned = choosing.drawn(asked)
+                flight.asked = asked
+            variant = flight.variant = choosing.chosen(asked, asked.sticky)
             call = flight.call = reader(variant)
             if call.sequence is not None:
                 call = self._settle_sequence(flight, asked, reader, call.sequence)
+            elif endpoint.route.steering is not None:
+                call = self._settle_rollout(flight, asked, reader, assigned)
             if caller.limiter is not None:
                 caller.limiter.rows(call.rows)
             _set_deadline(flight, asked)
             if self.tracer is not None:
                 self.tracer.begin(flight, call)
-            self._dispatch(flight)
+            self._begin(flight)
         except BaseException as error:
             if has_place:
                 queue.leave(caller.id)
@@ -165,6 +151,12 @@ class DataPlane:
             self._count_failed(flight, known)
             raise
         self.flights.add(flight)
+        if endpoint.is_watched:
+            self._show(flight)
+
+    def _show(self, flight: Flight) -> None:
+        for watch in self.watchers:
+            watch(flight)
 
     def answered(self, flight: Flight, answer: Answer) -> None:
         """To be called by a door for a flight's final answer, before it writes it: frees its place and counts it."""
@@ -175,8 +167,13 @@ class DataPlane:
         sequence = flight.call.sequence
         if sequence is not None and sequence.end:
             self._affinity.ended(_key_of(flight, sequence))
-        now = time.monotonic()
-        self.telemetry.answered(flight.variant.key, (now - flight.started) * 1e3, answer, flight.retries)
+        now, began = time.monotonic(), flight.started
+        if flight.rescued is not None:
+            began = flight.rescued.at
+            self.rescuer.answered(flight.rescued)
+        self.telemetry.answered(flight.variant.key, (now - began) * 1e3, answer, flight.retries)
+        if flight.is_invalid and not answer.is_invalid:
+            self.telemetry.invalid(flight.variant.key)
         if flight.call.timeline:
             answer.parameters.update(timeline(flight.started, flight.sent, now, answer))
         if flight.trace is not None and self.tracer is not None:
@@ -201,8 +198,32 @@ class DataPlane:
         self.flights.add(flight)
 
     def end(self, flight: Flight, error: SerinusError) -> None:
-        """Ends a flight with `error`; nothing happens when it has ended."""
-        self._end(flight, error)
+        """A flight has failed with `error`: it ends, if it is not rescued; nothing happens when it has ended."""
+        if flight.has_ended:
+            return
+        run = flight.link
+        if not self.rescuer.begin(flight, error):
+            self._end(flight, error)
+            return
+        if run is not None:
+            run.forget(flight)
+        self._go_on(flight)
+
+    def _begin(self, flight: Flight) -> None:
+        """The first dispatch. Raises what is wrong with it."""
+        try:
+            self._dispatch(flight)
+        except SerinusError as error:
+            if not self.rescuer.begin(flight, error):
+                raise
+            self._dispatch(flight)
+
+    def _go_on(self, flight: Flight) -> None:
+        """Another dispatch; what is wrong with it ends the flight."""
+        try:
+            self._begin(flight)
+        except SerinusError as error:
+            self._end(flight, error)
 
     def _dispatch(self, flight: Flight) -> None:
         if self.trials.suspects:
@@ -227,7 +248,9 @@ class DataPlane:
         """The replica for this request; None when none is ready. Raises SequenceLost."""
         sequence = flight.call.sequence
         if sequence is None:
-            return self._pick(flight.variant)
+            lending = lender_of(flight.call.body) if len(flight.variant.links) > 1 else None
+            chosen = [link for link in flight.variant.links if link.lender is lending and link.ready] if lending else []
+            return chosen[0] if chosen else self._pick(flight.variant)
         links = {link.route.id: link for link in flight.variant.links}
         ready = [name for name, link in links.items() if link.ready]
         draining = [name for name, link in links.items() if link.draining]
@@ -245,12 +268,22 @@ class DataPlane:
             numbers = list(endpoint.variants)
             began = self._affinity.version_of(endpoint.route.name, numbers, _name_of(flight, sequence))
             if began is None or sequence.start:
-                variant = self.choose(endpoint, None, _name_of(flight, sequence))
+                variant = choosing.chosen(asked, _name_of(flight, sequence))
             else:
-                variant = endpoint.variants[began]
+                variant = endpoint.variants[began].counted(flight.variant.apart)
             if variant is not flight.variant:
                 flight.variant = variant
                 flight.call = reader(variant)
+        return flight.call
+
+    def _settle_rollout(self, flight: Flight, asked: Asked, reader: Reader, assigned: Variant | None) -> Call:
+        """Counts who was assigned by itself; and requests may go to the candidate by what their parameters say."""
+        if assigned is not None:
+            self.telemetry.drawn(assigned.key)
+        found = choosing.by_parameters(asked, flight.variant, flight.call.parameters)
+        if found is not None:
+            flight.variant = found
+            flight.call = reader(found)
         return flight.call
 
     def _pick(self, variant: Variant) -> Link | None:
@@ -267,10 +300,9 @@ class DataPlane:
         for flight in list(self._held):
             if flight not in self._held:  # a pipeline that ended meanwhile took its other steps along
                 continue
-            current = self.table.now.known(flight.endpoint.route.name)
-            variant = current.variants.get(flight.variant.route.version) if current is not None else None
+            variant = self._current(flight)
             if variant is None:
-                self._end(flight, NotReady(retry_after_s=RETRY_AFTER_S))
+                self._end(flight, NotReady(retry_after_s=choosing.RETRY_AFTER_S))
                 continue
             flight.variant = variant
             try:
@@ -282,6 +314,21 @@ class DataPlane:
             except (ReplicaLost, SequenceLost) as error:
                 self._failed_there(flight, error)
 
+    def _current(self, flight: Flight) -> Variant | None:
+        """The version that a held flight waits for, as the table has it now; where that one is gone or not ready,
+        another one that is and may answer it. None where nobody may.
+        """
+        current, before, asked = self.table.now.known(flight.endpoint.route.name), flight.variant, flight.asked
+        if current is None:
+            return None
+        variant = current.variants.get(before.route.version)
+        may_move = flight.call.sequence is None and flight.rescued is None
+        if asked is not None and may_move and (variant is None or not variant.is_ready):
+            other = choosing.instead(current, asked, variant)
+            if other is not None and refit(flight.call, before.route.signature, other.route.signature):
+                variant = other
+        return variant.counted(before.apart) if variant is not None else None
+
     def _failed_there(self, flight: Flight, error: SerinusError) -> None:
         """A replica refused or lost this request: once elsewhere, or on the same one when it is back. After a crash
         those who were there are tried again one by one (see quarantine.py).
@@ -290,19 +337,26 @@ class DataPlane:
             return
         flight.link = None
         crashed = isinstance(error, ConnectionLost) and flight.call.sequence is None
-        if crashed and self.trials.lost(flight):
+        barred = crashed and self.trials.lost(flight)
+        leaves = isinstance(error, Draining) and flight.variant.is_ready
+        if not (leaves and not flight.retries) and self.rescuer.begin(flight, error):
+            self._go_on(flight)
+            return
+        if barred:
             self._end(flight, PoisonInput(WORDS))
             return
         lost = isinstance(error, ReplicaLost | Draining)
         may = lost and not flight.parts and not flight.retries and flight.call.sequence is None
         if may and flight.endpoint.queue.retries.take():
             flight.retries = 1
-            try:
-                (self.trials.enter if crashed else self._dispatch)(flight)
-            except SerinusError as again:
-                self._end(flight, again)
-            return
-        self._end(flight, error)
+            if crashed:
+                self.trials.enter(flight)
+            else:
+                self._go_on(flight)
+        elif leaves and self.rescuer.begin(flight, error):
+            self._go_on(flight)
+        else:
+            self._end(flight, error)
 
     def _end(self, flight: Flight, error: SerinusError) -> None:
         if flight.has_ended:
@@ -320,17 +374,37 @@ class DataPlane:
             flight.failed(error)
 
     def _count_failed(self, flight: Flight, error: SerinusError) -> None:
-        variant = getattr(flight, "variant", None)
+        variant, began = getattr(flight, "variant", None), flight.started
         key = variant.key if variant is not None else (flight.endpoint.route.name, 0, "")
-        self.telemetry.failed(key, (time.monotonic() - flight.started) * 1e3, error, flight.retries)
+        if flight.rescued is not None:
+            began = flight.rescued.at
+            self.rescuer.failed(flight.rescued)
+        if flight.is_invalid:
+            self.telemetry.invalid(key)
+        if flight.rescued is None or not isinstance(error, DeadlineExceeded):  # that time the candidate has used up
+            self.telemetry.failed(key, (time.monotonic() - began) * 1e3, error, flight.retries)
         if flight.trace is not None and self.tracer is not None:
             self.tracer.failed(flight, error)
+
+    def _part_came(self, flight: Flight, answer: Answer) -> None:
+        """One of several answers, before its flight hears of it."""
+        if not answer.tensors:
+            return
+        now, key = time.monotonic(), flight.variant.key
+        if not flight.parts:
+            began = flight.started if flight.rescued is None else flight.rescued.at
+            self.telemetry.part(key, (now - began) * 1e3, is_first=True)
+        elif flight.heard:
+            self.telemetry.part(key, (now - flight.heard) * 1e3, is_first=False)
+        flight.heard = now
+        if answer.is_invalid and not answer.final:
+            flight.is_invalid = True
 
     # -- for coroutines ---------------------------------------------------------------------------------------------
 
     async def infer(self, asked: Asked, reader: Reader) -> Done:
         """One request, one answer. Raises only errors of inference.errors; a caller who is cancelled abandons it."""
-        flight = _Awaited(self)
+        flight = Awaited(self)
         self.start(flight, asked, reader)
         try:
             return await flight.future
@@ -343,7 +417,7 @@ class DataPlane:
 
         A reader that falls behind by AHEAD_HIGH answers pauses the replica. Closing the iterator abandons the request.
         """
-        flight = _Streamed(self)
+        flight = Streamed(self)
         self.start(flight, asked, reader)
         try:
             while True:
@@ -362,70 +436,6 @@ class DataPlane:
             if isinstance(found, ModelStatistics):
                 total.merge(found)
         return total
-
-
-class _Awaited(Flight):
-    """A request whose one answer ends `future`."""
-
-    __slots__ = ("_plane", "future")
-
-    def __init__(self, plane: DataPlane) -> None:
-        super().__init__()
-        self._plane = plane
-        self.future: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
-
-    def answered(self, answer: Answer, body: memoryview) -> None:
-        if answer.final:
-            self._plane.answered(self, answer)
-            if not self.future.done():
-                self.future.set_result(Done(self.call, self.variant, answer, body))
-        elif not self.future.done():
-            self._plane.abandon(self)
-            name = self.endpoint.route.name
-            self.future.set_exception(InvalidInput(f"model '{name}' gives several answers: ask for a stream"))
-
-    def failed(self, error: SerinusError) -> None:
-        if not self.future.done():
-            self.future.set_exception(error)
-
-
-class _Streamed(Flight):
-    """A request with any number of answers, and those of them that its reader has not taken yet."""
-
-    __slots__ = ("_is_paused", "_plane", "_waiting", "_wake")
-
-    def __init__(self, plane: DataPlane) -> None:
-        super().__init__()
-        self._plane = plane
-        self._waiting: deque[Done | SerinusError] = deque()
-        self._wake = asyncio.Event()
-        self._is_paused = False
-
-    def answered(self, answer: Answer, body: memoryview) -> None:
-        if answer.final:
-            self._plane.answered(self, answer)
-        self._waiting.append(Done(self.call, self.variant, answer, body))
-        self._wake.set()
-        if len(self._waiting) >= AHEAD_HIGH and not self._is_paused and not answer.final and self.link is not None:
-            self._is_paused = True
-            self.link.pause(self)
-
-    def failed(self, error: SerinusError) -> None:
-        self._waiting.append(error)
-        self._wake.set()
-
-    async def next(self) -> Done:
-        """The next answer. Raises the error that ended the request."""
-        while not self._waiting:
-            self._wake.clear()
-            await self._wake.wait()
-        found = self._waiting.popleft()
-        if self._is_paused and len(self._waiting) <= AHEAD_LOW and self.link is not None:
-            self._is_paused = False
-            self.link.resume(self)
-        if isinstance(found, SerinusError):
-            raise found
-        return found
 
 
 def _name_of(flight: Flight, sequence: SequenceControl) -> str:

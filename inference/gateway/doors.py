@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from inference.gateway.app import GET, NAME, POST, Doors
+from inference.gateway.feedback import Feedback
+from inference.gateway.feedback_ids import FORM
 from inference.gateway.generate import Generate
 from inference.gateway.live_doors import LiveDoors
 from inference.gateway.openai import doors as openai_doors
@@ -26,6 +28,7 @@ class Rooms:
     live: LiveDoors
     repository: Repository
     shared: SharedDoors
+    feedback: Feedback
     openai: OpenAI | None = None
 
 
@@ -43,6 +46,7 @@ def open_all(rooms: Rooms) -> Doors:
     doors.pattern("cuda status", f"/v2/cuda{_REGION}/status", GET, shared.cuda_status)
     doors.pattern("cuda register", f"/v2/cuda{_REGION}/register", POST, shared.cuda_register)
     doors.pattern("cuda unregister", f"/v2/cuda{_REGION}/unregister", POST, shared.cuda_unregister)
+    doors.pattern("feedback", rf"/v2/feedback/(({NAME}){FORM})", POST, rooms.feedback.take)
     if rooms.openai is not None:
         openai_doors.open_all(doors, rooms.openai)
     return doors

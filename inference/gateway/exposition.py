@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+    SummaryMetricFamily,
+)
 
 from inference import metrics
 from inference.gateway.dataplane import DataPlane
-from inference.gateway.telemetry import Histogram, Sums, Telemetry
+from inference.gateway.sums import Histogram, held
+from inference.gateway.telemetry import Telemetry
 from inference.protocol.samples import LATENCY_EDGES_MS
 
 LABELS = ["endpoint", "version", "arm"]
@@ -24,6 +31,7 @@ REJECTIONS = frozenset({
 def families(plane: DataPlane, streams: int) -> Iterator[Metric]:
     """Every metric, at this moment."""
     yield from _traffic(plane.telemetry)
+    yield from _judged(plane.telemetry)
     yield _stages(plane.telemetry)
     yield _rejections(plane.telemetry)
     yield _gauge(metrics.IN_FLIGHT, "Requests under way", len(plane.flights))
@@ -51,12 +59,38 @@ def _traffic(telemetry: Telemetry) -> Iterator[Metric]:
         labels = [endpoint, str(version), arm]
         requests.add_metric(labels, sums.requests)
         retries.add_metric(labels, sums.retries)
-        queue.add_metric(labels, sums.queue.total / 1e9)
+        queue.add_metric(labels, sums.waits.total / 1e9)
         compute.add_metric(labels, sums.compute.total / 1e9)
-        latency.add_metric(labels, _buckets(sums), sums.latency_ms / 1e3)
+        latency.add_metric(labels, _latencies(held(sums.counts)), sums.latency_ms / 1e3)
         for code, count in sums.error_counts.items():
             errors.add_metric([*labels, code], count)
     yield from (requests, errors, retries, queue, compute, latency)
+
+
+def _judged(telemetry: Telemetry) -> Iterator[Metric]:
+    """What a rollout's judge looks at beside traffic and latency."""
+    rescued = CounterMetricFamily(
+        metrics.RESCUED, "Requests that failed here and that the stable version answered", labels=LABELS
+    )
+    invalid = CounterMetricFamily(metrics.INVALID, "Answers with NaN or infinity", labels=LABELS)
+    scores = SummaryMetricFamily(metrics.SCORE, "Scores of answers that came back, 0 to 1", labels=LABELS)
+    first = HistogramMetricFamily(
+        metrics.FIRST_PART, "From arrival to the first part of a streamed answer", labels=LABELS
+    )
+    between = HistogramMetricFamily(
+        metrics.BETWEEN_PARTS, "From one part of a streamed answer to the next", labels=LABELS
+    )
+    for (endpoint, version, arm), sums in telemetry.totals():
+        labels = [endpoint, str(version), arm]
+        rescued.add_metric(labels, sums.rescued)
+        invalid.add_metric(labels, sums.invalid)
+        if sums.scores:
+            scores.add_metric(labels, count_value=sums.scores, sum_value=sums.score_sum)
+        if sums.first:
+            first.add_metric(labels, _latencies(sums.first), sums.first_ms / 1e3)
+        if sums.next:
+            between.add_metric(labels, _latencies(sums.next), sums.next_ms / 1e3)
+    yield from (rescued, invalid, scores, first, between)
 
 
 def _stages(telemetry: Telemetry) -> Metric:
@@ -65,8 +99,8 @@ def _stages(telemetry: Telemetry) -> Metric:
     )
     for (endpoint, version, arm), sums in telemetry.totals():
         for stage in STAGES:
-            held: Histogram = getattr(sums, stage)
-            stages.add_metric([endpoint, str(version), arm, stage], _cumulative(held, 1e9), held.total / 1e9)
+            spent: Histogram = getattr(sums, stage)
+            stages.add_metric([endpoint, str(version), arm, stage], _cumulative(spent, 1e9), spent.total / 1e9)
     return stages
 
 
@@ -84,23 +118,23 @@ def _rejections(telemetry: Telemetry) -> Metric:
     return found
 
 
-def _cumulative(held: Histogram, per: float) -> list[tuple[str, float]]:
+def _cumulative(spent: Histogram, per: float) -> list[tuple[str, float]]:
     """Counts up to each edge, with the edges divided by `per`."""
     found: list[tuple[str, float]] = []
     seen = 0
-    for edge, count in zip(held.edges, held.counts, strict=False):
+    for edge, count in zip(spent.edges, spent.counts, strict=False):
         seen += count
         found.append((f"{edge / per:g}", float(seen)))
-    return [*found, ("+Inf", float(sum(held.counts)))]
+    return [*found, ("+Inf", float(sum(spent.counts)))]
 
 
-def _buckets(sums: Sums) -> list[tuple[str, float]]:
+def _latencies(counts: Mapping[int, int]) -> list[tuple[str, float]]:
     """Cumulative counts; every fourth edge of the finer histogram that telemetry keeps."""
     found: list[tuple[str, float]] = []
     seen = 0
     for index, edge_ms in enumerate(LATENCY_EDGES_MS):
-        seen += sums.counts[index]
+        seen += counts.get(index, 0)
         if index % 4 == 3:
             found.append((f"{edge_ms / 1e3:g}", float(seen)))
-    found.append(("+Inf", float(sum(sums.counts))))
+    found.append(("+Inf", float(sum(counts.values()))))
     return found

@@ -10,29 +10,41 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from inference.errors import DeadlineExceeded, NotReady, SerinusError
 
 if TYPE_CHECKING:
     from inference.gateway.calls import Call
+    from inference.gateway.choosing import Asked
     from inference.gateway.connections import Link
     from inference.gateway.pipelines import Run
+    from inference.gateway.rescue import Rescued
     from inference.gateway.table import Endpoint, Variant
     from inference.protocol.messages import Answer
 
 TICK_S = 0.01
 
 
+class Watcher(Protocol):
+    """Who looks at a request's answers once its door has them, and changes nothing."""
+
+    def part(self, flight: Flight, answer: Answer, body: memoryview) -> None: ...
+
+
 class Flight(ABC):
     """One request. It ends with exactly one call of `failed`, or of `answered` with a final answer, unless it was
     abandoned. started, sent, deadline, held_until: seconds of the monotonic clock; sent: last given to a replica;
-    held_until: while no replica is ready.
+    held_until: while no replica is ready. asked: what its door knew; None for a step of a pipeline, and for others that
+    stay where they were sent. rescued: what became of it before the stable version was asked. heard: when the newest
+    part of a streamed answer came, 0 for none that the next one can be measured from. feedback: the id under which its
+    score may come back, once it was asked for. watchers: who hears of its answers.
     """
 
     __slots__ = (
-        "call", "deadline", "endpoint", "has_ended", "held_until", "is_abandoned", "key", "link", "number", "parts",
-        "retries", "sent", "started", "trace", "variant",
+        "asked", "call", "deadline", "endpoint", "feedback", "has_ended", "heard", "held_until", "is_abandoned",
+        "is_invalid", "key", "link", "number", "parts", "rescued", "retries", "room", "sent", "started", "trace", "variant",
+        "watchers",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -49,8 +61,21 @@ class Flight(ABC):
         self.retries = 0
         self.held_until = 0.0
         self.parts = 0  # answers so far
+        self.room: memoryview | None = None  # lent for its answer
+        self.asked: Asked | None = None
+        self.rescued: Rescued | None = None
+        self.heard = 0.0
+        self.is_invalid = False  # a part of it, before the last
+        self.feedback = ""
         self.has_ended = False
         self.is_abandoned = False
+        self.watchers: tuple[Watcher, ...] = ()
+
+    def take(self, answer: Answer, body: memoryview) -> None:
+        """An answer has come: the flight is told, and then who watches it."""
+        self.answered(answer, body)
+        for watcher in self.watchers:
+            watcher.part(self, answer, body)
 
     @abstractmethod
     def answered(self, answer: Answer, body: memoryview) -> None:

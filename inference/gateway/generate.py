@@ -16,8 +16,11 @@ import msgspec
 
 from inference.errors import InvalidInput, Malformed, SerinusError, ServerError
 from inference.gateway import calls, codec
+from inference.gateway.awaiting import Done
 from inference.gateway.calls import Call, InferBody, InputBody
-from inference.gateway.dataplane import Asked, DataPlane, Done
+from inference.gateway.choosing import HEADER as PIN
+from inference.gateway.choosing import Asked, pin
+from inference.gateway.dataplane import DataPlane
 from inference.gateway.parameters import Scalar
 from inference.gateway.predict import credential_of, timeout_of
 from inference.gateway.table import Variant
@@ -148,7 +151,7 @@ class Generate:
                 found = done
         if found is None:
             raise InvalidInput(EXACTLY_ONE)
-        return Response(200, [JSON_TYPE, *found.variant.headers], answer(found, request.name))
+        return Response(200, [JSON_TYPE, *found.headers], answer(found, request.name))
 
     async def stream(self, request: Request) -> Stream:
         """The status is that of the first answer; an error after it comes as an event."""
@@ -159,7 +162,7 @@ class Generate:
         except BaseException:
             await answers.aclose()
             raise
-        own: Headers = first.variant.headers if first is not None else []
+        own: Headers = first.headers if first is not None else []
         found = Stream(_events(event, answers, request))
         found.headers = [*found.headers, (b"cache-control", b"no-cache"), *own]
         return found
@@ -169,7 +172,11 @@ class Generate:
         caller, endpoint = self._plane.admit(request.name, credential_of(request.headers))
         session = request.headers.get(b"x-session-id", b"").decode("latin-1")
         sticky = session or caller.id or request.id
-        asked = Asked(caller, endpoint, request.number, sticky, timeout_of(request.headers))
+        headers = request.headers
+        version = pin(endpoint.route, request.number, headers.get(PIN))
+        asked = Asked(
+            caller, endpoint, version, sticky, timeout_of(headers), headers=headers, has_session=bool(session)
+        )
 
         def reader(variant: Variant) -> Call:
             signature = variant.route.signature

@@ -248,11 +248,12 @@ class Run:
             sum(answer.compute_ns for answer in answers),
             input_ns=sum(answer.input_ns for answer in answers),
             output_ns=sum(answer.output_ns for answer in answers),
+            is_invalid=any(answer.is_invalid for answer in answers),
         )
         flight = self._flight
         flight.has_ended, flight.link = True, None
         flight.parts += 1
-        flight.answered(answer, body)
+        flight.take(answer, body)
 
 
 class _StepFlight(Flight):

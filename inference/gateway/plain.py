@@ -12,6 +12,7 @@ from math import prod
 import msgspec
 
 from inference.gateway.calls import Call
+from inference.gateway.web import Headers
 from inference.protocol.messages import Answer, TensorHeader
 from inference.protocol.oip import Signature
 
@@ -19,6 +20,7 @@ _CODES = {"FP32": "f", "FP64": "d"}
 _SIZES = {"FP32": 4, "FP64": 8}
 MAX_JSON_BYTES = 64 << 10
 _NO_OUTPUTS: list[str] = []
+NO_HEADERS: Headers = []
 
 
 class _Input(msgspec.Struct, forbid_unknown_fields=True):
@@ -79,8 +81,12 @@ class PlainForm:
         headers = [TensorHeader(self._name, self._datatype, shape, len(packed))]
         return Call(found.id, headers, [packed], _NO_OUTPUTS, rows=rows)
 
-    def write(self, call: Call, answer: Answer, body: memoryview, request_id: bytes) -> bytes | None:
-        """The whole HTTP answer to a plain request; None when it has another form than the signature says."""
+    def write(
+        self, call: Call, answer: Answer, body: memoryview, request_id: bytes, headers: Headers = NO_HEADERS
+    ) -> bytes | None:
+        """The whole HTTP answer to a plain request, `headers` among its own; None when it has another form than the
+        signature says.
+        """
         tensors = answer.tensors
         if len(tensors) != 1 or answer.parameters:
             return None
@@ -94,6 +100,8 @@ class PlainForm:
             _encode(body.cast(code).tolist()), b"}]}",  # type: ignore[call-overload]
         )  # fmt: skip
         text = b"".join(parts)
+        for header in headers:
+            request_id += b"\r\n%b: %b" % header
         return b"%b%b\r\ncontent-length: %d\r\n\r\n%b" % (self._head, request_id, len(text), text)
 
 

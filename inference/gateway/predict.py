@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING
 from inference.errors import InvalidInput, Malformed, SerinusError, ServerError
 from inference.gateway import calls, encodings, parameters, problems
 from inference.gateway.admission import Caller
-from inference.gateway.dataplane import Asked, DataPlane
+from inference.gateway.choosing import HEADER as PIN
+from inference.gateway.choosing import Asked, pin
+from inference.gateway.dataplane import DataPlane
+from inference.gateway.feedback_ids import HEADER as FEEDBACK
 from inference.gateway.flights import Flight
 from inference.gateway.heads import Head
-from inference.gateway.plain import PlainForm
 from inference.gateway.shared_memory import Regions, Shared
 from inference.gateway.table import Endpoint, Snapshot, Variant
 from inference.gateway.web import JSON_TYPE, Given, Headers, Part
@@ -55,11 +57,11 @@ def timeout_of(headers: Given) -> int:
 
 
 class Known:
-    """What a head says to this door, as of one routing table."""
+    """What a head says to this door, as of one routing table. names_itself: it brings its own request id."""
 
     __slots__ = (
-        "accepts", "asked", "encoding", "expires_at_unix_s", "forwarded", "is_plain", "is_sticky", "shared", "snapshot",
-        "split", "traceparent",
+        "accepts", "asked", "encoding", "expires_at_unix_s", "forwarded", "is_plain", "is_sticky", "names_itself", "shared",
+        "snapshot", "split", "traceparent",
     )  # fmt: skip
 
     def __init__(
@@ -70,7 +72,11 @@ class Known:
         session = headers.get(b"x-session-id")
         sticky = session.decode("latin-1") if session else caller.id
         self.is_sticky = bool(sticky) or endpoint.only is not None
-        self.asked = Asked(caller, endpoint, number, sticky, timeout_of(headers))
+        version = pin(endpoint.route, number, headers.get(PIN))
+        self.asked = Asked(
+            caller, endpoint, version, sticky, timeout_of(headers), headers=headers, has_session=bool(session)
+        )
+        self.names_itself = b"x-request-id" in headers
         self.split = _split_of(headers)
         self.encoding = headers.get(b"content-encoding", b"identity").lower()
         self.accepts = encodings.accepted(headers.get(b"accept-encoding", b""))
@@ -156,7 +162,7 @@ def _read(known: Known, body: Part, model: str, signature: Signature) -> calls.C
 class _Flying(Flight):
     """One request of one connection, on its way."""
 
-    __slots__ = ("_connection", "_form", "_known", "_plane", "_request_id", "body")
+    __slots__ = ("_connection", "_is_plain", "_known", "_plane", "_request_id", "body")
 
     def __init__(self, plane: DataPlane, connection: Connection, known: Known, request_id: bytes) -> None:
         super().__init__()
@@ -164,16 +170,17 @@ class _Flying(Flight):
         self._connection = connection
         self._known = known
         self._request_id = request_id
-        self._form: PlainForm | None = None
+        self._is_plain = False
         self.body: Part = b""
 
     def read(self, variant: Variant) -> calls.Call:
         """The call in its body."""
         known = self._known
+        self._is_plain = False
         if known.is_plain and variant.plain is not None:
             plain = variant.plain.read(self.body)
             if plain is not None:
-                self._form = variant.plain
+                self._is_plain = True
                 return plain
             # others of this client will not be plain either
             known.is_plain = False
@@ -181,6 +188,7 @@ class _Flying(Flight):
         call.traceparent = known.traceparent
         if known.forwarded:
             call.parameters |= known.forwarded
+            call.forwarded = frozenset(known.forwarded)
         return call
 
     def left(self) -> None:
@@ -205,6 +213,15 @@ class _Flying(Flight):
     def failed(self, error: SerinusError) -> None:
         self._problem(error)
 
+    def _feedback(self) -> Headers:
+        """The id for the answer's score; it is the request's own id where the client gave none."""
+        identity = self._plane.feedback.of(self).encode()
+        if not identity:
+            return []
+        if not self._known.names_itself:
+            self._request_id = identity
+        return [(FEEDBACK, identity)]
+
     def _problem(self, error: SerinusError) -> None:
         headers = [*problems.headers_of(error), (b"x-request-id", self._request_id)]
         if self._known.traceparent:
@@ -212,18 +229,18 @@ class _Flying(Flight):
         self._connection.respond(problems.status_of(error), headers, problems.body_of(error))
 
     def _write(self, answer: Answer, body: memoryview) -> None:
-        connection, accepts = self._connection, self._known.accepts
-        if self._form is not None and connection.is_plain and not accepts:
-            data = self._form.write(self.call, answer, body, self._request_id)
+        connection, accepts, variant = self._connection, self._known.accepts, self.variant
+        feedback = self._feedback() if self.endpoint.route.steering is not None else []
+        if self._is_plain and variant.plain is not None and connection.is_plain and not accepts:
+            data = variant.plain.write(self.call, answer, body, self._request_id, feedback)
             if data is not None:
                 connection.write_answer(data)
                 return
-        variant = self.variant
         text, parts = calls.write(
             self.call, self.endpoint.route.name, variant.version, answer.tensors, body,
             parameters=answer.parameters or None,
         )  # fmt: skip
-        headers: Headers = [(b"x-request-id", self._request_id), *variant.headers]
+        headers: Headers = [(b"x-request-id", self._request_id), *variant.headers, *feedback]
         if self.call.traceparent:
             headers.append((b"traceparent", self.call.traceparent.encode("latin-1")))
         if self.call.binary is None or parts:

@@ -31,14 +31,17 @@ from inference.gateway.app import App
 from inference.gateway.bodies import Bodies
 from inference.gateway.connections import Pool
 from inference.gateway.dataplane import DataPlane
+from inference.gateway.diffs import Diffs
 from inference.gateway.doors import Rooms
 from inference.gateway.exposition_triton import TritonMetrics
+from inference.gateway.feedback import Feedback
 from inference.gateway.generate import Generate
 from inference.gateway.grpc.control import Behind
 from inference.gateway.grpc.door import Door
 from inference.gateway.listener import Listener
 from inference.gateway.live_doors import LiveDoors
 from inference.gateway.live_settings import LINE, LiveSettings
+from inference.gateway.mirror import Mirror
 from inference.gateway.openai.completions import Completions
 from inference.gateway.openai.doors import OpenAI
 from inference.gateway.openai.embeddings import Embeddings
@@ -46,6 +49,7 @@ from inference.gateway.openai.files import Files
 from inference.gateway.openai.models import Models
 from inference.gateway.openai.responses import Responses
 from inference.gateway.predict import Predict
+from inference.gateway.recorder import Recorder
 from inference.gateway.repository import Repository
 from inference.gateway.rest import Rest
 from inference.gateway.shared_doors import SharedDoors
@@ -97,6 +101,8 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     plane = DataPlane(table, pool, telemetry, insecure=config.insecure)
     triton, settings = TritonMetrics(plane), LiveSettings()
     plane.tracer = spans = _spans(config, settings)
+    diffs, recorder = Diffs(telemetry.source), Recorder(telemetry.source)
+    plane.watchers = (Mirror(plane, diffs).watch, recorder.watch)
     regions = Regions(config.max_body_bytes) if config.allow_client_shm else None
     rest = Rest(
         plane,
@@ -114,6 +120,7 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
         LiveDoors(plane, rest, settings),
         repository,
         SharedDoors(plane, rest, regions),
+        Feedback(plane, tables.connect(config.redis_url)),
         OpenAI(Completions(plane), Embeddings(plane), Models(plane, rest), files, Responses(plane, rest)),
     )
     _filter_logs(settings)
@@ -125,7 +132,10 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     server = Listener(app, Bodies(config.max_body_bytes), sock, max_connections=limit, others=lambda: len(streams))
     grpc_door = await _grpc_door(config, plane, Behind(repository, settings, regions))
     client, samples = tables.connect(config.redis_url), tables.connect(config.redis_url)
-    runs = (pool.run(), table.run(client), telemetry.run(samples), streams.run(), server.run(), triton.run())
+    runs = (
+        pool.run(), table.run(client), telemetry.run(samples), streams.run(), server.run(), triton.run(),
+        diffs.run(samples), recorder.run(samples),
+    )  # fmt: skip
     work = [asyncio.ensure_future(run) for run in runs]
     for task in work:
         task.add_done_callback(lambda done: _failed(done, stop))

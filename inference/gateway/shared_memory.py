@@ -91,6 +91,11 @@ class _Copy(bytearray):
             self.regions.held_bytes -= len(self)
 
 
+def is_copy(part: bytes | memoryview) -> bool:
+    """Whether these bytes were copied out of a client's region, and count as held."""
+    return isinstance(part, memoryview) and isinstance(part.obj, _Copy)
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where an output goes."""

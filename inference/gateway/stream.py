@@ -28,9 +28,12 @@ from inference.errors import (
 from inference.gateway import envelopes, rfc6455
 from inference.gateway.admission import Caller
 from inference.gateway.asking import Asking
-from inference.gateway.dataplane import Asked, DataPlane
+from inference.gateway.choosing import HEADER as PIN
+from inference.gateway.choosing import Asked, pin
+from inference.gateway.dataplane import DataPlane
 from inference.gateway.openai import chatting
 from inference.gateway.sockets import Socket
+from inference.gateway.steering import Given
 from inference.gateway.table import Endpoint
 
 if TYPE_CHECKING:
@@ -47,6 +50,7 @@ MESSAGE_S = 120.0
 CLOSE_S = 5.0
 _EMPTY = memoryview(b"")
 _PING = b'{"type":"ping"}'
+NO_HEADERS: Given = {}
 _DRAINING = b'{"type":"draining"}'
 _INFERS = frozenset({"infer", "generate"})
 VERBS = frozenset({"metadata", "ready", "config", "stats"})
@@ -58,12 +62,13 @@ Verb = Callable[[str, envelopes.FrameBody, str, int | None], Awaitable[bytes]]
 
 class Stream:
     """name, number: the endpoint and version of its address, "" and None where each frame names them. pings: whether
-    the client speaks this protocol's own pings. sticky: of requests that name no session.
+    the client speaks this protocol's own pings. sticky: of requests that name no session. headers: of the handshake, as
+    far as a rollout's matches may ask for them.
     """
 
     __slots__ = (
         "_admitted", "_asking", "_behind", "_errands", "_is_closed", "_on_lost", "_snapshot", "_verb", "asked_at",
-        "behind_bytes", "credential", "is_draining", "name", "number", "pinged", "pings", "plane", "socket", "sticky",
+        "behind_bytes", "credential", "has_session", "headers", "is_draining", "name", "number", "pinged", "pings", "plane", "socket", "sticky",
         "timeout_ms",
     )  # fmt: skip
 
@@ -82,7 +87,9 @@ class Stream:
         self.number = number
         self.credential = ""
         self.sticky = ""
+        self.has_session = False
         self.timeout_ms = 0
+        self.headers: Given = NO_HEADERS
         self.pings = False
         self.is_draining = False
         self.behind_bytes = 0
@@ -171,8 +178,13 @@ class Stream:
         self._check_new(asking.id)
         name, number = self._target(body)
         caller, endpoint = self._admit(name)
-        asked = Asked(caller, endpoint, number, body.session or self.sticky, self.timeout_ms, asking.most_ms)
+        headers = self.headers
+        version = pin(endpoint.route, number, headers.get(PIN))
+        sticky = body.session or self.sticky
+        has_session = bool(body.session) or self.has_session
+        asked = Asked(caller, endpoint, version, sticky, self.timeout_ms, asking.most_ms, headers, has_session)
         self.plane.start(asking, asked, asking.read)
+        asking.settled()
         self._add(asking.id, asking)
 
     def _add(self, identity: str, found: Asking | asyncio.Task[None]) -> None:

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from inference.gateway.connections import Link, Pool
 from inference.gateway.pipelines import Plan, Step
 from inference.gateway.plain import PlainForm, form_of
 from inference.gateway.router import newest
+from inference.gateway.steering import Rules
 from inference.protocol import routes
 from inference.protocol.routes import WEIGHT_TOTAL_BP, EndpointRoute, RoutingTable, VariantRoute
 
@@ -40,6 +41,7 @@ _log = logging.getLogger(__name__)
 class Variant:
     """A version behind an endpoint, with its links, the key of its sums and what its answers carry; `lines` are the
     headers as they stand in an answer, `plain` the form of its plain requests. A pipeline has a plan and no links.
+    others: the same under other arms, see `counted`.
     """
 
     route: VariantRoute
@@ -50,6 +52,22 @@ class Variant:
     lines: bytes
     plain: PlainForm | None
     plan: Plan | None = None
+    others: dict[str, Variant] = field(default_factory=dict, compare=False)
+
+    def counted(self, arm: str) -> Variant:
+        """The same, whose requests are counted under `arm` (unless it is "") instead of its role in the split."""
+        if not arm or arm == self.key[2]:
+            return self
+        found = self.others.get(arm)
+        if found is None:
+            name, version, _ = self.key
+            found = self.others[arm] = replace(self, key=(name, version, arm))
+        return found
+
+    @property
+    def apart(self) -> str:
+        """The arm under which it is counted, "" where that is its role in the split."""
+        return self.key[2] if self.key[2] != self.route.arm else ""
 
     @property
     def is_routed(self) -> bool:
@@ -63,12 +81,23 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """only: the variant that has all the traffic, if one has."""
+    """only: the variant that has all the traffic, if one has it whatever a request says and whoever is ready. stable,
+    candidate, rules: of the rollout that steers this endpoint; None without one.
+    """
 
     route: EndpointRoute
     variants: dict[int, Variant]
     queue: Queue
     only: Variant | None
+    stable: Variant | None = None
+    candidate: Variant | None = None
+    rules: Rules | None = None
+
+    @property
+    def is_watched(self) -> bool:
+        """Whether some of its requests are copied or kept."""
+        steering = self.route.steering
+        return self.route.recording is not None or (steering is not None and steering.mirror_bp > 0)
 
     def pinned(self, version: int) -> Variant:
         """The variant of that version. Raises NotFound when there is none with a replica."""
@@ -141,7 +170,14 @@ class Table:
         variants = {variant.version: self._variant(route, variant) for variant in route.variants}
         weighted = [variant for variant in variants.values() if variant.route.weight_bp]
         only = weighted[0] if len(weighted) == 1 else None
-        return Endpoint(route, variants, self._queues.setdefault(route.name, Queue()), only)
+        queue, steering = self._queues.setdefault(route.name, Queue()), route.steering
+        if steering is None:
+            return Endpoint(route, variants, queue, only)
+        stable, candidate = variants.get(steering.stable), variants.get(steering.candidate)
+        rules = Rules(steering, route.salt) if steering.match else None
+        if rules is not None or only is candidate:
+            only = None
+        return Endpoint(route, variants, queue, only, stable, candidate, rules)
 
     def _variant(self, endpoint: EndpointRoute, route: VariantRoute) -> Variant:
         number = str(route.version)

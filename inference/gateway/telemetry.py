@@ -1,8 +1,7 @@
 """Numbers of requests: summed per second, endpoint, version and arm, and sent to a bounded Valkey stream.
 
 Nothing here touches the network on a request's path. While Valkey is away samples wait in a bounded buffer and the
-oldest are dropped. The same sums, never reset, feed /metrics. Answers of one batch come one after the other and bear
-the same times, so what is the same in a batch is counted once for all of them (`Sums.settle`).
+oldest are dropped. The same sums, never reset, feed /metrics.
 """
 
 from __future__ import annotations
@@ -13,18 +12,19 @@ import os
 import time
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import redis.asyncio as redis
 from redis.exceptions import RedisError
 
-from inference.errors import SerinusError, ServerError
+from inference.errors import InvalidOutput, SerinusError, ServerError
+from inference.gateway.copies import Copies
+from inference.gateway.sums import WAIT_EDGES_NS, Sums, held
 from inference.protocol.messages import Answer
 from inference.protocol.routes import SAMPLES_STREAM
-from inference.protocol.samples import BATCH_EDGES, LATENCY_EDGES_MS, STAGE_EDGES_NS, Sample, bucket_of
+from inference.protocol.samples import Sample, bucket_of
 
 STREAM_MAXLEN = 20_000
 BUFFER_MAXLEN = 20_000
@@ -32,79 +32,6 @@ SEND_AT_ONCE = 500
 _log = logging.getLogger(__name__)
 
 Key = tuple[str, int, str]
-
-
-class Histogram:
-    """Counts by upper edges, one more for what is above, and the sum of all values."""
-
-    __slots__ = ("counts", "edges", "total")
-
-    def __init__(self, edges: Sequence[float]) -> None:
-        self.edges = edges
-        self.counts = [0] * (len(edges) + 1)
-        self.total = 0
-
-    def observe(self, value: int, times: int = 1) -> None:
-        self.counts[bisect_left(self.edges, value)] += times
-        self.total += value * times
-
-    def add(self, other: Histogram) -> None:
-        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
-        self.total += other.total
-
-
-def _stage() -> Histogram:
-    return Histogram(STAGE_EDGES_NS)
-
-
-@dataclass(slots=True)
-class Sums:
-    """Running sums of one endpoint, version and arm. queue, input, compute, output: ns that answered requests spent in
-    each stage; batches: rows of the batch that each ran in.
-    """
-
-    requests: int = 0
-    errors: int = 0
-    retries: int = 0
-    latency_ms: float = 0.0
-    counts: list[int] = field(default_factory=lambda: [0] * (len(LATENCY_EDGES_MS) + 1))
-    error_counts: dict[str, int] = field(default_factory=dict)
-    queue: Histogram = field(default_factory=_stage)
-    input: Histogram = field(default_factory=_stage)
-    compute: Histogram = field(default_factory=_stage)
-    output: Histogram = field(default_factory=_stage)
-    batches: Histogram = field(default_factory=lambda: Histogram(BATCH_EDGES))
-    batch: Answer | None = None
-    in_batch: int = 0
-
-    def add(self, other: Sums) -> None:
-        """Adds `other` to these."""
-        other.settle()
-        for name in ("requests", "errors", "retries", "latency_ms"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.counts = [mine + theirs for mine, theirs in zip(self.counts, other.counts, strict=True)]
-        for code, count in other.error_counts.items():
-            self.error_counts[code] = self.error_counts.get(code, 0) + count
-        for name in ("queue", "input", "compute", "output", "batches"):
-            getattr(self, name).add(getattr(other, name))
-
-    def begin_batch(self, answer: Answer) -> None:
-        """The next answers are of this one's batch."""
-        self.settle()
-        self.batch = answer
-
-    def settle(self) -> None:
-        """Counts the answers of the current batch, as far as they have come."""
-        if self.batch is not None and self.in_batch:
-            self.input.observe(self.batch.input_ns, self.in_batch)
-            self.compute.observe(self.batch.compute_ns, self.in_batch)
-            self.output.observe(self.batch.output_ns, self.in_batch)
-            self.batches.observe(self.batch.batch_size, self.in_batch)
-        self.in_batch = 0
-
-
-def _held(counts: list[int]) -> dict[int, int]:
-    return {index: count for index, count in enumerate(counts) if count}
 
 
 class Telemetry:
@@ -131,20 +58,60 @@ class Telemetry:
             sums.begin_batch(answer)
         sums.in_batch += 1
         queue_ns = answer.queue_ns
-        queue = sums.queue
-        queue.counts[bisect_left(STAGE_EDGES_NS, queue_ns)] += 1
-        queue.total += queue_ns
+        waits = sums.waits
+        waits.counts[bisect_left(WAIT_EDGES_NS, queue_ns)] += 1
+        waits.total += queue_ns
         sums.retries += retries
+        if answer.is_invalid:
+            sums.invalid += 1
 
-    def failed(self, key: Key, latency_ms: float, error: SerinusError, retries: int) -> None:
-        """A request that ended with `error`; only a server's fault counts as an error, every code is counted."""
-        sums = self._open.setdefault(key, Sums())
+    def failed(
+        self, key: Key, latency_ms: float, error: SerinusError, retries: int, *, is_fault: bool | None = None
+    ) -> None:
+        """A request that ended with `error`; only a server's fault counts as an error (is_fault: whether it is one, where
+        the error does not say), every code is counted.
+        """
+        sums = self._sums(key)
         sums.requests += 1
-        sums.errors += isinstance(error, ServerError)
+        sums.errors += isinstance(error, ServerError) if is_fault is None else is_fault
+        sums.invalid += isinstance(error, InvalidOutput)
         sums.retries += retries
         sums.latency_ms += latency_ms
         sums.counts[bucket_of(latency_ms)] += 1
         sums.error_counts[error.code] = sums.error_counts.get(error.code, 0) + 1
+
+    def rescued(self, key: Key) -> None:
+        """A request that failed there has been answered by the stable version."""
+        self._sums(key).rescued += 1
+
+    def drawn(self, key: Key) -> None:
+        """A request was assigned there by itself alone."""
+        self._sums(key).drawn += 1
+
+    def part(self, key: Key, ms: float, *, is_first: bool) -> None:
+        """A part of a streamed answer: ms since its request came, or since the part before."""
+        self._sums(key).part(ms, is_first=is_first)
+
+    def invalid(self, key: Key) -> None:
+        """A streamed answer holds NaN or infinity."""
+        self._sums(key).invalid += 1
+
+    def scored(self, key: Key, score: float) -> None:
+        """What an answer turned out to be worth, 0..1."""
+        sums = self._sums(key)
+        sums.scores += 1
+        sums.score_sum += score
+        sums.score_sq += score * score
+
+    def _sums(self, key: Key) -> Sums:
+        found = self._open.get(key)
+        if found is None:
+            found = self._open[key] = Sums()
+        return found
+
+    def copies(self, key: Key) -> Copies:
+        """The sums of copied requests in the current second."""
+        return self._sums(key).copies
 
     def refused(self, endpoint: str, error: SerinusError) -> None:
         """A request that was turned away before it reached an endpoint's queue; `endpoint` "" where there is none."""
@@ -173,14 +140,24 @@ class Telemetry:
             errors=sums.errors,
             retries=sums.retries,
             latency_sum_ms=sums.latency_ms,
-            queue_sum_ms=sums.queue.total / 1e6,
+            queue_sum_ms=sums.waits.total / 1e6,
             compute_sum_ms=sums.compute.total / 1e6,
             batch_sum=sums.batches.total,
-            latency_counts=_held(sums.counts),
+            latency_counts=held(sums.counts),
             error_counts=sums.error_counts,
             input_sum_ms=sums.input.total / 1e6,
             output_sum_ms=sums.output.total / 1e6,
-            batch_counts=_held(sums.batches.counts),
+            batch_counts=held(sums.batches.counts),
+            queue_counts=sums.queue_counts,
+            first_counts=sums.first,
+            next_counts=sums.next,
+            invalid=sums.invalid,
+            rescued=sums.rescued,
+            drawn=sums.drawn,
+            scores=sums.scores,
+            score_sum=sums.score_sum,
+            score_sq=sums.score_sq,
+            **sums.copies.told(),
         )
 
     def totals(self) -> Iterator[tuple[Key, Sums]]:

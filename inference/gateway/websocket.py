@@ -18,7 +18,8 @@ from inference.gateway.app import NAME, Doors
 from inference.gateway.dataplane import DataPlane
 from inference.gateway.heads import Head
 from inference.gateway.predict import timeout_of
-from inference.gateway.stream import Stream
+from inference.gateway.steering import Given
+from inference.gateway.stream import NO_HEADERS, Stream
 from inference.gateway.web import Request, Response
 
 if TYPE_CHECKING:
@@ -29,6 +30,11 @@ SLICE, DUE = 1024, 16  # a look at a connection, and one that had something due
 LEAVE_S = 1.0
 _NAME = re.compile(NAME)
 _OF_SERVER = {"metadata": "/v2", "ready": "/v2/health/ready", "stats": "/v2/models/stats"}
+_HANDSHAKE = frozenset({
+    b"accept", b"accept-encoding", b"accept-language", b"authorization", b"cache-control", b"connection", b"cookie",
+    b"host", b"pragma", b"sec-websocket-extensions", b"sec-websocket-key", b"sec-websocket-protocol",
+    b"sec-websocket-version", b"upgrade", b"x-api-key",
+})  # fmt: skip
 _OF_MODEL = {"metadata": "", "ready": "/ready", "config": "/config", "stats": "/stats"}
 
 
@@ -69,6 +75,8 @@ class Streams:
         stream.timeout_ms = timeout_ms
         session = head.headers.get(b"x-session-id")
         stream.sticky = session.decode("latin-1") if session else caller.id or request_id
+        stream.has_session = bool(session)
+        stream.headers = _told(head.headers)
         stream.pings = handshake.PROTOCOL in offered
         self._open.add(stream)
         if rest:
@@ -130,3 +138,8 @@ class Streams:
         end = time.monotonic() + LEAVE_S
         while self._open and time.monotonic() < end:  # noqa: ASYNC110 (each leaves by itself)
             await asyncio.sleep(0.02)
+
+
+def _told(headers: Given) -> Given:
+    """What a handshake says beside its own business: that is all that is kept of it for the connection's life."""
+    return {name: value for name, value in headers.items() if name not in _HANDSHAKE} or NO_HEADERS

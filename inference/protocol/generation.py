@@ -20,6 +20,7 @@ TEXT_INPUT, TEXT_OUTPUT = "text_input", "text_output"
 HIDDEN = frozenset({REQUEST, EVENT})
 MAX_CHOICES = 128
 MAX_TOP_LOGPROBS = 20
+BACKGROUND = 100  # the first priority of what runs behind requests that somebody waits for
 NO_LOGPROB = -9999.0  # what is sent where the number would be minus infinity: JSON has none
 
 

@@ -14,6 +14,8 @@ from inference.protocol.settings import RuntimeSettings
 TABLE_KEY = "serinus:routes"
 TABLE_CHANNEL = "serinus:routes:changed"
 SAMPLES_STREAM = "serinus:samples"
+DIFFS_STREAM = "serinus:diffs"
+RECORDS_STREAM = "serinus:records"
 WEIGHT_TOTAL_BP = 10_000
 
 
@@ -66,9 +68,62 @@ class VariantRoute(msgspec.Struct, frozen=True):
     adapters: list[str] = msgspec.field(default_factory=list)
 
 
+class Match(msgspec.Struct, frozen=True):
+    """Who is sent to a rollout's candidate whatever the shares say.
+
+    source: "header" or "parameter" called `name`, "key" (the caller's key id) or "user" (of the platform's own tokens).
+    values: any of these; prefix: what begins with it; neither: any value that is there. share_bp: how many of those who
+    match, by the stable hash of the value.
+    """
+
+    source: str
+    name: str = ""
+    values: list[str] = msgspec.field(default_factory=list)
+    prefix: str = ""
+    share_bp: int = WEIGHT_TOTAL_BP
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """How two answers to one request are compared (inference.protocol.compare). kind: "auto" takes what fits the
+    output; tolerance: the largest distance (0..1) that is no drift; k: of "top_k".
+    """
+
+    kind: str = "auto"
+    tolerance: float = 0.01
+    k: int = 5
+
+
+class Steering(msgspec.Struct, frozen=True):
+    """What a rollout does with an endpoint's traffic beside the shares, which are the variants' weights.
+
+    mirror_bp: the share of the stable version's requests that are copied to the candidate; mirror_inflight: how many
+    copies one gateway may have under way. rescue: a request that the candidate fails is asked once more of the stable
+    version. match: see there. sticky: by what callers are assigned: "session" (X-Session-Id, else each request by
+    itself) or "key" (X-Session-Id, else the API key).
+    """
+
+    rollout: str
+    stable: int
+    candidate: int
+    mirror_bp: int = 0
+    mirror_inflight: int = 32
+    rescue: bool = True
+    sticky: str = "session"
+    match: list[Match] = msgspec.field(default_factory=list)
+    comparison: Comparison = Comparison()
+
+
+class Recording(msgspec.Struct, frozen=True):
+    """The share of real requests that are kept, without their callers, to be replayed later. max_bytes: of one."""
+
+    share_bp: int
+    max_bytes: int = 65_536
+
+
 class EndpointRoute(msgspec.Struct, frozen=True):
     """A public name. `salt` seeds the stable hash that assigns callers to variants. created_unix_s, team: since when it
-    is there and whose it is, 0 and "" where that is not said.
+    is there and whose it is, 0 and "" where that is not said. may_pin: a caller may choose a version by the header
+    `X-Model-Version`, as by /versions/{n}.
     """
 
     name: str
@@ -80,6 +135,9 @@ class EndpointRoute(msgspec.Struct, frozen=True):
     variants: list[VariantRoute] = msgspec.field(default_factory=list)
     created_unix_s: int = 0
     team: str = ""
+    may_pin: bool = True
+    steering: Steering | None = None
+    recording: Recording | None = None
 
 
 class KeyRoute(msgspec.Struct, frozen=True):

@@ -23,6 +23,14 @@ class Sample(msgspec.Struct):
 
     input, compute, output: assembling, running and taking apart the batches that requests ran in, each request charged
     with its whole batch. batch_counts: requests by the size of the batch they ran in, the buckets of BATCH_EDGES.
+    queue_counts, first_counts, next_counts: of the queue's wait, the time to the first token and between tokens, in the
+    buckets of LATENCY_EDGES_MS.
+
+    What a rollout's judge reads besides: invalid: answers with NaN or infinite outputs; rescued: of the errors, those
+    whose caller got the stable version's answer; drawn: requests that were assigned to this version each by itself, whoever
+    answered them in the end (who is sticky, matched a rule or pinned a version is not drawn); scores: business scores (0..1) that came back, their sum and the sum
+    of their squares. The arm "shadow" counts copies of live requests: compared, of them drifted (beyond the tolerance),
+    drift_sum and drift_sq of their distances (0..1), dropped for want of room.
     """
 
     source: str
@@ -43,6 +51,20 @@ class Sample(msgspec.Struct):
     input_sum_ms: float = 0.0
     output_sum_ms: float = 0.0
     batch_counts: dict[int, int] = msgspec.field(default_factory=dict)
+    queue_counts: dict[int, int] = msgspec.field(default_factory=dict)
+    first_counts: dict[int, int] = msgspec.field(default_factory=dict)
+    next_counts: dict[int, int] = msgspec.field(default_factory=dict)
+    invalid: int = 0
+    rescued: int = 0
+    drawn: int = 0
+    scores: int = 0
+    score_sum: float = 0.0
+    score_sq: float = 0.0
+    compared: int = 0
+    drifted: int = 0
+    drift_sum: float = 0.0
+    drift_sq: float = 0.0
+    dropped: int = 0
 
 
 def bucket_of(latency_ms: float) -> int:

@@ -86,13 +86,17 @@ class WarmupSample(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
 
 
 class Speculation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Drafts that one pass verifies. ngram: looked up in the text so far; draft: made by a smaller model, a version
-    "name:number" of the same team with the same vocabulary. tokens: drafts a step. Off by itself where it does not pay.
+    """Drafts that one pass verifies. Off by itself where it does not pay. tokens: drafts a step.
+
+    ngram: looked up in the text so far, by its last `longest_match` to `shortest_match` tokens. draft: made by a smaller
+    model with the same vocabulary: the one in the version's folder draft/, or (draft "self") this version's own weights,
+    quantised another way. quantization: of the draft model's weights, at load; "same" for the version's own setting.
     """
 
     method: Literal["ngram", "draft"] = "ngram"
     tokens: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
-    draft: str = ""
+    draft: Literal["folder", "self"] = "folder"
+    quantization: Literal["same", "none", "int8", "int4"] = "same"
     longest_match: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
     shortest_match: Annotated[int, msgspec.Meta(ge=1, le=16)] = 2
 
@@ -148,7 +152,8 @@ class RuntimeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
     means that nothing is batched. reshapes: tensor -> the shape (without the batch dimension) that the model itself
     takes or gives where clients see another one. parameters: handed to the model as they are. constants: inputs that
     have one value for ever (Silero VAD's sampling rate); clients do not see them. nan_policy: an answer with NaN or
-    infinity is given out (JSON has null for it), or refused as the error `invalid_output`. generation: how a language
+    infinity is given out (JSON has null for it) and counted as invalid, refused as the error `invalid_output`, or not
+    looked for ("ignore": the model means it). generation: how a language
     model is run; others have none.
     """
 
@@ -180,5 +185,5 @@ class RuntimeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
     parameters: dict[str, str] = msgspec.field(default_factory=dict)
     reshapes: dict[str, list[int]] = msgspec.field(default_factory=dict)
     constants: dict[str, bool | int | float] = msgspec.field(default_factory=dict)
-    nan_policy: Literal["pass", "reject"] = "pass"
+    nan_policy: Literal["pass", "reject", "ignore"] = "pass"
     generation: GenerationSettings | None = None

@@ -113,7 +113,10 @@ def _prepare(message: StartReplica, life: Lifecycle, control: Control, *, keep: 
     # Instances run side by side: each gets its part of the threads.
     threads = max(1, spec.threads // settings.instances)
     context = LoadContext(ground.artifact, settings, device, threads, *bounds, spec.model)
-    runner = Runner(load(spec.format, context), rejects_nonfinite=settings.nan_policy == "reject")
+    policy = settings.nan_policy
+    runner = Runner(
+        load(spec.format, context), rejects_nonfinite=policy == "reject", minds_nonfinite=policy != "ignore"
+    )
     life.move(ReplicaPhase.WARMING)
     if runner.signature.platform == PLATFORM:
         language = language_start.prepare(runner, context)
@@ -185,7 +188,8 @@ def _server(message: StartReplica, loaded: Loaded, hung: Callable[[], None]) -> 
     else:
         signature = public_signature(loaded.runner.signature, settings)
         executor = executors.make(loaded.runner, settings, loaded.warm, on_hang=hung, model=spec.model)
-    hello = Hello(spec.id, spec.generation, spec.model, spec.version, settings.queue_limit)
+    takes = loaded.language is None and executors.forgets_inputs(loaded.runner, settings)
+    hello = Hello(spec.id, spec.generation, spec.model, spec.version, settings.queue_limit, takes)
     return Server(Served(hello, signature), executor)
 
 

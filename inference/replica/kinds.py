@@ -20,7 +20,6 @@ from inference.protocol.oip import Signature
 from inference.protocol.settings import SequenceSettings
 from inference.replica.alarm import Alarm
 from inference.runtime.runner import Ran, Runner
-from inference.runtime.tensors import nonfinite_rows
 from inference.runtime.work import Arrays, Executor, Scalar
 
 ALARM_GRACE_S = 5.0
@@ -63,20 +62,21 @@ def decoupled(runner: Runner, settings: RuntimeSettings, on_hang: Callable[[], N
     outputs = frozenset(spec.name for spec in runner.signature.outputs)
     start = cast("StreamingModel", runner.model).stream
     return Streamer(
-        _finite(start) if runner.rejects_nonfinite else start,
+        _finite(start, runner) if runner.rejects_nonfinite else start,
         StreamBounds(outputs, settings.instances, settings.queue_limit, settings.hang_timeout_s),
         on_hang=on_hang,
         on_busy=busy,
         step_guard=step,
+        doubts=None if runner.rejects_nonfinite or not runner.minds_nonfinite else runner.is_nonfinite,
     )
 
 
-def _finite(start: StartStream) -> StartStream:
+def _finite(start: StartStream, runner: Runner) -> StartStream:
     """The same generator, which ends with InvalidOutput at an answer that holds NaN or infinity."""
 
     def checked(inputs: Arrays, parameters: Mapping[str, Scalar]) -> Iterator[Arrays]:
         for answer in start(inputs, parameters):
-            if nonfinite_rows(answer):
+            if runner.is_nonfinite(answer):
                 raise InvalidOutput
             yield answer
 

@@ -36,6 +36,7 @@ from inference.generation.requests import Output
 from inference.generation.thread import EngineThread
 from inference.protocol import generation
 from inference.protocol.generation import Asked, Event, Generate, Tokenize
+from inference.protocol.messages import BACKGROUND
 from inference.protocol.statistics import ModelStatistics
 from inference.replica.alarm import Alarm
 from inference.replica.language_answers import Answers
@@ -401,9 +402,11 @@ def _asked(ticket: Ticket) -> Asked:
     if generation.REQUEST not in ticket.inputs:
         (given,) = ticket.inputs[generation.TEXT_INPUT].reshape(-1).tolist()
         try:
-            return from_parameters(given.decode(), ticket.parameters)
+            found = from_parameters(given.decode(), ticket.parameters)
         except UnicodeDecodeError:
             raise InvalidInput("text_input is not UTF-8") from None
+        later = generation.BACKGROUND if ticket.priority == BACKGROUND else 0
+        return msgspec.structs.replace(found, priority=later)
     (packed,) = ticket.inputs[generation.REQUEST].reshape(-1).tolist()
     try:
         asked: Asked = generation.decode_asked(packed)

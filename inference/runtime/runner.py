@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar, cast
 
 from inference.errors import InvalidOutput, ModelFailed, OutOfMemory, PoisonInput, SerinusError
@@ -46,7 +47,7 @@ class Measures:
 class Ran:
     """What one pass gave: each request's outputs or error, and the time (ns) to put the batch together, run it and
     take it apart. padded_rows: rows that were run for nothing; elements, padding_elements: the same in elements where
-    rows have lengths.
+    rows have lengths. doubts: where some output of the pass was not finite, says of one request's whether they are.
     """
 
     results: Sequence[Arrays | SerinusError]
@@ -56,6 +57,7 @@ class Ran:
     padded_rows: int = 0
     elements: int = 0
     padding_elements: int = 0
+    doubts: Callable[[Arrays], bool] | None = None
 
 
 class Runner:
@@ -63,11 +65,13 @@ class Runner:
 
     `twins` run beside it, each in a thread of its own: the same model where it may be shared, else another copy.
     rejects_nonfinite: a request whose answer holds NaN or infinity gets InvalidOutput, and its neighbours their answers.
+    minds_nonfinite: such an answer is told from others; False where the model gives infinity to say something.
     """
 
-    def __init__(self, model: Model, *, rejects_nonfinite: bool = False) -> None:
+    def __init__(self, model: Model, *, rejects_nonfinite: bool = False, minds_nonfinite: bool = True) -> None:
         self.model = model
         self.rejects_nonfinite = rejects_nonfinite
+        self.minds_nonfinite = minds_nonfinite
         self.twins: list[Runner] = []
         self.measures = Measures()
         self.busy_since: float | None = None
@@ -79,6 +83,10 @@ class Runner:
     @property
     def signature(self) -> Signature:
         return self.model.signature
+
+    @cached_property
+    def _bf16(self) -> frozenset[str]:
+        return frozenset(spec.name for spec in self.signature.outputs if spec.datatype == "BF16")
 
     @property
     def compiles_after_ready(self) -> int:
@@ -108,12 +116,19 @@ class Runner:
         """
         for _ in range(count - 1):
             if getattr(self.model, "is_shareable", False):
-                twin = Runner(self.model, rejects_nonfinite=self.rejects_nonfinite)
+                twin = self._like(self.model)
                 twin.mark_ready(self._known_good)
             else:
-                twin = Runner(load_again(), rejects_nonfinite=self.rejects_nonfinite)
+                twin = self._like(load_again())
                 warm(twin)
             self.twins.append(twin)
+
+    def _like(self, model: Model) -> Runner:
+        return Runner(model, rejects_nonfinite=self.rejects_nonfinite, minds_nonfinite=self.minds_nonfinite)
+
+    def is_nonfinite(self, outputs: Arrays) -> bool:
+        """Whether an output holds NaN or infinity, and whether that matters here."""
+        return self.minds_nonfinite and tensors.nonfinite_rows(outputs, self._bf16) > 0
 
     def run(self, inputs: Arrays) -> Arrays:
         """Outputs for a batch of any size up to the largest; it is padded to the next bucket and cut back here.
@@ -138,7 +153,10 @@ class Runner:
     def run_requests(self, requests: Sequence[Arrays]) -> Ran:
         """`run_isolated`, and where the time went."""
         ran = self._ran = Ran([])
+        nonfinite = self.measures.nonfinite
         ran.results = self.run_isolated(requests)
+        if self.measures.nonfinite > nonfinite:
+            ran.doubts = self.is_nonfinite
         return ran
 
     def run_isolated(self, requests: Sequence[Arrays]) -> list[Arrays | SerinusError]:
@@ -152,10 +170,10 @@ class Runner:
         nonfinite = self.measures.nonfinite
         if getattr(self.model, "runs_requests", False):
             found = self._unmerged(requests)
-            return [refused_nonfinite(one) for one in found] if self.rejects_nonfinite else found
+            return [self.refused(one) for one in found] if self.rejects_nonfinite else found
         found = self._bisected(requests)
         if self.rejects_nonfinite and self.measures.nonfinite > nonfinite:
-            found = [refused_nonfinite(one) for one in found]
+            found = [self.refused(one) for one in found]
         return self._blamed(found) if any(isinstance(one, ModelFailed) for one in found) else found
 
     def close(self) -> None:
@@ -249,15 +267,15 @@ class Runner:
         self.measures.rows += rows
         self.measures.padded_rows += padded
         self._ran.padded_rows += padded
-        self.measures.nonfinite += tensors.nonfinite_rows(outputs)
+        if self.minds_nonfinite:
+            self.measures.nonfinite += tensors.nonfinite_rows(outputs, self._bf16)
+
+    def refused(self, found: Arrays | SerinusError) -> Arrays | SerinusError:
+        """InvalidOutput in the place of an answer with NaN or infinity; anything else as it is."""
+        return InvalidOutput() if isinstance(found, dict) and self.is_nonfinite(found) else found
 
     def _compiles(self) -> int:
         return int(getattr(self.model, "compiles", 0))
-
-
-def refused_nonfinite(found: Arrays | SerinusError) -> Arrays | SerinusError:
-    """InvalidOutput in the place of an answer with NaN or infinity; anything else as it is."""
-    return InvalidOutput() if isinstance(found, dict) and tensors.nonfinite_rows(found) else found
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from inference.protocol.oip import DATATYPES, MAX_RANK, Signature, TensorSpec
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 _LENGTH = struct.Struct("<I")
+_BF16_EXPONENT = np.uint16(0x7F80)
 SMALL_BYTES = 4096  # a copy of so much costs less than a view
 _NUMPY: dict[str, np.dtype[Any]] = {
     name: np.dtype(kind).newbyteorder("<") for name, (_, kind) in DATATYPES.items() if kind
@@ -171,13 +172,29 @@ def bucket_for(signature: Signature, rows: int) -> int:
     return next((size for size in signature.buckets if size >= rows), rows)
 
 
-def nonfinite_rows(outputs: Arrays) -> int:
-    """How many rows hold a NaN or an infinity in some floating-point output (BF16 is not looked into)."""
+def nonfinite_rows(outputs: Arrays, bf16: Collection[str] = ()) -> int:
+    """How many rows hold a NaN or an infinity in some floating-point output; bf16: names of those that carry BF16."""
     bad: Any = None
-    for array in outputs.values():
-        if array.dtype.kind != "f" or np.isfinite(array).all():
+    for name, array in outputs.items():
+        if name in bf16:
+            finite = (array & _BF16_EXPONENT) != _BF16_EXPONENT
+        elif array.dtype.kind != "f" or _is_finite(array):
+            continue
+        else:
+            finite = np.isfinite(array)
+        if finite.all():
             continue
         rows = array.shape[0] if array.ndim else 1
-        here = ~np.isfinite(array).reshape(rows, -1).all(axis=1)
+        here = ~finite.reshape(rows, -1).all(axis=1)
         bad = here if bad is None or bad.shape != here.shape else bad | here
     return 0 if bad is None else int(bad.sum())
+
+
+def _is_finite(array: Array) -> bool:
+    """True for most arrays that hold numbers only, and for no other: the sum of squares is one pass of BLAS, half the
+    price of looking at each. It overflows with numbers beyond 1e19, which are then looked at one by one.
+    """
+    if array.dtype.itemsize < 4 or not array.flags.c_contiguous:
+        return bool(np.isfinite(array).all())
+    flat = array.reshape(-1)
+    return math.isfinite(np.dot(flat, flat))

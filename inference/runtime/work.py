@@ -29,6 +29,7 @@ class Outcome:
     """A request's outputs, the rows that ran together with it (its own included), and where its time went.
 
     input_ns, compute_ns, output_ns are the whole batch's: putting it together, the forward pass, taking it apart.
+    is_invalid: a floating-point output that was asked for holds NaN or infinity.
     """
 
     outputs: Arrays
@@ -39,6 +40,7 @@ class Outcome:
     output_ns: int = 0
     is_cached: bool = False
     parameters: Mapping[str, Scalar] = field(default_factory=dict)
+    is_invalid: bool = False
 
 
 Reply = Callable[["Ticket", "Outcome | SerinusError", bool], None]
@@ -76,6 +78,10 @@ class Ticket:
     length: int = 0
     elements: int = 0
     passed: int = 0
+
+    def wanted(self, outputs: Arrays) -> Arrays:
+        """Of these outputs those that it asks for."""
+        return {name: array for name, array in outputs.items() if name in self.outputs} if self.outputs else outputs
 
     def end(self, result: Outcome | SerinusError) -> None:
         """Tells the caller how it ended; nothing happens when that is known or nobody waits."""

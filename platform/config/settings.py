@@ -16,6 +16,7 @@ INSECURE = os.environ.get("SERINUS_INSECURE", "") in {"1", "true", "yes"}
 # How Triton's clients may load and unload: "explicit", unless `serinus up --model-repository` says none or poll.
 MODEL_CONTROL_MODE = os.environ.get("SERINUS_MODEL_CONTROL_MODE") or "explicit"
 MODEL_LOAD_TIMEOUT_S = engine.integer(os.environ, "SERINUS_MODEL_LOAD_TIMEOUT_S", 120, 1, 3600)
+WEBHOOKS_ALLOW_PRIVATE = engine.flag(os.environ, "SERINUS_WEBHOOKS_ALLOW_PRIVATE")
 LONE_ADMIN_APPROVES = os.environ.get("SERINUS_LONE_ADMIN_APPROVES", "") in {"1", "true", "yes"}
 
 
@@ -202,6 +203,14 @@ CELERY_TASK_PUBLISH_RETRY_POLICY = {"max_retries": 1, "interval_start": 0, "inte
 CELERY_BEAT_SCHEDULE = {
     "reconcile": {"task": "fleet.tasks.reconcile", "schedule": 2.0, "options": {"expires": 2}},
     "publish": {"task": "endpoints.tasks.publish", "schedule": 1.0, "options": {"expires": 1}},
+    "rollouts": {"task": "rollouts.tasks.tick", "schedule": 1.0, "options": {"expires": 1}},
+    "webhooks": {"task": "rollouts.tasks.deliver_webhooks", "schedule": 3.0, "options": {"expires": 3}},
+    "expire-webhook-deliveries": {
+        "task": "rollouts.tasks.expire_deliveries",
+        "schedule": 600.0,
+        "options": {"expires": 600},
+    },
+    "sweep-replays": {"task": "rollouts.tasks.sweep_replays", "schedule": 2.0, "options": {"expires": 2}},
     "drain-samples": {"task": "telemetry.tasks.drain", "schedule": 1.0, "options": {"expires": 1}},
     "expire-samples": {"task": "telemetry.tasks.expire", "schedule": 600.0, "options": {"expires": 600}},
     "sweep-batches": {"task": "jobs.tasks.sweep", "schedule": 2.0, "options": {"expires": 2}},

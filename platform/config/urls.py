@@ -14,6 +14,7 @@ urlpatterns: list[URLPattern | URLResolver] = [
     path("api/", include("fleet.urls")),
     path("api/", include("endpoints.urls")),
     path("api/", include("telemetry.urls")),
+    path("api/", include("rollouts.urls")),
     path("v2/repository/", include("endpoints.repository_urls")),
     path("v1/", include("jobs.urls")),
     path("api/schema/", SpectacularAPIView.as_view(), name="schema"),

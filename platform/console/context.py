@@ -30,6 +30,7 @@ NAVIGATION = (
             ("/audit/", "list", "Audit trail", Verb.VIEW_AUDIT),
         ),
     ),
+    ("Settings", (("/webhooks/", "bell", "Webhooks", Verb.OPERATE),)),
 )
 
 

@@ -41,6 +41,13 @@ class RatesForm(forms.Form):
     rows_per_s = forms.FloatField(min_value=0, required=False)
 
 
+class WebhookForm(forms.Form):
+    """events come as a list beside it, none for all."""
+
+    url = forms.CharField(max_length=1000)
+    team = forms.SlugField(max_length=64)
+
+
 class PersonForm(forms.Form):
     username = forms.CharField(max_length=150)
     email = forms.EmailField(required=False)

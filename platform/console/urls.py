@@ -20,6 +20,7 @@ from console.views import (
     tryout,
     upload,
     versions,
+    webhooks,
 )
 
 app_name = "console"
@@ -37,6 +38,7 @@ urlpatterns = [
     path(f"{MODEL}describe/", models.describe, name="describe"),
     path(f"{MODEL}aliases/", models.set_alias, name="set_alias"),
     path(f"{MODEL}aliases/<slug:alias>/delete/", models.delete_alias, name="delete_alias"),
+    path(f"{MODEL}golden/<int:golden>/remove/", models.remove_golden, name="remove_golden"),
     path(VERSION, versions.version, name="version"),
     path(f"{VERSION}report.json", versions.report, name="report"),
     path(f"{VERSION}deploy/", versions.deploy, name="deploy"),
@@ -57,6 +59,7 @@ urlpatterns = [
     path(f"{ENDPOINT}adapters/", adapters.attach, name="attach_adapter"),
     path(f"{ENDPOINT}adapters/<slug:adapter>/remove/", adapters.detach, name="detach_adapter"),
     path(f"{ENDPOINT}try/", tryout.try_it, name="try"),
+    path(f"{ENDPOINT}golden/", tryout.save_golden, name="save_golden"),
     path(f"{ENDPOINT}versions/<int:number>/undeploy/", endpoints.undeploy, name="undeploy"),
     path(f"{ENDPOINT}versions/<int:number>/scale/", endpoints.scale, name="scale"),
     path("playground/", playground.playground, name="playground"),
@@ -81,4 +84,10 @@ urlpatterns = [
     path(f"{PERSON}password/", people.set_password, name="set_password"),
     path(f"{PERSON}deactivate/", people.deactivate, name="deactivate"),
     path("audit/", audit.audit, name="audit"),
+    path("webhooks/", webhooks.webhooks, name="webhooks"),
+    path("webhooks/new/", webhooks.create, name="create_webhook"),
+    path("webhooks/<int:webhook>/", webhooks.webhook, name="webhook"),
+    path("webhooks/<int:webhook>/test/", webhooks.test, name="test_webhook"),
+    path("webhooks/<int:webhook>/switch/", webhooks.switch, name="switch_webhook"),
+    path("webhooks/<int:webhook>/delete/", webhooks.delete, name="delete_webhook"),
 ]

@@ -58,6 +58,8 @@ def deploy(
     with transaction.atomic():
         endpoint = _endpoint_for(version, endpoint_name or version.model.name, access, actor)
         before = weights_of(endpoint)
+        if weight_bp is not None:
+            _require_unsteered(endpoint, "its shares cannot be set by hand")
         shares = dict(before)
         if not any(shares.values()):
             shares = dict.fromkeys(shares, 0) | {version.number: WEIGHT_TOTAL_BP}
@@ -68,10 +70,10 @@ def deploy(
             version=version,
             defaults={"role": ROLE.CANARY if before else ROLE.PRIMARY},
         )
-        _write_shares(endpoint, shares)
-        _want(version, replicas, device)
-        after = {"weights": _named(weights_of(endpoint)), "replicas": replicas, "device": device}
-        changed(endpoint, actor, "deploy", before={"weights": _named(before)}, after=after)
+        write_shares(endpoint, shares)
+        want_replicas(version, replicas, device)
+        after = {"weights": named(weights_of(endpoint)), "replicas": replicas, "device": device}
+        changed(endpoint, actor, "deploy", before={"weights": named(before)}, after=after)
     return endpoint
 
 
@@ -95,15 +97,16 @@ def set_weights(
         raise InvalidInput(f"weights must be from 0 to {WEIGHT_TOTAL_BP} and sum to {WEIGHT_TOTAL_BP} basis points")
     with transaction.atomic():
         endpoint = locked(endpoint, revision)
+        _require_unsteered(endpoint, "its shares cannot be set by hand")
         before = weights_of(endpoint)
         unknown = sorted(set(weights) - set(before))
         if unknown:
             raise InvalidInput(f"endpoint '{endpoint.name}' has no version {unknown[0]}: deploy it first")
         if not force:
             _require_ready(endpoint, [number for number, share in weights.items() if share and not before[number]])
-        _write_shares(endpoint, dict.fromkeys(before, 0) | weights)
-        named = {"weights": _named(weights_of(endpoint))}
-        changed(endpoint, actor, "set_weights", before={"weights": _named(before)}, after=named, reason=reason)
+        write_shares(endpoint, dict.fromkeys(before, 0) | weights)
+        after = {"weights": named(weights_of(endpoint))}
+        changed(endpoint, actor, "set_weights", before={"weights": named(before)}, after=after, reason=reason)
     return endpoint
 
 
@@ -115,6 +118,8 @@ def undeploy(*, endpoint: Endpoint, number: int, actor: Actor, revision: int | N
     require(actor, Verb.DEPLOY, endpoint)
     with transaction.atomic():
         endpoint = locked(endpoint, revision)
+        if endpoint.steering and number in (endpoint.steering["stable"], endpoint.steering["candidate"]):
+            _require_unsteered(endpoint, f"version {number} cannot be taken away")
         before = weights_of(endpoint)
         variant = endpoint.variants.select_related("version").filter(version__number=number).first()
         if variant is None:
@@ -124,8 +129,8 @@ def undeploy(*, endpoint: Endpoint, number: int, actor: Actor, revision: int | N
             raise Conflict(f"version {number} still gets {share} of the traffic: give its share to another one first")
         variant.delete()
         _release(variant.version)
-        named = {"weights": _named(weights_of(endpoint))}
-        changed(endpoint, actor, "undeploy", before={"weights": _named(before)}, after=named)
+        after = {"weights": named(weights_of(endpoint))}
+        changed(endpoint, actor, "undeploy", before={"weights": named(before)}, after=after)
     return endpoint
 
 
@@ -134,7 +139,8 @@ def delete_endpoint(*, endpoint: Endpoint, actor: Actor) -> None:
     require(actor, Verb.DEPLOY, endpoint)
     with transaction.atomic():
         endpoint = locked(endpoint, None)
-        before = {"weights": _named(weights_of(endpoint)), "access": endpoint.access}
+        _require_unsteered(endpoint, "it cannot be deleted")
+        before = {"weights": named(weights_of(endpoint)), "access": endpoint.access}
         versions = [variant.version for variant in endpoint.variants.select_related("version")]
         audit.record(actor, "delete", "endpoint", endpoint.name, team=endpoint.team, before=before)
         endpoint.delete()
@@ -189,6 +195,15 @@ def _check_access(access: str) -> None:
         raise InvalidInput(f"access must be one of {', '.join(Endpoint.Access.values)}")
 
 
+def _require_unsteered(endpoint: Endpoint, what: str) -> None:
+    """Raises Conflict while a rollout moves this endpoint's traffic: two hands on one wheel help nobody."""
+    if endpoint.steering:
+        raise Conflict(
+            f"a rollout to version {endpoint.steering['candidate']} moves the traffic of endpoint '{endpoint.name}', so "
+            f"{what}: promote or abort it first ('serinus rollout abort {endpoint.name}')"
+        )
+
+
 def locked(endpoint: Endpoint, revision: int | None) -> Endpoint:
     """The endpoint as it is now, locked. Raises Conflict when it is gone or not at `revision` any more."""
     found = Endpoint.objects.select_for_update(of=("self",)).select_related("team").filter(pk=endpoint.pk).first()
@@ -199,7 +214,7 @@ def locked(endpoint: Endpoint, revision: int | None) -> Endpoint:
     return found
 
 
-def _write_shares(endpoint: Endpoint, shares: dict[int, int]) -> None:
+def write_shares(endpoint: Endpoint, shares: dict[int, int]) -> None:
     """Writes weights; who takes everything is the primary, and the others are canaries."""
     for number, share in shares.items():
         if share == WEIGHT_TOTAL_BP:
@@ -219,7 +234,7 @@ def _require_ready(endpoint: Endpoint, numbers: list[int]) -> None:
             )
 
 
-def _want(version: Version, replicas: int, device: str) -> None:
+def want_replicas(version: Version, replicas: int, device: str) -> None:
     """Wishes replicas of a version; of a pipeline, which has none, those of its steps, whoever else uses them too."""
     steps = steps_of(version)
     if not steps:
@@ -265,5 +280,5 @@ def changed(
     send_on_commit(messages.PUBLISH)
 
 
-def _named(weights: dict[int, int]) -> dict[str, int]:
+def named(weights: dict[int, int]) -> dict[str, int]:
     return {str(number): share for number, share in weights.items()}

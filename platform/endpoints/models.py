@@ -14,7 +14,8 @@ class Endpoint(models.Model):
     """A public name behind which versions of one model answer.
 
     access: "key" (an API key is needed) or "public". salt: seed of the stable hash that assigns callers to variants.
-    revision grows with every change, for optimistic locking.
+    revision grows with every change, for optimistic locking. may_pin: callers may choose a version by a header.
+    steering, recording: inference.protocol.routes.Steering and Recording as JSON, null without.
     """
 
     class Access(models.TextChoices):
@@ -28,6 +29,9 @@ class Endpoint(models.Model):
     salt = models.CharField(max_length=32)
     timeout_ms = models.PositiveIntegerField(default=30_000)
     queue_limit = models.PositiveIntegerField(default=1024)
+    may_pin = models.BooleanField(default=True)
+    steering = models.JSONField(null=True)
+    recording = models.JSONField(null=True)
     revision = models.PositiveIntegerField(default=1)
     created_by = models.ForeignKey(User, models.SET_NULL, null=True, related_name="+")
     created_at = models.DateTimeField(auto_now_add=True)

@@ -37,8 +37,10 @@ from inference.protocol.routes import (
     EndpointRoute,
     KeyRoute,
     PipelineRoute,
+    Recording,
     ReplicaRoute,
     RoutingTable,
+    Steering,
     StepRoute,
     VariantRoute,
     encode,
@@ -164,6 +166,9 @@ def _endpoint(
         ],
         created_unix_s=int(endpoint.created_at.timestamp()),
         team=endpoint.team.name,
+        may_pin=endpoint.may_pin,
+        steering=msgspec.convert(endpoint.steering, Steering | None),
+        recording=msgspec.convert(endpoint.recording, Recording | None),
     )
 
 

@@ -147,6 +147,17 @@ class _Spot:
         return self.device.memory_free_bytes if self.device.memory_total_bytes else math.inf
 
 
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What one more replica needs of a device, and what is left there. is_taken: one replica has it for itself."""
+
+    host: str
+    device: str
+    need_bytes: float
+    free_bytes: float
+    is_taken: bool = False
+
+
 class _Ledger:
     """Free memory per device and replicas per host and device, as decisions use them up."""
 
@@ -247,6 +258,28 @@ def place(
         if reason != wish.reason:
             decisions.append(Explain(wish.id, reason))
     return decisions
+
+
+def rooms(
+    wish: DeploymentView,
+    deployments: Sequence[DeploymentView],
+    replicas: Sequence[ReplicaView],
+    hosts: Sequence[HostView],
+    now: datetime,
+) -> tuple[list[Room], str]:
+    """For one more replica of `wish`, every device where the rules allow it; without any, why not."""
+    ledger = _Ledger(hosts, replicas, {d.id: d for d in deployments})
+    spots, reason = _spots(wish, hosts, now)
+    return [
+        Room(
+            spot.host,
+            spot.device.name,
+            wish.need(spot.device.kind),
+            ledger.free(spot),
+            spot.device.kind in EXCLUSIVE and bool(ledger.on_device[spot.place]),
+        )
+        for spot in spots
+    ], reason
 
 
 def _standing(mine: list[ReplicaView], hosts: dict[str, HostView], now: datetime, *, grace: bool) -> _Standing:

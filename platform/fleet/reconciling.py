@@ -48,8 +48,8 @@ def reconcile() -> int:
         now, grace = _clock()
         if not grace:
             _mark_lost(now)
-        views = _hosts()
-        decisions = place(_deployments(), _replicas(), views, now, grace=grace)
+        views = host_views()
+        decisions = place(deployment_views(), replica_views(), views, now, grace=grace)
         touched = {name for decision in decisions for name in _carry_out(decision)}
         _tidy(now, grace=grace)
         for name in touched & {view.name for view in views if view.alive(now)}:
@@ -88,7 +88,8 @@ def _mark_lost(now: datetime) -> None:
     )
 
 
-def _hosts() -> list[HostView]:
+def host_views() -> list[HostView]:
+    """Every host as its last heartbeat left it."""
     devices: dict[str, list[DeviceView]] = {}
     for d in Device.objects.order_by("host_id", "name"):
         view = DeviceView(d.name, d.kind, d.memory_total_bytes, d.memory_free_bytes)
@@ -99,22 +100,23 @@ def _hosts() -> list[HostView]:
     ]
 
 
-def _deployments() -> list[DeploymentView]:
-    rows = Deployment.objects.select_related("version").order_by("id")
-    return [
-        DeploymentView(
-            id=row.pk,
-            replicas=row.replicas,
-            device=row.device,
-            format=row.version.format,
-            tier=row.version.tier,
-            platforms=tuple((row.version.signature or {}).get("platforms", ())),
-            memory_bytes=peak_memory_bytes(row.version),
-            device_bytes=device_memory_bytes(row.version),
-            reason=row.reason,
-        )
-        for row in rows
-    ]
+def deployment_views() -> list[DeploymentView]:
+    """Every wish, the oldest first."""
+    return [deployment_view(row) for row in Deployment.objects.select_related("version").order_by("id")]
+
+
+def deployment_view(row: Deployment) -> DeploymentView:
+    return DeploymentView(
+        id=row.pk,
+        replicas=row.replicas,
+        device=row.device,
+        format=row.version.format,
+        tier=row.version.tier,
+        platforms=tuple((row.version.signature or {}).get("platforms", ())),
+        memory_bytes=peak_memory_bytes(row.version),
+        device_bytes=device_memory_bytes(row.version),
+        reason=row.reason,
+    )
 
 
 def peak_memory_bytes(version: Version) -> int:
@@ -131,7 +133,8 @@ def device_memory_bytes(version: Version) -> int:
     return max(DEVICE_FLOOR_BYTES, 2 * max(peak_memory_bytes(version), version.size_bytes))
 
 
-def _replicas() -> list[ReplicaView]:
+def replica_views() -> list[ReplicaView]:
+    """Every replica, the oldest first."""
     return [
         ReplicaView(
             id=str(row.id),

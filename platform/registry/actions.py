@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from registry.aliases import delete_alias, set_alias
 from registry.conversions import convert_version, converted_file
+from registry.golden import remove_golden, save_golden
 from registry.uploads import (
     begin_upload,
     cancel_upload,
@@ -44,8 +45,10 @@ __all__ = [
     "expire_uploads",
     "finish_validation",
     "reject_version",
+    "remove_golden",
     "renew_upload",
     "running_validations",
+    "save_golden",
     "set_alias",
     "validation_progress",
 ]

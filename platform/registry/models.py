@@ -108,6 +108,34 @@ class PipelineStep(models.Model):
         return f"{self.pipeline}, step {self.name}"
 
 
+class GoldenInput(models.Model):
+    """A request to a model whose right answer is known: what every candidate must answer before it gets traffic.
+
+    inputs, outputs: tensors as Open Inference Protocol JSON with flat data; parameters: of the request. comparison,
+    tolerance, k: inference.protocol.routes.Comparison. source_version: the number of the version that answered so, null
+    when a person wrote the answer. Append-only but for removal.
+    """
+
+    model = models.ForeignKey(Model, models.CASCADE, related_name="golden_inputs")
+    name = models.SlugField(max_length=64)
+    inputs = models.JSONField()
+    parameters = models.JSONField(default=dict)
+    outputs = models.JSONField()
+    comparison = models.CharField(max_length=16, default="auto")
+    tolerance = models.FloatField(default=0.01)
+    k = models.PositiveIntegerField(default=5)
+    source_version = models.PositiveIntegerField(null=True)
+    created_by = models.CharField(max_length=200)
+    created_at = models.DateTimeField(auto_now_add=True)
+
+    class Meta:
+        constraints: ClassVar = [models.UniqueConstraint(fields=["model", "name"], name="golden_name_once_per_model")]
+        ordering: ClassVar = ["model_id", "name"]
+
+    def __str__(self) -> str:
+        return f"{self.model.name}, golden input {self.name}"
+
+
 class Alias(models.Model):
     """A movable name for a version of a model."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.urls import re_path
 
 from accounts.names import SLUG
-from registry import api
+from registry import api, golden_api
 
 MODEL = rf"models/(?P<model>{SLUG})"
 VERSION = rf"{MODEL}/versions/(?P<number>[1-9][0-9]{{0,8}})"
@@ -25,5 +25,7 @@ urlpatterns = [
     re_path(rf"^{MODEL}/aliases/\Z", api.Aliases.as_view()),
     re_path(rf"^{ALIAS}/\Z", api.AliasByName.as_view()),
     re_path(rf"^{ALIAS}/history/\Z", api.AliasHistory.as_view()),
+    re_path(rf"^{MODEL}/golden/\Z", golden_api.GoldenInputs.as_view()),
+    re_path(rf"^{MODEL}/golden/(?P<golden>[1-9][0-9]{{0,17}})/\Z", golden_api.GoldenById.as_view()),
     re_path(r"^blobs/check/\Z", api.CheckBlobs.as_view()),
 ]

@@ -1,1 +1,1 @@
-"""Canary, shadow and A/B. Empty until that capability is built; endpoints has the manual split."""
+"""Canary, shadow and A/B: plans as data, a reconciler that moves through them, and a judge whose errors are known."""

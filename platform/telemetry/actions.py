@@ -21,6 +21,10 @@ BATCH = 500
 BATCHES_PER_RUN = 20
 KEPT = timedelta(hours=24)
 EXPIRED_AT_ONCE = 20_000
+JUDGED = (
+    "invalid", "rescued", "drawn", "scores", "score_sum", "score_sq", "compared", "drifted", "drift_sum", "drift_sq",
+    "dropped",
+)  # fmt: skip
 Entries = list[tuple[bytes, dict[bytes, bytes]]]
 
 log = logging.getLogger(__name__)
@@ -90,4 +94,8 @@ def _row(sample: Sample) -> StoredSample:
         input_sum_ms=sample.input_sum_ms,
         output_sum_ms=sample.output_sum_ms,
         batch_counts={str(bucket): count for bucket, count in sample.batch_counts.items()},
+        queue_counts={str(bucket): count for bucket, count in sample.queue_counts.items()},
+        first_counts={str(bucket): count for bucket, count in sample.first_counts.items()},
+        next_counts={str(bucket): count for bucket, count in sample.next_counts.items()},
+        **{name: getattr(sample, name) for name in JUDGED},
     )

@@ -7,16 +7,18 @@ import logging
 from celery import shared_task
 from redis.exceptions import RedisError
 
-from telemetry import actions
+from telemetry import actions, shadows
 
 log = logging.getLogger(__name__)
 
 
 @shared_task(name="telemetry.tasks.drain")  # type: ignore[untyped-decorator]  # celery brings no types
 def drain() -> int:
-    """Every second: the stream's samples into PostgreSQL."""
+    """Every second: the streams' samples, diffs and recorded requests into PostgreSQL. Answers how many samples."""
     try:
-        return actions.drain()
+        moved = actions.drain()
+        shadows.drain()
+        return moved
     except RedisError as error:
         log.warning("samples wait in their gateways: %s", error)
         return 0

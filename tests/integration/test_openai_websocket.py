@@ -63,7 +63,7 @@ def test_a_chat_comes_in_chunks_and_ends_with_done(house):
     with opened(house) as (send, receive):
         send(type="chat", id="1", body=say("a b", stream_options={"include_usage": True}))
         chunks, last = until_done(receive, "1")
-    assert last == {"type": "done", "id": "1"}
+    assert last == {"type": "done", "id": "1", "model_version": "1", "rollout_arm": "primary"}
     assert chunks[0]["choices"][0]["delta"]["role"] == "assistant"
     assert [one["choices"][0]["delta"]["content"] for one in chunks[1:-1]] == ["a", " b"]
     assert chunks[-1]["usage"]["completion_tokens"] == 2

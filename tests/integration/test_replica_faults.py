@@ -51,6 +51,40 @@ def test_row_25_by_default_nan_is_given_out_bit_for_bit(make):  # noqa: F811
     assert np.isnan(found[1])
 
 
+def flags(wire, *values):
+    """Whether each answer is said to be invalid, for requests that are sent together."""
+    for number, value in enumerate(values):
+        ask(wire, number + 1, value)
+    told = {}
+    while len(told) < len(values):
+        message = wire.next()[0]
+        if message.final:
+            told[message.id] = told.get(message.id, False) | message.is_invalid
+    return [told[number + 1] for number in range(len(values))]
+
+
+def test_answers_with_nan_say_so_unless_the_version_means_them(make):  # noqa: F811
+    assert flags(make(plan("nan")).ready().connect(), 1.0, MAGIC, 3.0) == [False, True, False]
+
+
+def test_answers_with_nan_are_not_kept_as_good_ones(make):  # noqa: F811
+    cached = make(plan("nan"), response_cache_bytes=1 << 20).ready().connect()
+    assert flags(cached, MAGIC) + flags(cached, MAGIC) + flags(cached, 1.0) == [True, True, False]
+
+
+def test_a_version_that_means_infinity_is_not_looked_at(make):  # noqa: F811
+    assert flags(make(plan("nan"), nan_policy="ignore").ready().connect(), 1.0, MAGIC) == [False, False]
+
+
+def test_a_decoupled_models_answers_with_nan_say_so(make):  # noqa: F811
+    wire = make(plan("nan") | {"repeat": 2}, decoupled=True).ready().connect()
+    ask(wire, 1, MAGIC)
+    found = []
+    while not found or not found[-1].final:
+        found.append(wire.next()[0])
+    assert [answer.is_invalid for answer in found if answer.tensors] == [True] * 2
+
+
 def test_row_25_where_the_version_says_so_nan_is_a_typed_error_and_neighbours_are_answered(make):  # noqa: F811
     replica = make(plan("nan"), nan_policy="reject").ready()
     wire = replica.connect()

@@ -11,8 +11,9 @@ from itertools import product
 import httpx
 import pytest
 
+from inference.gateway import feedback_ids
 from tests.support.gateway_doors import doors_of_the_gateway
-from tests.support.gateway_house import Gateway, House, key, until
+from tests.support.gateway_house import SECRET, Gateway, House, key, until
 from tests.support.hygiene import LEAKS, check_refusal
 from tests.support.rawhttp import Answer, exchange
 
@@ -50,12 +51,14 @@ MODEL = {
     "infer": POST, "generate": POST, "generate_stream": POST, "stream": READ,
 }  # fmt: skip
 SHARED = "sharedmemory"
+SCORED = "mlp.1.p.65000000.1"  # an answer of long ago
 PATTERNS = {
     "repository index": (POST_ANY, ["/v2/repository/index", "/v2/repository/r/index"]),
     "repository change": (
         POST_ANY,
         [f"/v2/repository{place}/models/mlp/{verb}" for place in ("", "/r") for verb in ("load", "unload")],
     ),
+    "feedback": (POST, [f"/v2/feedback/{SCORED}.{feedback_ids.sign(SECRET.encode(), SCORED)}"]),
     **{
         f"{kind} {verb}": (door, [f"/v2/{word}{SHARED}{place}/{verb}" for place in ("", "/region/x")])
         for kind, word in (("shared", "system"), ("cuda", "cuda"))

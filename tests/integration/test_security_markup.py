@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from django.db.models import CharField, TextField
 from django.test import Client
+from django.utils import timezone
 
 from accounts.audit import record
 from accounts.models import ApiKey, Team, User
@@ -17,7 +18,9 @@ from endpoints.models import Endpoint
 from fleet.models import Deployment, Device, Host, Replica
 from inference.protocol.generation import PLATFORM
 from jobs.models import Batch, File
-from registry.models import AliasChange, Model, Upload, ValidationRun, Version
+from registry.models import AliasChange, GoldenInput, Model, Upload, ValidationRun, Version
+from rollouts.models import Webhook, WebhookDelivery
+from rollouts.webhooks import create_webhook
 from tests.support.batches import begin, line
 from tests.support.cast import Cast
 from tests.support.routes import ROUTES, fill
@@ -29,7 +32,7 @@ PARTS = ("", "?part=overview", "?part=list", "?part=version", "?part=replicas", 
 # Columns that code and not people choose, or whose form a rule fixes: slugs, states, digests.
 FIXED = {"name", "username", "password", "role", "access", "status", "state", "phase", "wanted", "digest", "sha256",
          "salt", "id", "kind", "device", "address", "route_address", "boot", "wanted_alias", "tier", "format"}  # fmt: skip
-ROWS = (User, Model, Host, Device, Deployment, Replica, Upload, Endpoint, Team)
+ROWS = (User, Model, GoldenInput, Host, Device, Deployment, Replica, Upload, Endpoint, Team)
 
 
 class Markup(HTMLParser):
@@ -117,12 +120,15 @@ def values(cast: Cast) -> dict[str, Any]:
                after={ATTACK: [ATTACK], "x": {ATTACK: ATTACK}}, reason=ATTACK)  # fmt: skip
     language = hostile_language(cast)
     batch = hostile_batch(cast)
+    webhook, _ = create_webhook(actor=cast.actor("owner"), team=cast.red, url="https://hooks.example.com/")
+    Webhook.objects.update(url=f"https://x/{ATTACK}", events=[ATTACK, SHORT], creator=ATTACK[:200])
+    WebhookDelivery.objects.create(webhook=webhook, event=SHORT, body=ATTACK, response=ATTACK, next_at=timezone.now())
     for row in ROWS:
         poison(row.objects.all())
     ApiKey.objects.update(name=ATTACK[:100])
     return {
         "name": "digits", "number": made.number, "model": "digits", "alias": "champion", "key": ApiKey.objects.first(),
-        "username": "teammate", "job": batch.public_id, "language": language.number, "running": running.version.number,
+        "username": "teammate", "webhook": webhook.pk, "job": batch.public_id, "language": language.number, "running": running.version.number,
         "replica": Replica.objects.filter(deployment__version__model__name="digits", phase="backoff")[0].pk,
     }  # fmt: skip
 

@@ -13,11 +13,14 @@ from accounts.models import AuditEntry, Membership, User
 from accounts.permissions import MAY, Role
 from endpoints import actions as endpoints
 from fleet.models import Deployment, Host, Replica
+from registry import actions as registry
+from registry.golden import Golden
+from rollouts.webhooks import create_webhook
 from tests.support.batches import begin, line, upload
 from tests.support.cast import Cast
 from tests.support.contents import ready_version
 from tests.support.hygiene import LEAKS
-from tests.support.routes import PREFIXES, ROUTES, Call, Route, expected, fill, walk
+from tests.support.routes import GOLDEN, PREFIXES, ROUTES, Call, Route, expected, fill, walk
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 REFUSED = {401, 403, 404, 405}
@@ -52,7 +55,7 @@ class World:
             return client.generic(method, path, data, content_type="application/json", headers=caller.headers)
         if caller.user is not None:
             client.force_login(caller.user, backend="accounts.login.LimitedBackend")
-        if method == "POST" and route.endswith("/try/"):
+        if method == "POST" and route.endswith(("/try/", "/<name>/golden/")):
             return client.generic(method, path, json.dumps(body), content_type="application/json")
         if method == "POST":
             return client.post(path, body or {})
@@ -85,6 +88,8 @@ def world(cast: Cast, settings: Any) -> World:
     deployment = Deployment.objects.get()
     replica = Replica.objects.create(deployment=deployment, host=host)
     key = cast.key("developer")[4:16]
+    golden = registry.save_golden(actor=owner, model=version.model, golden=Golden(GOLDEN["inputs"], GOLDEN["outputs"]))
+    webhook, _ = create_webhook(actor=owner, team=cast.red, url="https://hooks.example.com/x")
     batch, file = begin(owner, [line(0)], team=cast.red), upload(owner, b"{}", cast.red)
     common = {
         "key_id": key,
@@ -95,6 +100,8 @@ def world(cast: Cast, settings: Any) -> World:
         "alias": "champion",
         "key": key,
         "adapter": "fr",
+        "golden": golden.pk,
+        "webhook": webhook.pk,
         "job": batch.public_id,
         "batch_id": batch.public_id,
         "file_id": file.public_id,

@@ -37,13 +37,14 @@ PACE_S = 0.02
 
 
 class FakeLanguage(FakeReplica):
-    """asked: every message that came, in order. ended: ids of the requests whose last event was sent."""
+    """asked: every message that came, in order. words: what it says instead. ended: ids of the requests whose last event was sent."""
 
     def __init__(self, path: str, **more) -> None:
         super().__init__(path, **more)
         self.asked: list[generation.Asked] = []
         self.ended: list[int] = []
         self.pace_s = PACE_S
+        self.words = ""
 
     async def start(self) -> FakeLanguage:
         Path(self.path).unlink(missing_ok=True)  # noqa: ASYNC240
@@ -111,11 +112,13 @@ class LanguagePeer(FakePeer):
             return self.refuse(message, "context_length_exceeded", told)
         if asked.adapter not in {"", "polite"}:
             return self.refuse(message, "not_found", f"there is no adapter '{asked.adapter}'")
+        if self.replica.fault is not None:
+            return self.refuse(message, self.replica.fault.code, self.replica.fault.message)
         if prompt.startswith("fail"):
             return self.refuse(message, "overloaded", "no room")
         if prompt.startswith("wait"):
             await asyncio.Event().wait()
-        pieces = list(pieces_of(asked, prompt))
+        pieces = list(pieces_of(asked, self.replica.words or prompt))
         if not asked.stream:
             usage = Usage(len(words), sum(max(1, len(piece.tokens)) for piece in pieces) // asked.sampling.n, 1, 0)
             return self.event(message, Event(pieces, usage, prompt_of(asked, words)), final=True)

@@ -1,6 +1,6 @@
 """A replica for the gateway's tests: it speaks the real frames on a unix socket and does what it is told.
 
-It answers every output of its signature with the first input's numbers, doubled (FP32), or the bytes as they came.
+It answers every output of its signature with the first input's numbers times `factor` (FP32), or the bytes as they came.
 A request with the parameter `parts` is answered that many times, `latency_s` apart, and then by an empty last answer;
 with `part_bytes` each of them holds that many.
 `python fake_replica.py SOCKET ID GENERATION VERSION LATENCY_MS [CLASSES]` runs one in its own process, to be killed.
@@ -70,7 +70,10 @@ class FakeReplica:
         self.kills_at: float | None = None
         self.restart_s = 0.1
         self.deaths = 0
+        self.is_up = True
         self.echoes = False  # FP32 too comes back as it came
+        self.is_invalid = False  # as one whose outputs hold NaN says
+        self.factor = 2.0
         self.answers = 1
         self.ends_empty = False
         self.breaks_after = -1
@@ -104,12 +107,14 @@ class FakeReplica:
 
     def die(self) -> None:
         self.deaths += 1
+        self.is_up = False
         self._dying = asyncio.ensure_future(self._die())
 
     async def _die(self) -> None:
         await self.stop()
         await asyncio.sleep(self.restart_s)
         await self.start()
+        self.is_up = True
 
     def let_go(self) -> None:
         self.holds = False
@@ -206,7 +211,9 @@ class FakePeer(asyncio.Protocol):
             rows = first.shape[0] if len(first.shape) > 1 else 1
             width = first.size_bytes // 4 // max(rows, 1)
             values = body[: first.size_bytes].cast("f").tolist()
-            picked = [2 * v for row in range(rows) for v in values[row * width : row * width + replica.outputs]]
+            picked = [
+                replica.factor * v for row in range(rows) for v in values[row * width : row * width + replica.outputs]
+            ]
             data = array("f", picked).tobytes()
             header = TensorHeader("y", "FP32", [rows, len(picked) // max(rows, 1)], len(data))
         else:
@@ -232,7 +239,12 @@ class FakePeer(asyncio.Protocol):
             return
         final = index == replica.answers - 1 and not replica.ends_empty
         self.transport.write(
-            frames.encode(Answer(number, [header], 1, QUEUE_NS, INFER_NS, final, INPUT_NS, OUTPUT_NS), data)
+            frames.encode(
+                Answer(
+                    number, [header], 1, QUEUE_NS, INFER_NS, final, INPUT_NS, OUTPUT_NS, is_invalid=replica.is_invalid
+                ),
+                data,
+            )
         )
         if not final:
             if replica.pace_s:

@@ -8,6 +8,7 @@ from inference.gateway.app import Doors
 from inference.gateway.connections import Pool
 from inference.gateway.dataplane import DataPlane
 from inference.gateway.doors import Rooms, open_all
+from inference.gateway.feedback import Feedback
 from inference.gateway.generate import Generate
 from inference.gateway.live_doors import LiveDoors
 from inference.gateway.live_settings import LiveSettings
@@ -23,4 +24,4 @@ def doors_of_the_gateway() -> Doors:
     plane = DataPlane(Table(pool, Path("unused")), pool, Telemetry())
     rest = Rest(plane, server_name="s", max_body_bytes=1024)
     live, repository = LiveDoors(plane, rest, LiveSettings()), Repository(rest, "")
-    return open_all(Rooms(rest, Generate(plane), live, repository, SharedDoors(plane, rest, None)))
+    return open_all(Rooms(rest, Generate(plane), live, repository, SharedDoors(plane, rest, None), Feedback(plane)))

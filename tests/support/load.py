@@ -22,7 +22,10 @@ class Outcome:
 
 @dataclass
 class Load:
-    """Use as a context manager around a fault: requests start on the way in and have all ended on the way out."""
+    """Use as a context manager around a fault: requests start on the way in and have all ended on the way out.
+
+    body: of every request, or what makes the one of a number.
+    """
 
     url: str
     body: Any
@@ -60,9 +63,10 @@ class Load:
         headers = {"Authorization": f"Bearer {self.key}"}
         if self.vary_session:
             headers["X-Session-Id"] = f"s{number}"
+        body = self.body(number) if callable(self.body) else self.body
         at = time.monotonic()
         try:
-            answer = await client.post(self.url, json=self.body, headers=headers)
+            answer = await client.post(self.url, json=body, headers=headers)
             status, text = answer.status_code, answer.text[:300]
             version = answer.headers.get("X-Model-Version", "")
         except httpx.HTTPError as error:

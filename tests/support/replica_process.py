@@ -112,12 +112,13 @@ class Replica:
         format: str,  # noqa: A002
         settings: dict[str, Any],
         adapters: list[AdapterSpec] | None = None,
+        name: str = "r1",
     ) -> None:
         self.root = root
         self.adapters: list[AdapterSeen] = []
         (root / "work").mkdir(parents=True, exist_ok=True)
         spec = ReplicaSpec(
-            "r1",
+            name,
             1,
             "m",
             1,

@@ -51,6 +51,11 @@ def _post(needs: Verb, body: dict[str, Any] | None = None) -> Route:
 
 GET = {"GET": Call()}
 REASON = {"reason": "because"}
+WEBHOOK = {"url": "https://hooks.example.com/x", "team": "red"}
+GOLDEN = {
+    "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0, 1, 2, 3]}],
+    "outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 4], "data": [0, 1, 2, 3]}],
+}
 PREFIXES = {"/admin/": Route(page=True)}  # all below it is the superusers', checked as a whole
 ROUTES: dict[str, Route] = {
     "/livez": Route(GET, public=True),
@@ -97,6 +102,8 @@ ROUTES: dict[str, Route] = {
         {**GET, "PUT": Call(Verb.DEPLOY, {"version": 1}), "DELETE": Call(Verb.DEPLOY)}, scoped=True
     ),
     "/api/models/<model>/aliases/<alias>/history/": Route(GET, scoped=True),
+    "/api/models/<model>/golden/": Route({**GET, "POST": Call(Verb.UPLOAD, GOLDEN)}, scoped=True),
+    "/api/models/<model>/golden/<golden>/": Route({**GET, "DELETE": Call(Verb.UPLOAD)}, scoped=True),
     "/api/blobs/check/": Route({"POST": Call(Verb.UPLOAD, {"sha256": []})}),
     # fleet
     "/api/hosts/": Route(GET),
@@ -119,6 +126,9 @@ ROUTES: dict[str, Route] = {
     "/api/endpoints/<name>/adapters/<adapter>/": Route({"DELETE": Call(Verb.DEPLOY)}, scoped=True),
     "/api/endpoints/<name>/deploy/": Route({"POST": Call(Verb.DEPLOY, {"version": 1})}, scoped=True),
     "/api/endpoints/<name>/metrics/": Route(GET, scoped=True),
+    "/api/endpoints/<name>/recorded/": Route({**GET, "DELETE": Call(Verb.DEPLOY)}, scoped=True),
+    "/api/endpoints/<name>/recording/": Route({"POST": Call(Verb.DEPLOY, {"share_bp": 0})}, scoped=True),
+    "/api/endpoints/<name>/replays/": Route({**GET, "POST": Call(Verb.DEPLOY, {"version": 1})}, scoped=True),
     "/api/endpoints/<name>/undeploy/": Route({"POST": Call(Verb.DEPLOY, {"version": 1})}, scoped=True),
     "/api/endpoints/<name>/weights/": Route({"PUT": Call(Verb.DEPLOY, {"weights": {"1": 10_000}})}, scoped=True),
     "/api/repository/": Route({"PUT": Call(body={"models": []}, superuser=True)}),
@@ -126,6 +136,13 @@ ROUTES: dict[str, Route] = {
     "/v2/repository/index": Route({"POST": Call(body={})}),
     "/v2/repository/models/<name>/load": Route({"POST": Call(Verb.OPERATE, {})}, scoped=True),
     "/v2/repository/models/<name>/unload": Route({"POST": Call(Verb.OPERATE, {})}, scoped=True),
+    "/api/webhooks/": Route({**GET, "POST": Call(Verb.OPERATE, WEBHOOK)}),
+    "/api/webhooks/<webhook>/": Route(
+        {"GET": Call(Verb.OPERATE), "PATCH": Call(Verb.OPERATE, {"enabled": False}), "DELETE": Call(Verb.OPERATE)},
+        scoped=True,
+    ),
+    "/api/webhooks/<webhook>/test/": Route({"POST": Call(Verb.OPERATE, {})}, scoped=True),
+    "/api/webhooks/<webhook>/deliveries/": Route({"GET": Call(Verb.OPERATE)}, scoped=True),
     # console
     "/login/": Route({"GET": Call(), "POST": Call(), "PUT": Call()}, public=True, page=True),
     "/logout/": Route({"POST": Call()}, page=True),
@@ -135,6 +152,7 @@ ROUTES: dict[str, Route] = {
     "/models/<name>/describe/": _post(Verb.UPLOAD, {"task": "t", "description": "d"}),
     "/models/<name>/aliases/": _post(Verb.DEPLOY, {"alias": "best", "version": "1"}),
     "/models/<name>/aliases/<alias>/delete/": _post(Verb.DEPLOY),
+    "/models/<name>/golden/<golden>/remove/": _post(Verb.UPLOAD),
     "/models/<name>/versions/<number>/": Route(GET, scoped=True, page=True),
     "/models/<name>/versions/<number>/report.json": Route(GET, scoped=True, page=True),
     "/models/<name>/versions/<number>/deploy/": _post(Verb.DEPLOY, {"endpoint": "other", "replicas": "1"}),
@@ -155,6 +173,15 @@ ROUTES: dict[str, Route] = {
     "/endpoints/<name>/adapters/": _post(Verb.DEPLOY, {"version": "digits:1"}),
     "/endpoints/<name>/adapters/<adapter>/remove/": _post(Verb.DEPLOY),
     "/endpoints/<name>/try/": Route({"POST": Call(Verb.VIEW, {"request": {"inputs": []}})}, scoped=True, page=True),
+    "/endpoints/<name>/golden/": Route(
+        {
+            "POST": Call(
+                Verb.UPLOAD, {"request": {"inputs": GOLDEN["inputs"]}, "response": {"outputs": GOLDEN["outputs"]}}
+            )
+        },
+        scoped=True,
+        page=True,
+    ),
     "/endpoints/<name>/versions/<number>/undeploy/": _post(Verb.DEPLOY),
     "/endpoints/<name>/versions/<number>/scale/": _post(Verb.DEPLOY, {"replicas": "2"}),
     "/fleet/": Route(GET, page=True),
@@ -177,6 +204,12 @@ ROUTES: dict[str, Route] = {
     "/people/u/<username>/password/": _post(Verb.MANAGE_PEOPLE, {"password": "correct horse battery"}),
     "/people/u/<username>/deactivate/": _post(Verb.MANAGE_PEOPLE),
     "/audit/": Route({"GET": Call(Verb.VIEW_AUDIT)}, page=True),
+    "/webhooks/": Route({"GET": Call(Verb.OPERATE)}, page=True),
+    "/webhooks/new/": Route({"POST": Call(Verb.OPERATE, WEBHOOK)}, page=True),
+    "/webhooks/<webhook>/": Route({"GET": Call(Verb.OPERATE)}, scoped=True, page=True),
+    "/webhooks/<webhook>/test/": _post(Verb.OPERATE),
+    "/webhooks/<webhook>/switch/": _post(Verb.OPERATE, {"enabled": "0"}),
+    "/webhooks/<webhook>/delete/": _post(Verb.OPERATE),
     # jobs; POST /v1/files is a raw ASGI application (tests/integration/test_jobs_api.py)
     "/playground/": Route(GET, page=True),
     "/jobs/": Route(GET, page=True),

@@ -16,7 +16,7 @@ from endpoints.models import Endpoint, Variant
 from fleet.models import Deployment, Device, Host, Replica
 from inference.protocol.samples import bucket_of
 from jobs.models import Batch
-from registry.models import Alias, AliasChange, Model, ValidationRun, Version
+from registry.models import Alias, AliasChange, GoldenInput, Model, ValidationRun, Version
 from telemetry.models import StoredSample
 from tests.support.batches import begin, jsonl, line, upload
 from tests.support.cast import Cast
@@ -102,6 +102,11 @@ def furnish(cast: Cast, *, traffic: bool = True) -> None:
     )
     Alias.objects.create(model=digits, name="champion", version=first)
     AliasChange.objects.create(model=digits, name="champion", to_version=first, actor="owner", reason="best so far")
+    GoldenInput.objects.create(
+        model=digits, name="a-clear-seven", created_by="owner", source_version=1,
+        inputs=[{"name": "pixels", "datatype": "FP32", "shape": [1, 1], "data": [7.0]}],
+        outputs=[{"name": "scores", "datatype": "FP32", "shape": [1, 1], "data": [0.5]}],
+    )  # fmt: skip
     minilm = Model.objects.create(name="minilm", team=cast.red, task="feature-extraction", created_by=cast.owner)
     words = version(minilm, cast, signature=TEXT, format="hf_encoder", tier="data")
     Model.objects.create(name="secret-blue", team=cast.blue, created_by=cast.stranger)

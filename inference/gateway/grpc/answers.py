@@ -6,8 +6,8 @@ from typing import Any
 
 from inference.errors import NotReady
 from inference.gateway import classification, codec
+from inference.gateway.awaiting import Done
 from inference.gateway.calls import Call
-from inference.gateway.dataplane import Done
 from inference.gateway.grpc import tensors, wire
 from inference.gateway.parameters import Scalar
 from inference.gateway.shared_memory import Target
@@ -105,6 +105,6 @@ def _special(call: Call, headers: list[TensorHeader], pieces: list[memoryview]) 
 
 
 def arm_metadata(done: Done) -> tuple[tuple[str, str], ...]:
-    """Who answered: the same headers as REST's; and the trace context, when one was given."""
-    found = tuple((name.decode(), value.decode()) for name, value in done.variant.headers)
+    """Who answered, and the id for feedback: the same headers as REST's; and the trace context, when one was given."""
+    found = tuple((name.decode(), value.decode()) for name, value in done.headers)
     return (*found, ("traceparent", done.call.traceparent)) if done.call.traceparent else found

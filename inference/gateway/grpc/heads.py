@@ -14,13 +14,24 @@ _BEARER = "bearer "
 
 @dataclass(slots=True)
 class Head:
-    """timeout_ms: the shorter of `x-request-timeout-ms` and the call's deadline, 0 without either."""
+    """timeout_ms: the shorter of `x-request-timeout-ms` and the call's deadline, 0 without either. version: of
+    `x-model-version`, None without it.
+    """
 
     credential: str
     timeout_ms: int = 0
     session: str = ""
     traceparent: str = ""
     is_strict: bool = False
+    version: str | None = None
+    metadata: Sequence[tuple[str, str | bytes]] = ()
+
+    def headers(self) -> dict[bytes, bytes]:
+        """The metadata as HTTP's doors have their headers."""
+        return {
+            name.encode(): value if isinstance(value, bytes) else value.encode("latin-1", "replace")
+            for name, value in self.metadata
+        }
 
 
 def credential_of(metadata: Sequence[tuple[str, str | bytes]]) -> str:
@@ -37,7 +48,7 @@ def credential_of(metadata: Sequence[tuple[str, str | bytes]]) -> str:
 def read(metadata: Sequence[tuple[str, str | bytes]], remaining_s: float | None) -> Head:
     """remaining_s: until the deadline that the caller set, None without one. Raises InvalidInput."""
     given: dict[str, Any] = dict(metadata)  # bytes only where a name ends in "-bin", which none of these does
-    head = Head(credential_of(metadata))
+    head = Head(credential_of(metadata), metadata=metadata)
     if "x-request-timeout-ms" in given:
         head.timeout_ms = _timeout_ms(given["x-request-timeout-ms"])
     if remaining_s is not None:
@@ -46,6 +57,7 @@ def read(metadata: Sequence[tuple[str, str | bytes]], remaining_s: float | None)
     if len(given) > 1:
         head.session = given.get("x-session-id", "")
         head.traceparent = given.get("traceparent", "")
+        head.version = given.get("x-model-version")
         head.is_strict = given.get("triton_grpc_error", "").lower() == "true"
     return head
 

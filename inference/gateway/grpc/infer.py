@@ -7,7 +7,8 @@ from typing import Any
 
 from inference.errors import Unsupported
 from inference.gateway.calls import Call
-from inference.gateway.dataplane import Asked, DataPlane
+from inference.gateway.choosing import Asked, pin
+from inference.gateway.dataplane import DataPlane
 from inference.gateway.grpc import answers, heads, requests, wire
 from inference.gateway.grpc.heads import Head
 from inference.gateway.grpc.wire import Message, Raw
@@ -20,9 +21,14 @@ _ids = count(1)
 def asked_of(plane: DataPlane, head: Head, request: Message) -> Asked:
     """Who asks for what. Raises Unauthenticated, Forbidden, NotFound or InvalidInput."""
     caller, endpoint = plane.admit(request.model_name, head.credential)
-    version = requests.version_of(request)
+    version = pin(endpoint.route, requests.version_of(request), head.version)
     sticky = head.session or caller.id or str(next(_ids))
-    return Asked(caller, endpoint, version, sticky, head.timeout_ms)
+    if endpoint.rules is not None:
+        headers = head.headers()
+        return Asked(
+            caller, endpoint, version, sticky, head.timeout_ms, headers=headers, has_session=bool(head.session)
+        )
+    return Asked(caller, endpoint, version, sticky, head.timeout_ms, has_session=bool(head.session))
 
 
 class Reading:

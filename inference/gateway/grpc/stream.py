@@ -139,7 +139,12 @@ class _Stream:
                     continue
                 if not done.variant.route.settings.decoupled:
                     await _turn(before)
-                extra: dict[str, str | int | float | bool] = {requests.FINAL_PARAMETER: answer.final}
+                extra: dict[str, str | int | float | bool] = {
+                    requests.FINAL_PARAMETER: answer.final,
+                    "rollout_arm": done.variant.route.arm,
+                }
+                if done.feedback:
+                    extra["feedback_id"] = done.feedback
                 await self._write(wire.streamed(answers.parts_of(done, extra)))
 
     async def _write(self, data: bytes) -> None:

@@ -10,7 +10,7 @@ import contextlib
 import re
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
@@ -18,13 +18,15 @@ import msgspec
 from inference.errors import NotFound, NotReady
 from inference.gateway.admission import Caller
 from inference.gateway.calls import Call
-from inference.gateway.dataplane import Asked, DataPlane, Reader
+from inference.gateway.choosing import HEADER as PIN
+from inference.gateway.choosing import Asked, pin
+from inference.gateway.dataplane import DataPlane, Reader
 from inference.gateway.openai.checks import needed
 from inference.gateway.openai.gathering import Gathered
 from inference.gateway.openai.problems import BadField, NoSuchModel
 from inference.gateway.predict import credential_of, timeout_of
 from inference.gateway.table import Endpoint, Variant
-from inference.gateway.web import Headers, Request
+from inference.gateway.web import Given, Headers, Request
 from inference.protocol import generation
 from inference.protocol.generation import Event
 from inference.protocol.messages import Answer, TensorHeader
@@ -45,6 +47,7 @@ class Who:
     traceparent: str = ""
     request_id: str = ""
     priority: int = 0
+    headers: Given = field(default_factory=dict)
 
 
 def who_of(request: Request) -> Who:
@@ -59,6 +62,7 @@ def who_of(request: Request) -> Who:
         headers.get(b"traceparent", b"").decode("latin-1"),
         request.id,
         int(priority) if priority.isdigit() and len(priority) < 6 else 0,
+        headers,
     )
 
 
@@ -71,7 +75,10 @@ class Target:
 
     def asked(self, who: Who, most_ms: int = 0) -> Asked:
         sticky = who.session or self.caller.id or who.request_id
-        return Asked(self.caller, self.endpoint, self.version, sticky, who.timeout_ms, most_ms)
+        has_session = bool(who.session)
+        return Asked(
+            self.caller, self.endpoint, self.version, sticky, who.timeout_ms, most_ms, who.headers, has_session
+        )
 
 
 def split(model: str) -> tuple[str, int | None, str]:
@@ -88,10 +95,11 @@ def no_such(model: str) -> NoSuchModel:
 
 
 def find(plane: DataPlane, model: str, who: Who) -> Target:
-    """Raises Unauthenticated, Forbidden, NoSuchModel or BadField."""
+    """Raises Unauthenticated, Forbidden, NoSuchModel, BadField or InvalidInput."""
     name, version, adapter = split(model)
     try:
         caller, endpoint = plane.admit(name, who.credential)
+        version = pin(endpoint.route, version, who.headers.get(PIN))
         if version is not None:
             endpoint.pinned(version)
     except NotFound as error:
@@ -170,7 +178,7 @@ class Asking:
             try:
                 async for done in answers:
                     if not self.headers:
-                        self.headers = list(done.variant.headers)
+                        self.headers = done.headers
                     event = event_of(done.answer, done.body)
                     if event is not None:
                         yield event

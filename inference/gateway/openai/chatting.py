@@ -1,7 +1,7 @@
 """`chat` and `completion` on a WebSocket: the same requests and chunks as over HTTP, each in a frame of its own.
 
 -> {"type": "chat", "id": "1", "body": {"model": ..., "messages": [...]}}
-<- {"type": "chunk", "id": "1", "data": {"object": "chat.completion.chunk", ...}}  ...  {"type": "done", "id": "1"}
+<- {"type": "chunk", "id": "1", "data": {"object": "chat.completion.chunk", ...}}  ...  {"type": "done", "id": "1", ...}
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Chatting(Asking):
     def _opened(self) -> ChatChunks | CompletionChunks:
         body = self.openai
         own = _encode({"type": "chunk", "id": self.id})[:-1] + b',"data":'
-        wrap = Wrap(own, b"}", _encode({"type": "done", "id": self.id}))
+        wrap = Wrap(own, b"}", b"")  # the last frame says who answered, and that is not known yet
         if isinstance(body, ChatBody):
             return ChatChunks(f"chatcmpl-{self.id}", body, wrap, completions.prefix_of(body))
         return CompletionChunks(f"cmpl-{self.id}", body, wrap)
@@ -84,7 +84,6 @@ class Chatting(Asking):
     def read(self, variant: Variant) -> Call:
         frame, body = self.body, self.openai
         assert frame is not None
-        self.body = None
         if self._adapter and self._adapter not in variant.route.adapters:
             raise asking.no_adapter(self.endpoint.route.name, self._adapter)
         target = Target(Caller(self.key, frozenset()), self.endpoint, None, self._adapter)
@@ -113,11 +112,17 @@ class Chatting(Asking):
             self.credit -= paid
             self._owed += len(messages) - paid
         if answer.final:
-            messages += self._writer.end()
+            messages += [*self._writer.end(), self._done()]
         for message in messages:
             self._stream.socket.send([message], is_text=True)
         if answer.final:
             self._stream.ended(self)
+
+    def _done(self) -> bytes:
+        told = {"type": "done", "id": self.id, "model_version": self.variant.version}
+        told["rollout_arm"] = self.variant.route.arm
+        feedback = self._stream.plane.feedback.of(self)
+        return _encode(told | ({"feedback_id": feedback} if feedback else {}))
 
 
 def _given(head: bytes | memoryview) -> _Frame:

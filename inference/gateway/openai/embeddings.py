@@ -150,7 +150,7 @@ class Embeddings:
             raise NotReady("the replica sent an unreadable answer")
         rows = [done.body[at : at + size] for at in range(0, tensor.size_bytes, size)]
         tokens = done.answer.parameters.get(TOKENS, 0)
-        return Vectors(rows, tokens if isinstance(tokens, int) else 0, list(done.variant.headers))
+        return Vectors(rows, tokens if isinstance(tokens, int) else 0, done.headers)
 
 
 def _rows_of(target: Target) -> int:

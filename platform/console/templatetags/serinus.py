@@ -18,7 +18,7 @@ from console.traffic import Traffic
 register = template.Library()
 TONES = {
     "ready": "good", "passed": "good", "running": "info", "done": "good", "active": "good",
-    "completed": "good", "in_progress": "info", "finalizing": "info busy", "cancelling": "info busy",
+    "delivered": "good", "given_up": "bad", "completed": "good", "in_progress": "info", "finalizing": "info busy", "cancelling": "info busy",
     "validating": "info busy", "starting": "info busy", "loading": "info busy", "warming": "info busy",
     "pending": "info busy", "awaiting_approval": "warn", "draining": "warn", "backoff": "warn", "expired": "warn",
     "rejected": "bad", "failed": "bad", "lost": "bad", "revoked": "bad", "deactivated": "bad",

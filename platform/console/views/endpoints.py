@@ -12,7 +12,7 @@ from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.views.decorators.http import require_GET, require_POST
 
-from accounts.permissions import actor_of
+from accounts.permissions import Verb, actor_of, can
 from console.forms import whole_number
 from console.language import language_of
 from console.live import endpoint_data
@@ -66,7 +66,7 @@ def endpoint(request: HttpRequest, name: str) -> HttpResponse:
         "split": {"topic": f"endpoint:{name}", "versions": numbers, "weights": [v.weight_bp for v in variants]},
         "signature": signature,
         "numbers": numbers,
-        "try_it": _try_it(found, signature),
+        "try_it": _try_it(found, signature, may_keep=can(actor, Verb.UPLOAD, found.model)),
         "chats": chats,
         "snippets": _calls(found, signature, chats),
     }
@@ -114,9 +114,10 @@ def _signature(variants: list[Variant]) -> dict[str, Any]:
     return next((variant.version.signature for variant in held if variant.version.signature), {}) or {}
 
 
-def _try_it(found: Endpoint, signature: dict[str, Any]) -> dict[str, Any]:
+def _try_it(found: Endpoint, signature: dict[str, Any], *, may_keep: bool) -> dict[str, Any]:
     return {
         "url": reverse("console:try", args=[found.name]),
+        "golden": reverse("console:save_golden", args=[found.name]) if may_keep else "",
         "inputs": signature.get("inputs", []),
         "labels": signature.get("labels", []),
         "max_batch_size": signature.get("max_batch_size", 0),

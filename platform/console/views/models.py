@@ -66,6 +66,7 @@ def model(request: HttpRequest, name: str) -> HttpResponse:
         "aliases": Alias.objects.filter(model=found).select_related("version").order_by("name")[:100],
         "history": changes[:HISTORY],
         "ready": list(ready[:100]),
+        "golden": found.golden_inputs.defer("inputs", "outputs").order_by("name"),
         "endpoints": Endpoint.objects.filter(model=found).order_by("name")[:50],
         "may": rights(actor, found),
     }
@@ -109,4 +110,16 @@ def delete_alias(request: HttpRequest, name: str, alias: str) -> HttpResponse:
         reverse("console:model", args=[name]),
         f"@{alias} is gone.",
         lambda: actions.delete_alias(actor=actor, model=found, name=alias),
+    )
+
+
+@require_POST
+@page
+def remove_golden(request: HttpRequest, name: str, golden: int) -> HttpResponse:
+    actor, found = actor_of(request), model_named(actor_of(request), name)
+    return attempt(
+        request,
+        reverse("console:model", args=[name]),
+        "The golden input is removed. Rollouts do not ask it any more.",
+        lambda: actions.remove_golden(actor=actor, model=found, identity=golden),
     )

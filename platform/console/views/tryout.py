@@ -17,6 +17,8 @@ from console.reading import endpoint_named
 from endpoints.publish import token_secret
 from inference.client import Client, Prediction
 from inference.errors import Malformed, SerinusError
+from registry import actions
+from registry.golden import Golden
 
 TIMEOUT_S = 30.0
 MAX_REQUEST_TENSORS = 64
@@ -40,6 +42,37 @@ def try_it(request: HttpRequest, name: str) -> HttpResponse:
     except SerinusError as error:
         return _refused(request, error)
     return JsonResponse(_shown(found.name, answer))
+
+
+@require_POST
+@page
+def save_golden(request: HttpRequest, name: str) -> HttpResponse:
+    """{"request", "response", "version", "name"?} as they were sent and came back -> 201 {"id", "name"}, or an error as
+    above, always with its status.
+    """
+    actor = actor_of(request)
+    found = endpoint_named(actor, name)
+    require(actor, Verb.UPLOAD, found.model)
+    try:
+        row = actions.save_golden(actor=actor, model=found.model, golden=_golden(request.body))
+    except SerinusError as error:
+        told = body(error.code, error.message, getattr(request, "request_id", ""))
+        return JsonResponse(told, status=STATUS.get(error.code, 500))
+    return JsonResponse({"id": row.pk, "name": row.name}, status=201)
+
+
+def _golden(data: bytes) -> Golden:
+    """Raises Malformed."""
+    wish, version = _read(data)
+    sent = json.loads(data)
+    try:
+        outputs, called = sent["response"]["outputs"], sent.get("name") or ""
+    except (KeyError, TypeError) as error:
+        raise Malformed("“response” must be an answer with “outputs”.") from error
+    if not isinstance(called, str):
+        raise Malformed("“name” must be text")
+    given = wish.get("parameters") or {}
+    return Golden(wish["inputs"], outputs, given, name=called, source_version=version or 0)
 
 
 def _read(data: bytes) -> tuple[dict[str, Any], int | None]:

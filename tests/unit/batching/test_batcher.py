@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from inference.batching import policies
 from inference.batching.batcher import Batcher, Bounds
 from inference.batching.window import Rules
 from inference.errors import (
@@ -18,6 +19,8 @@ from inference.errors import (
     PoisonInput,
     ReplicaLost,
 )
+from inference.protocol.messages import BACKGROUND
+from inference.protocol.settings import RuntimeSettings
 from inference.runtime.runner import Ran
 from inference.runtime.work import Ticket, awaited
 
@@ -66,9 +69,9 @@ class Asked(Ticket):
     __slots__ = ("future",)
 
 
-def submit(batcher, inputs, count, deadline=float("inf")):
+def submit(batcher, inputs, count, deadline=float("inf"), priority=0):
     future = asyncio.get_running_loop().create_future()
-    ticket = Asked(inputs, count, deadline, time.monotonic(), awaited(future))
+    ticket = Asked(inputs, count, deadline, time.monotonic(), awaited(future), priority)
     ticket.future = future
     batcher.submit(ticket)
     return ticket
@@ -202,6 +205,30 @@ async def test_only_the_poisonous_request_fails(make):
     model.gate.set()
     outcomes = await asyncio.gather(*(ticket.future for ticket in tickets), return_exceptions=True)
     assert [type(outcome).__name__ for outcome in outcomes] == ["Outcome", "PoisonInput", "Outcome"]
+
+
+@pytest.mark.parametrize("levels", [0, 2])
+async def test_copies_of_live_requests_run_behind_all_others(make, levels):
+    model = Doubler()
+    batcher = make(model, largest=1, policies=policies.of(RuntimeSettings(priority_levels=levels)))
+    await hold(model, batcher)
+    tickets = [submit(batcher, rows(n), 1, priority=BACKGROUND if n > 10 else 0) for n in (11, 12, 1, 2)]
+    model.gate.set()
+    await asyncio.gather(*(ticket.future for ticket in tickets))
+    assert model.values[1:] == [1, 2, 11, 12]
+
+
+async def test_copies_fill_no_more_than_half_of_the_line(make):
+    model = Doubler()
+    batcher = make(model, largest=1, queue_limit=4)
+    await hold(model, batcher)
+    copies = [submit(batcher, rows(n), 1, priority=BACKGROUND) for n in (1, 2)]
+    with pytest.raises(Overloaded):
+        submit(batcher, rows(3), 1, priority=BACKGROUND)
+    live = [submit(batcher, rows(n), 1) for n in (4, 5)]
+    model.gate.set()
+    await asyncio.gather(*(ticket.future for ticket in [*copies, *live]))
+    assert model.values[1:] == [4, 5, 1, 2]
 
 
 @pytest.mark.parametrize("thrown", [RuntimeError, SystemExit, KeyboardInterrupt])

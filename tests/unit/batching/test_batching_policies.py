@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from inference.batching import policies
 from inference.errors import InvalidInput
+from inference.protocol.messages import BACKGROUND
 from inference.protocol.settings import QueuePolicy, RuntimeSettings
 
 microseconds = st.integers(0, 10_000_000)
@@ -22,6 +23,14 @@ def test_without_priorities_what_a_request_names_is_ignored():
 def test_a_request_that_names_no_level_takes_the_default():
     three = policies.of(RuntimeSettings(priority_levels=3, default_priority_level=2))
     assert [three.level(n) for n in (0, 1, 2, 3)] == [2, 1, 2, 3]
+
+
+def test_the_background_is_behind_all_levels_and_has_the_policy_of_the_last():
+    last = QueuePolicy(max_queue_size=2)
+    three = policies.of(RuntimeSettings(priority_levels=3, priority_policies={"3": last}))
+    assert three.level(BACKGROUND) == three.background == 4
+    assert (three.is_full(4, 1), three.is_full(4, 2)) == (False, True)
+    assert policies.of(RuntimeSettings()).level(BACKGROUND) == 1
 
 
 @pytest.mark.parametrize("wrong", [-1, 4, 2**31])

@@ -1,5 +1,7 @@
 """The runner lets only this house's errors out, pads to buckets, and isolates what poisons a batch."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -291,3 +293,16 @@ def test_an_answer_that_is_not_finite_is_given_out_or_refused_alone():
     assert isinstance(run_whole(strict, [rows(1), rows(MAGIC)]).results[1], InvalidOutput)
     strict.grow(2, NaN, lambda runner: None)
     assert strict.twins[0].rejects_nonfinite
+
+
+def test_the_requests_of_a_pass_that_are_not_finite_are_told_from_the_others():
+    requests = [rows(1), rows(2, MAGIC), rows(3)]
+    for run in (Runner(NaN()).run_requests, partial(run_whole, Runner(NaN()))):
+        ran = run([rows(1), rows(MAGIC), rows(3)])
+        assert [ran.doubts(one) for one in ran.results] == [False, True, False]
+        assert run([rows(1), rows(3)]).doubts is None
+    careless = Runner(NaN(), minds_nonfinite=False)
+    assert careless.run_requests(requests).doubts is None
+    assert careless.measures.nonfinite == 0
+    careless.grow(2, NaN, lambda runner: None)
+    assert not careless.twins[0].minds_nonfinite

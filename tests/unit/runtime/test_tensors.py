@@ -153,6 +153,36 @@ def test_nonfinite_rows_are_counted_once_each():
     assert tensors.nonfinite_rows({"a": one, "b": other, "c": np.arange(3)}) == 2
 
 
+FINITE = st.floats(allow_nan=False, allow_infinity=False, width=32)
+
+
+@given(
+    st.lists(st.lists(FINITE, min_size=3, max_size=3), min_size=1, max_size=6),
+    st.sampled_from(["f2", "f4", "f8", "bf16"]),
+    st.data(),
+)
+def test_exactly_the_rows_that_are_not_finite_are_found(values, kind, data):
+    """Also beside numbers whose squares overflow, and in memory that is not laid out row by row."""
+    bad = data.draw(st.sets(st.integers(0, len(values) - 1)))
+    array = np.array(values, np.float32)
+    for row in bad:
+        array[row, data.draw(st.integers(0, 2))] = data.draw(st.sampled_from([np.nan, np.inf, -np.inf]))
+    wanted, names = len(bad), ()
+    if kind == "bf16":
+        array, names = (array.view("u4") >> 16).astype("<u2"), ("y",)
+        wanted = int(((array & 0x7F80) == 0x7F80).any(axis=1).sum())
+    elif kind == "f2":
+        with np.errstate(over="ignore"):
+            array = array.astype("f2")
+        wanted = int((~np.isfinite(array)).any(axis=1).sum())
+    else:
+        array = array.astype(kind)
+    for laid in (array, np.asfortranarray(array), array[::-1]):
+        assert tensors.nonfinite_rows({"y": laid}, names) == wanted
+    if kind == "bf16":
+        assert tensors.nonfinite_rows({"y": array}) == 0
+
+
 def test_every_datatype_of_the_protocol_has_a_numpy_dtype_and_back():
     for name, (size, kind) in DATATYPES.items():
         dtype = tensors.numpy_dtype(name)

@@ -1,6 +1,6 @@
 // A form out of the model's signature: sends one Open Inference Protocol request through the console to the gateway
 // and shows the answer, its latency and which version gave it.
-import { csrf, dataOf, el } from "../lib/dom.js";
+import { csrf, dataOf, el, icon, toast } from "../lib/dom.js";
 import { ms } from "../lib/format.js";
 import { meter } from "../lib/meter.js";
 
@@ -51,7 +51,7 @@ function fill(spec, how) {
 }
 
 export function mount(island) {
-  const { url, inputs, labels, max_batch_size: batched } = dataOf(island);
+  const { url, golden, inputs, labels, max_batch_size: batched } = dataOf(island);
   const raw = island.querySelector("[data-raw]");
   const result = island.querySelector("[data-result]");
   const send = island.querySelector("[data-send]");
@@ -69,14 +69,33 @@ export function mount(island) {
     try {
       const body = isRaw() ? JSON.parse(raw.value) : compose();
       const version = island.querySelector("[data-version]")?.value;
-      const response = await fetch(url, { method: "POST", credentials: "same-origin", headers: { "Content-Type": "application/json", "X-CSRFToken": csrf() }, body: JSON.stringify({ request: body, version: version || null }) });
-      const answer = await response.json();
+      const answer = await (await post(url, { request: body, version: version || null })).json();
       result.replaceChildren(...(answer.error ? [failure(answer.error)] : show(answer, labels, batched)));
+      if (golden && !answer.error) result.append(keep(golden, body, answer));
     } catch (error) {
       result.replaceChildren(failure({ message: error instanceof SyntaxError ? "This is not valid JSON." : error instanceof BadInput ? error.message : "The console did not answer." }));
     }
     send.disabled = false;
   });
+}
+
+const post = (url, body) => fetch(url, { method: "POST", credentials: "same-origin", headers: { "Content-Type": "application/json", "X-CSRFToken": csrf() }, body: JSON.stringify(body) });
+
+// A button that saves what was asked and answered: the model's next versions must answer it alike.
+function keep(url, request, { response, version }) {
+  const button = el("button", { type: "button", class: "button small" }, icon("check"), "Save as golden input");
+  button.addEventListener("click", async () => {
+    button.disabled = true;
+    try {
+      const saved = await (await post(url, { request, response, version })).json();
+      if (saved.error) throw new BadInput(saved.error.message);
+      button.replaceWith(el("p", { class: "sub", role: "status" }, `Saved as ${saved.name}. Every candidate must answer it alike before it gets traffic.`));
+    } catch (error) {
+      button.disabled = false;
+      toast(error instanceof BadInput ? error.message : "The console did not answer.", "error");
+    }
+  });
+  return el("div", { class: "cluster" }, button);
 }
 
 function failure({ message, remedy, code }) {

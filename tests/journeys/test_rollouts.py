@@ -1,0 +1,251 @@
+"""Rollouts end to end on a running house: one that promotes itself, and five candidates that are each rolled back alone.
+
+The laws under test: a candidate that crashes or fails costs clients no error (its requests are asked again of the stable
+version); one that answers wrongly costs no more than its share; the stable version's clients notice nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.support import artifacts
+from tests.support.house import House, until
+from tests.support.load import Load
+
+from .conftest import write_echo
+
+pytestmark = pytest.mark.timeout(420)
+MAGIC = 13.0
+SHARE_BP = 2500
+ENDED = ("succeeded", "rolled_back", "failed")
+# A quarter of 40 requests a second, so that a verdict takes seconds where the default plans take minutes.
+PLAN: dict[str, Any] = {
+    "name": "quick",
+    "steps": [
+        {"kind": "set_weight", "weight_bp": SHARE_BP},
+        {"kind": "analyze", "max_duration_s": 240, "min_duration_s": 2, "min_requests": 30},
+        {"kind": "set_weight", "weight_bp": 10_000},
+    ],
+}
+ROUGH = [{"metric": "error_rate", "margin": 0.05}, {"metric": "invalid_rate", "margin": 0.05}]
+
+
+def _body(number: int, every: int) -> dict[str, Any]:
+    """Every so many requests hold the value that faults wait for."""
+    last = MAGIC if every and number % every == 0 else 4.0
+    return {"inputs": [{"name": "input", "datatype": "FP32", "shape": [1, 4], "data": [1.0, 2.0, number % 7, last]}]}
+
+
+def _stage(house: House, name: str, tmp_path: Path, stable: dict[str, Any], candidate: dict[str, Any]) -> int:
+    """Endpoint `name` with a stable version that serves; the number of a validated candidate."""
+    first = house.upload(name, write_echo(tmp_path / f"{name}1", **stable))
+    house.deploy(name, first["number"])
+    second = house.upload(name, write_echo(tmp_path / f"{name}2", **candidate))
+    assert second["status"] == "ready", second
+    house.serves(name, _body(1, 0))
+    return int(second["number"])
+
+
+def _start(house: House, endpoint: str, version: int, tmp_path: Path, **settings: Any) -> dict[str, Any]:
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps({**PLAN, "settings": settings}))
+    return dict(json.loads(house.cli("rollout", "start", endpoint, str(version), "--plan", str(file), "--json").stdout))
+
+
+def _ended(house: House, rollout: dict[str, Any], timeout_s: float = 200) -> dict[str, Any]:
+    def look() -> dict[str, Any] | None:
+        row: dict[str, Any] = house.ok("GET", f"/api/rollouts/{rollout['id']}/")
+        return row if row["phase"] in ENDED else None
+
+    found: dict[str, Any] = until("the rollout ends", look, timeout_s, 0.5)
+    found["log"] = [f"{event['kind']}: {event['words']}" for event in _events(house, rollout)]
+    return found
+
+
+def _events(house: House, rollout: dict[str, Any]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = house.ok("GET", f"/api/rollouts/{rollout['id']}/events/")
+    return found
+
+
+def _load(house: House, endpoint: str, body: Any, per_second: float = 40.0) -> Load:
+    url = f"{house.gateway_url}/v2/models/{endpoint}/infer"
+    return Load(url, body, house.key, per_second=per_second, max_s=300, vary_session=False)
+
+
+def _versions(load: Load) -> Counter[str]:
+    return Counter(one.version for one in load.outcomes if one.status == 200)
+
+
+def _shares(events: list[dict[str, Any]], version: int) -> list[int]:
+    return list(dict.fromkeys(event["weights_after"][str(version)] for event in events))
+
+
+@pytest.fixture(scope="module")
+def digits(house: House, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, int]:
+    """Endpoint `rolling-digits` with the torch version; the number of the JAX version."""
+    folder = tmp_path_factory.mktemp("digits")
+    artifacts.digits(folder)
+    first = house.upload("rolling-digits", folder / "torch")
+    house.deploy("rolling-digits", first["number"])
+    second = house.upload("rolling-digits", folder / "jax")
+    assert second["status"] == "ready"
+    return "rolling-digits", int(second["number"])
+
+
+def _digit(number: int) -> dict[str, Any]:
+    from sklearn.datasets import load_digits
+
+    images = load_digits().data
+    image = (images[number % len(images)] / 16).astype(np.float32)
+    return {"inputs": [{"name": "image", "datatype": "FP32", "shape": [1, 64], "data": image.tolist()}]}
+
+
+def test_the_jax_version_takes_over_from_the_torch_version_by_itself(
+    house: House, digits: tuple[str, int], tmp_path: Path
+) -> None:
+    endpoint, version = digits
+    house.serves(endpoint, _digit(0))
+    golden = house.infer(endpoint, _digit(3)).json()
+    kept = {"name": "three", "inputs": _digit(3)["inputs"], "outputs": golden["outputs"], "tolerance": 0.5}
+    house.ok("POST", f"/api/models/{endpoint}/golden/", kept)
+    bodies = [_digit(number) for number in range(50)]
+    with _load(house, endpoint, lambda number: bodies[number % 50]) as load:
+        until("it serves", lambda: len(load.outcomes) > 20, 30)
+        rollout = _start(house, endpoint, version, tmp_path, guardrails=ROUGH)
+        done = _ended(house, rollout)
+        time.sleep(2)
+    assert done["phase"] == "succeeded", done["log"]
+    assert {one.status for one in load.outcomes} == {200}
+    assert load.outcomes[-1].version == str(version)
+    assert "golden input" in done["smoke"]["words"]
+    events = _events(house, rollout)
+    assert _shares(events, version) == [0, SHARE_BP, 10_000]
+    assert [event["kind"] for event in events if event["actor"] != "serinus"] == ["started"]
+    back = json.loads(house.cli("rollout", "back", endpoint, "--json").stdout)
+    until("one click goes back", lambda: house.infer(endpoint, _digit(1)).headers["X-Model-Version"] == "1", 10)
+    assert _ended(house, back)["phase"] == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("fault", "every", "reasons", "said"),
+    [
+        ("raise", 20, {"guardrail", "hard_stop"}, "rrors"),
+        ("nan", 20, {"guardrail", "hard_stop"}, "NaN"),
+        ("abort", 10, {"hard_stop", "guardrail"}, "crash"),
+    ],
+    ids=["fails on 5 % of inputs", "answers NaN", "crashes on some requests"],
+)
+def test_a_candidate_that_fails_is_rolled_back_and_costs_no_client_an_error(
+    house: House, tmp_path: Path, fault: str, every: int, reasons: set[str], said: str
+) -> None:
+    name = f"bad-{fault}"
+    candidate = {"factor": 2.0, "faults": [{"value": MAGIC, "kind": fault}]}
+    version = _stage(house, name, tmp_path, {"factor": 2.0}, candidate)
+    with _load(house, name, lambda number: _body(number, every)) as load:
+        until("it serves", lambda: len(load.outcomes) > 20, 30)
+        rollout = _start(house, name, version, tmp_path)
+        done = _ended(house, rollout)
+        time.sleep(1)
+    assert done["phase"] == "rolled_back", done["log"]
+    events = _events(house, rollout)
+    abort = next(event for event in events if event["kind"] == "aborting")
+    assert abort["reason"] in reasons, abort
+    assert said in abort["words"], abort["words"]
+    assert abort["weights_after"][str(version)] == 0
+    statuses = Counter(one.status for one in load.outcomes)
+    if fault == "nan":
+        share = sum(one.status != 200 or "NaN" in one.text for one in load.outcomes) / len(load.outcomes)
+        assert share <= SHARE_BP / 10_000 / every + 0.03
+    else:
+        assert statuses == {200: len(load.outcomes)}, statuses
+    assert _versions(load)["1"] > len(load.outcomes) / 2
+
+
+def test_a_slower_candidate_is_rolled_back_by_the_judge(house: House, tmp_path: Path) -> None:
+    version = _stage(house, "bad-slow", tmp_path, {"factor": 2.0, "sleep_ms": 20}, {"factor": 2.0, "sleep_ms": 26})
+    with _load(house, "bad-slow", lambda number: _body(number, 0), per_second=20.0) as load:
+        until("it serves", lambda: len(load.outcomes) > 20, 30)
+        rollout = _start(house, "bad-slow", version, tmp_path)
+        done = _ended(house, rollout, 280)
+    assert (done["phase"], done["reason"]) == ("rolled_back", "guardrail"), done["log"]
+    abort = next(event for event in _events(house, rollout) if event["kind"] == "aborting")
+    assert abort["reason"] == "guardrail", abort
+    assert any(one["metric"].startswith("slow") and one["verdict"] == "fail" for one in abort["evidence"]["findings"])
+    assert {one.status for one in load.outcomes} == {200}
+
+
+EXPIRING = """
+import time
+from pathlib import Path
+import numpy as np
+
+signature = {
+    "inputs": [{"name": "input", "datatype": "FP32", "shape": [-1, 4]}],
+    "outputs": [{"name": "output", "datatype": "FP32", "shape": [-1, 4]}],
+    "max_batch_size": 8,
+}
+
+def load(folder):
+    if time.time() > float((Path(folder) / "until.txt").read_text()):
+        raise RuntimeError("the licence of this model has expired")
+    class Model:
+        def predict(self, inputs):
+            return {"output": inputs["input"] * 2}
+    Model.signature = signature
+    return Model()
+"""
+
+
+def test_a_candidate_that_no_longer_loads_fails_before_its_first_request(house: House, tmp_path: Path) -> None:
+    name = "bad-load"
+    first = house.upload(name, write_echo(tmp_path / "stable", factor=2.0))
+    house.deploy(name, first["number"])
+    house.serves(name, _body(1, 0))
+    folder = tmp_path / "expiring"
+    folder.mkdir()
+    (folder / "serinus_model.py").write_text(EXPIRING)
+    end = time.time() + 45
+    (folder / "until.txt").write_text(str(end))
+    second = house.upload(name, folder)
+    house.ok("POST", f"/api/models/{name}/versions/{second['number']}/approve/", {})
+    second = house.control.wait_version(name, second["number"], lambda _: None, 60)
+    assert second["status"] == "ready", second
+    time.sleep(max(0.0, end - time.time()) + 0.5)
+    with _load(house, name, lambda number: _body(number, 0), per_second=20.0) as load:
+        rollout = _start(house, name, int(second["number"]), tmp_path)
+        done = _ended(house, rollout)
+    assert done["phase"] == "failed", done["log"]
+    events = _events(house, rollout)
+    assert _shares(events, int(second["number"])) == [0]
+    assert any("licence" in event["words"] for event in events), [event["words"] for event in events]
+    assert {one.status for one in load.outcomes} == {200}
+    assert set(_versions(load)) == {"1"}
+
+
+def test_an_abort_returns_all_traffic_within_a_second(house: House, tmp_path: Path) -> None:
+    version = _stage(house, "aborted", tmp_path, {"factor": 2.0}, {"factor": 2.0, "sleep_ms": 6})
+    with _load(house, "aborted", lambda number: _body(number, 0)) as load:
+        _start(house, "aborted", version, tmp_path)
+        until("it has a share", lambda: _versions(load)[str(version)] > 10, 60)
+        row = json.loads(house.cli("rollout", "abort", "aborted", "--reason", "a test", "--json").stdout)
+        aborted_at = time.monotonic()
+        assert row["phase"] in {"aborting", "rolled_back"}
+        time.sleep(4)
+        seen = len(load.outcomes)
+        time.sleep(1)
+        late = load.outcomes[seen:]
+    assert time.monotonic() - aborted_at > 4
+    assert late
+    assert {one.version for one in late} == {"1"}
+    assert {one.status for one in load.outcomes} == {200}
+    status = house.cli("rollout", "status", "aborted", "--json")
+    assert json.loads(status.stdout)["phase"] in {"aborting", "rolled_back"}
+    again = json.loads(house.cli("rollout", "abort", "aborted", "--json").stdout)
+    assert again["revision"] >= row["revision"]
