@@ -23,6 +23,7 @@ from inference.protocol.settings import GenerationSettings
 from inference.protocol.signatures import public_signature
 from inference.protocol.supervision import LanguageSeen, Measurements
 from inference.replica import amounts, draft_proof
+from inference.replica.language_start import adapters_bytes
 from inference.runtime import devices
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def prove(state: Run, verdict: Verdict, folder: Path, walls: Walls) -> None:
         latency_ms, per_s = _latency(model, ids, settings.max_num_seqs)
         seen = msgspec.structs.replace(seen, prompt_tokens_per_s=round(per_s, 1))
         cache = cache_size(model, settings, device=spec.device, draft=draft)
-        peak = max(0, amounts.peak_bytes() - baseline) + cache.bytes
+        peak = max(0, amounts.peak_bytes() - baseline) + cache.bytes + adapters_bytes(model)
         model.close()
         del model, draft
         if seen.quantization in COMPARED:
@@ -195,7 +196,7 @@ def _spoken(seen: LanguageSeen) -> str:
 
 def _timed(latency_ms: dict[int, float], seen: LanguageSeen, peak: int) -> str:
     listed = ", ".join(f"{ms:g} ms at {rows}" for rows, ms in latency_ms.items())
-    said = f"one step takes {listed}; {seen.prompt_tokens_per_s:g} prompt tokens/s; memory with a full cache {amounts.size(peak)}"
+    said = f"one step takes {listed}; {seen.prompt_tokens_per_s:g} prompt tokens/s; memory with a full cache and all adapters {amounts.size(peak)}"
     if seen.perplexity_plain:
         change = seen.perplexity / seen.perplexity_plain - 1
         said += f"; {seen.quantization} weights change perplexity {seen.perplexity_plain:.2f} to {seen.perplexity:.2f} ({change:+.1%})"

@@ -116,6 +116,11 @@ class TorchLanguageModel(Decoder):
                 dtype=self.dtype,
             )
 
+    @property
+    def adapters_bytes(self) -> int:
+        """What the adapters that this version has room for may take in all."""
+        return self.adapters.most_bytes if self.adapters is not None else 0
+
     def load_adapter(self, slot: int, folder: Path) -> Adapter:
         """Puts the PEFT adapter in `folder` into a slot, 1 to `max_adapters`, in the place of what was there. Steps name
         it in `Step.adapters` from then on; it may be called from another thread than theirs.

@@ -138,6 +138,8 @@ class Decoder:
     def forward(self, step: Step) -> Tensor:
         """Logits, float32 [L, vocabulary]."""
         assert self.cache is not None, "allocate comes first"
+        if self.device == "cpu":
+            _share_threads()
         if self.graphs is not None and (found := self.graphs.forward(step)) is not None:
             return found
         if self.is_tiled:
@@ -217,6 +219,15 @@ class Decoder:
         )
         shape = attention.Shape(spec.attention_scale, spec.windows[index], spec.attention_softcap)
         return attention.attend(queries, keys, values, batch, shape).flatten(1)
+
+
+def _share_threads() -> None:
+    """The compiled loops run on as many threads as torch's products: numba, left alone, gives each thread that calls it
+    all cores, whatever part of them this replica was given.
+    """
+    import numba
+
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
 
 
 def _linear(x: Tensor, weight: Weight, bias: Tensor | None, applied: Applied | None, place: int) -> Tensor:
