@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 TASK = "text-generation"
+DRAFT = "draft"  # the folder of a draft model, inside its model's
 MAX_TOKENIZER_BYTES = 64 << 20
 MAX_TOKENIZER_CONFIG_BYTES = 16 << 20
 MAX_TEMPLATE_BYTES = 1 << 18
@@ -90,8 +91,10 @@ def is_causal(folder: Path) -> bool:
     return (architecture.endswith(HEADS) or architecture in TEXT_OF) and model_type not in hf.MODEL_TYPES
 
 
-def read_folder(folder: Path) -> Language:
-    """The model of a Hugging Face folder. Raises Rejected for code, quantised or missing weights, a missing tokenizer."""
+def read_folder(folder: Path, *, is_draft: bool = False) -> Language:
+    """The model of a Hugging Face folder; a draft model may lack the tokenizer. Raises Rejected for code, quantised or
+    missing weights, a missing tokenizer.
+    """
     config = hf.checked_json(folder / "config.json", hf.MAX_CONFIG_BYTES)
     architecture, _ = _named(config)
     if "quantization_config" in config:
@@ -99,7 +102,7 @@ def read_folder(folder: Path) -> Language:
             "the weights are quantised in a way that is not served (quantization_config)",
             "Upload the weights in bfloat16 and let Serinus quantise them: generation.quantization int8 or int4; or a GGUF.",
         )
-    notes = _check_files(folder)
+    notes = _check_files(folder, needs_tokenizer=not is_draft)
     weights, tensors = _weights(folder)
     if not tensors:
         notes.append(f"{hf.PICKLED} is converted to safetensors in the sandbox; the original is never served.")
@@ -151,6 +154,33 @@ def read_gguf(path: Path) -> Language:
 NO_TEMPLATE = "It brings no chat template: chats need one in generation.chat_template of the settings."
 
 
+def read_draft(folder: Path, model: Language) -> Language:
+    """The draft model in the folder of `model`: config.json with safetensors, or one GGUF file. It needs no tokenizer.
+
+    Raises Rejected for what could not be served alone either, and for another vocabulary than the model's.
+    """
+    files = sorted((folder / DRAFT).glob("*.gguf"))
+    if len(files) > 1:
+        _refuse(f"{DRAFT}/ holds {len(files)} GGUF files", "Leave one of them there.")
+    if not files and not is_causal(folder / DRAFT):
+        _refuse(f"{DRAFT}/ holds no language model", "Put a smaller model of the same family there, or leave it out.")
+    found = read_gguf(files[0]) if files else read_folder(folder / DRAFT, is_draft=True)
+    if found.needs_conversion:
+        _refuse(f"the weights in {DRAFT}/ are pickles", hf.SAFE)
+    check_vocabulary(model.shape.vocabulary, found.shape.vocabulary, check="configuration")
+    return found
+
+
+def check_vocabulary(model: int, draft: int, *, check: str) -> None:
+    """Raises Rejected unless both have so many tokens."""
+    if model != draft:
+        raise Rejected(
+            f"the draft model has a vocabulary of {draft} tokens, the model one of {model}: it cannot guess for it",
+            remedy="use a draft model with the same tokenizer, the smallest one of the model's family",
+            check=check,
+        )
+
+
 def _named(config: dict[str, Any]) -> tuple[str, str]:
     listed = config.get("architectures")
     one = listed[0] if isinstance(listed, list) and len(listed) == 1 and isinstance(listed[0], str) else ""
@@ -184,17 +214,18 @@ def _most(sizes: Counter[str], tensors: dict[str, safetensors.Tensor]) -> str:
     return by_type.most_common(1)[0][0] if by_type else ""
 
 
-def _check_files(folder: Path) -> list[str]:
+def _check_files(folder: Path, *, needs_tokenizer: bool) -> list[str]:
     """Every JSON file of the folder holds no code of its own, and is no larger than it may be."""
     tokenizer = folder / "tokenizer.json"
-    if not tokenizer.is_file():
+    if tokenizer.is_file():
+        fast = jsons.read(tokenizer, MAX_TOKENIZER_BYTES, remedy=SAVE)
+        if not isinstance(fast.get("model"), dict):
+            _refuse("tokenizer.json holds no tokenizer", SAVE)
+    elif needs_tokenizer:
         _refuse(
             "tokenizer.json is missing",
             "Save the tokenizer beside the model: AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(folder).",
         )
-    fast = jsons.read(tokenizer, MAX_TOKENIZER_BYTES, remedy=SAVE)
-    if not isinstance(fast.get("model"), dict):
-        _refuse("tokenizer.json holds no tokenizer", SAVE)
     notes: list[str] = []
     limits = {"tokenizer_config.json": MAX_TOKENIZER_CONFIG_BYTES}
     for path in sorted(folder.glob("*.json")):

@@ -1,13 +1,14 @@
 """The parse stage: what is in this folder, may it be served, and how far is it trusted. Bounded; runs nothing.
 
 Files are known by their content. Names count only where the name is the convention: config.json of a Hugging Face
-folder, serinus_model.py of a Python package, a Python file with TritonPythonModel, echo.json, pipeline.json.
+folder, serinus_model.py of a Python package, a Python file with TritonPythonModel, echo.json, pipeline.json, and draft/
+for the model that guesses ahead of a language model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -45,7 +46,8 @@ class Inspection:
 
     entry: the main file's path inside the folder ("config.json" of a Hugging Face folder). task: of Hugging Face folders
     and GGUF files; labels: of classifiers; language: of language models. signature: when the file tells it without its framework, else None and the loader tells.
-    needs_conversion: weights must become safetensors (in the sandbox) before the version can be loaded.
+    needs_conversion: weights must become safetensors (in the sandbox) before the version can be loaded. draft: the draft
+    model in the folder of that name, beside a language model.
     """
 
     format: Format
@@ -57,11 +59,30 @@ class Inspection:
     signature: Signature | None = None
     needs_conversion: bool = False
     language: causal.Language | None = None
+    draft: causal.Language | None = None
 
 
 def inspect(folder: Path) -> Inspection:
     """Detects the format of an artifact's folder and checks it by that format's rules. Raises only Rejected."""
     paths = _files(folder)
+    inside = f"{causal.DRAFT}/"
+    own = [path for path in paths if not path.startswith(inside)]
+    guessing = [path.removeprefix(inside) for path in paths if path.startswith(inside)]
+    if not (_may_be_language(own) and _may_be_language(guessing)):
+        return _inspected(folder, paths)
+    found = _inspected(folder, own)
+    if found.language is None:
+        return found
+    draft = causal.read_draft(folder, found.language)
+    note = f"with a draft model in {inside}: {draft.architecture}, {draft.parameters:,} parameters"
+    return replace(found, notes=[*found.notes, note], draft=draft)
+
+
+def _may_be_language(paths: list[str]) -> bool:
+    return "config.json" in paths or any(path.endswith(".gguf") for path in paths)
+
+
+def _inspected(folder: Path, paths: list[str]) -> Inspection:
     if named := _by_name(folder, paths):
         return named
     found: list[tuple[str, Kind]] = [

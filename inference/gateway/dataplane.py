@@ -152,8 +152,11 @@ class DataPlane:
             raise
         self.flights.add(flight)
         if endpoint.is_watched:
-            for watch in self.watchers:
-                watch(flight)
+            self._show(flight)
+
+    def _show(self, flight: Flight) -> None:
+        for watch in self.watchers:
+            watch(flight)
 
     def answered(self, flight: Flight, answer: Answer) -> None:
         """To be called by a door for a flight's final answer, before it writes it: frees its place and counts it."""

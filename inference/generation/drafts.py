@@ -1,11 +1,13 @@
 """Guesses for the tokens that come next, which one forward pass verifies; and whether guessing pays.
 
-A draft changes no output, only how many tokens a pass gives (see `sampler`): so what is guessed, and when, is free.
-Prompt lookup: the text's last few tokens stood somewhere before; what followed them there may follow again.
+A draft changes nothing about the output but how many tokens a pass gives (see `sampler`): so what is guessed, and when,
+is free. Prompt lookup: the text's last few tokens stood somewhere before; what followed them there may follow again.
+`draft_model` has a smaller model say what comes next.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
@@ -16,18 +18,30 @@ from inference.generation.sequence import Sequence
 if TYPE_CHECKING:
     from inference.protocol.settings import Speculation
 
+log = logging.getLogger(__name__)
 SMOOTHING = 0.2
 TRIAL = 8  # iterations of a manner before it is judged
 AGAIN_AFTER = 256  # iterations after which the manner that lost is tried anew
+SPREAD = 64  # iterations over which the time to catch up with a text is spread
 
 
 class Proposer(Protocol):
+    """`request` of a sequence is the engine's Run: its slot in the sampler, its grammar."""
+
     def enter(self, sequence: Sequence) -> None: ...
 
     def leave(self, sequence: Sequence) -> None: ...
 
-    def propose(self, sequences: list[Sequence]) -> None:
-        """Sets `drafts` of those that lack one token."""
+    def forget(self) -> None:
+        """What is kept for texts to come is nobody's."""
+        ...
+
+    def close(self) -> None: ...
+
+    def propose(self, sequences: list[Sequence], room: int) -> float:
+        """Sets `drafts` of those that lack one token, no more than about `room` in all. Returns the seconds that went
+        into texts that were not known yet, which later iterations profit from too.
+        """
         ...
 
 
@@ -54,9 +68,19 @@ class Ngrams:
     def leave(self, sequence: Sequence) -> None:
         self._known.pop(sequence.id, None)
 
-    def propose(self, sequences: list[Sequence]) -> None:
+    def forget(self) -> None:
+        """Nothing to do: each text is looked up in itself only."""
+
+    def close(self) -> None:
+        self._known.clear()
+
+    def propose(self, sequences: list[Sequence], room: int) -> float:
         for sequence in sequences:
-            sequence.drafts = self.drafts(sequence)
+            drafts, run = self.drafts(sequence), sequence.request
+            if drafts and run.matcher is not None and run.matches:
+                drafts = drafts[: run.matcher.valid_drafts(drafts)]
+            sequence.drafts = drafts
+        return 0.0
 
     def drafts(self, sequence: Sequence) -> list[int]:
         """What followed the latest place where the text's last tokens stood before; the longest match wins."""
@@ -89,6 +113,10 @@ class Payoff:
         self._seen: dict[tuple[int, bool], int] = {}
         self._since: dict[int, int] = {}
 
+    def forget(self) -> None:
+        for kept in (self._cost, self._seen, self._since):
+            kept.clear()
+
     def wants(self, sequences: int) -> bool:
         """Whether the next iteration of so many sequences shall have drafts."""
         size = sequences.bit_length()
@@ -115,24 +143,44 @@ class Payoff:
 
 
 class Drafts:
-    """A proposer, asked only while it pays."""
+    """A proposer, asked only while it pays. One that fails is not asked again: the answers do without."""
 
-    def __init__(self, proposer: Proposer) -> None:
-        self._proposer = proposer
-        self._payoff = Payoff()
+    def __init__(self, proposer: Proposer, payoff: Payoff | None = None) -> None:
+        self.proposer = proposer
+        self._payoff = payoff or Payoff()
         self._tokens = 0
+        self._ahead_s = 0.0  # spent on texts in this iteration
+        self._debt_s = 0.0  # of that, what no iteration was charged for yet
+        self.has_failed = False
 
     def enter(self, sequence: Sequence) -> None:
-        self._proposer.enter(sequence)
+        self.proposer.enter(sequence)
 
     def leave(self, sequence: Sequence) -> None:
-        self._proposer.leave(sequence)
+        self.proposer.leave(sequence)
 
-    def propose(self, sequences: Iterable[Sequence]) -> None:
+    def forget(self) -> None:
+        """What was measured and kept so far was the warm-up's."""
+        self._payoff.forget()
+        self._debt_s = 0.0
+        self.proposer.forget()
+
+    def close(self) -> None:
+        self.proposer.close()
+
+    def propose(self, sequences: Iterable[Sequence], room: int) -> None:
+        """room: drafts that the next iteration has budget for."""
         ready = [sequence for sequence in sequences if sequence.computed and not sequence.is_prefilling]
-        self._tokens = 0
-        if ready and self._payoff.wants(len(ready)):
-            self._proposer.propose(ready)
+        self._tokens, self._ahead_s = 0, 0.0
+        if not ready or self.has_failed or not self._payoff.wants(len(ready)):
+            return
+        try:
+            self._ahead_s = self.proposer.propose(ready, room)
+        except Exception:
+            log.exception("drafts failed: from now on there are none")
+            self.has_failed = True
+            for sequence in ready:
+                sequence.drafts = []
 
     def judged(self, accepted: int) -> None:
         """So many of a sequence's drafts were taken."""
@@ -140,7 +188,13 @@ class Drafts:
 
     def timed(self, plan: Plan, seconds: float) -> None:
         """An iteration for which nothing was found to guess tells what one without drafts costs."""
+        seconds -= self._ahead_s
+        self._debt_s += self._ahead_s
         if plan.decode_tokens and not plan.prompt_tokens:
             tokens = plan.decode_tokens + self._tokens
             drafted = plan.draft_tokens > 0
+            if drafted:
+                share = self._debt_s / SPREAD
+                self._debt_s -= share
+                seconds += share
             self._payoff.took(plan.decode_tokens, drafted=drafted, seconds=seconds, tokens=tokens)

@@ -11,19 +11,20 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from inference.errors import InvalidOutput, ModelFailed, OutOfMemory, SerinusError
+from inference.generation.asked import Asked, asked_of, before_stop, guesses_of, ints
 from inference.generation.grammar import MaskWanted
-from inference.generation.plan import Flat, Item, Plan, flatten
+from inference.generation.plan import Flat, Plan, flatten
 from inference.generation.requests import Output, Request, Run
 from inference.generation.sampler import Rows, Sampled, Sampler
 from inference.generation.scheduler import Counts, Scheduler
 from inference.generation.sequence import Sequence, Status
-from inference.models.language import LanguageModel, Step
+from inference.generation.steps import step_of
+from inference.models.language import LanguageModel
 from inference.runtime.runner import is_out_of_memory
 
 if TYPE_CHECKING:
@@ -47,18 +48,10 @@ class Spent:
     accepted: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """Rows [first, first + count) of the logits belong to `run`: a new token after each of its drafts, and one."""
-
-    item: Item
-    run: Run
-    first: int
-    count: int
-
-
 class Engine:
-    """Owns scheduler, sampler and cache of one model. drafts: who guesses tokens ahead, None for nobody."""
+    """Owns scheduler, sampler and cache of one model. drafts: who guesses tokens ahead, None for nobody. sampler: the one
+    that `drafts` draws by too, None for a new one.
+    """
 
     def __init__(
         self,
@@ -67,13 +60,14 @@ class Engine:
         *,
         grammars: Grammars | None = None,
         drafts: Drafts | None = None,
+        sampler: Sampler | None = None,
         clock: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self.model = model
         self.scheduler = scheduler
         self.spent = Spent()
         self.drafts = drafts
-        self.sampler = Sampler(model.facts.vocabulary, str(getattr(model, "device", "cpu")))
+        self.sampler = sampler or Sampler(model.facts.vocabulary, str(getattr(model, "device", "cpu")))
         self.grammars = grammars
         self._clock = clock
         self._runs: dict[int, Run] = {}
@@ -128,9 +122,13 @@ class Engine:
         self.spent = Spent()
         self.scheduler.counts = Counts()
         self.scheduler.pool.forget()
+        if self.drafts is not None:
+            self.drafts.forget()
 
     def close(self) -> None:
         self._masks.shutdown(wait=False, cancel_futures=True)
+        if self.drafts is not None:
+            self.drafts.close()
         self.model.close()
 
     def _new_run(self, request: Request, index: int) -> Run:
@@ -172,12 +170,13 @@ class Engine:
         """One iteration over whoever can run. An error of the model ends all that were in it, and nobody else."""
         began = self._clock()
         if self.drafts is not None:
-            self.drafts.propose(run.sequence for run in self._runs.values() if self._may_draft(run))
+            ready = (run.sequence for run in self._runs.values() if self._may_draft(run))
+            self.drafts.propose(ready, self.scheduler.draft_room)
         plan = self.scheduler.schedule()
         if not plan.items:
             return []
         flat = flatten(plan)
-        asked = _asked_of(plan, flat)
+        asked = asked_of(plan, flat)
         masks = self._start_masks(asked, len(flat.wanted))
         scheduled = self._clock()
         try:
@@ -192,7 +191,8 @@ class Engine:
         return outputs
 
     def _may_draft(self, run: Run) -> bool:
-        return run.matcher is None and not run.sequence.held and not self.sampler.has_memory(run.slot)
+        can_mask = run.matcher is None or self.grammars is not None
+        return can_mask and not run.sequence.held and not self.sampler.has_memory(run.slot)
 
     def _count(self, plan: Plan, times: tuple[int, int, int, int]) -> None:
         began, scheduled, forwarded, done = times
@@ -220,9 +220,9 @@ class Engine:
         return model.forward(step_of(flat))
 
     def _start_masks(self, asked: list[Asked], rows: int) -> Future[Masks] | None:
-        """Which tokens each grammar allows next, worked out while the forward pass runs."""
+        """Which tokens each grammar allows next, and after each draft, worked out while the forward pass runs."""
         wanted = [
-            MaskWanted(one.run.matcher, one.first + one.count - 1)
+            MaskWanted(one.run.matcher, one.first_new, before_stop(one.run.request.stops, one.item.drafts))
             for one in asked
             if one.item.wants_logits and one.run.matcher is not None and one.run.matches
         ]
@@ -271,13 +271,12 @@ class Engine:
         numbers: list[int] = []
         masked: list[int] = []
         forked: list[tuple[Run, list[tuple[Run, int]]]] = []
+        guesses = guesses_of(choosing)
         for one in choosing:
-            run = one.run
-            # A prompt whose every logit is wanted has more rows than new tokens: the last ones are those.
-            first, many = one.first + one.count - 1 - len(one.item.drafts), 1 + len(one.item.drafts)
+            run, many = one.run, 1 + len(one.item.drafts)
             if run.matcher is not None and run.matches:
-                masked.append(len(rows))
-            rows += range(first, first + many)
+                masked += range(len(rows), len(rows) + many)
+            rows += range(one.first_new, one.first_new + many)
             slots += [run.slot] * many
             numbers += range(run.made, run.made + many)
         for one in choosing:
@@ -296,11 +295,16 @@ class Engine:
                 forked.append((run, children))
         if not rows:
             return Sampled([], [], []), []
-        wanted = Rows(_ints(rows), _ints(slots), _ints(numbers), masks, _ints(masked) if masks is not None else None)
+        held = ints(masked) if masks is not None else None
+        wanted = Rows(ints(rows), ints(slots), ints(numbers), masks, held, guesses)
         return self.sampler.sample(logits, wanted), forked
 
     def _accept(self, run: Run, drafts: list[int], chosen: Sampled, at: int, output: Output) -> None:
-        """Takes the drafts that are what was sampled in their place, and the token after them, up to the answer's end."""
+        """Takes the drafts that are what was sampled in their place, and the token after them, up to the answer's end.
+
+        Where a grammar begins, the rows behind were sampled without it, and are not used.
+        """
+        matched = run.matches
         for index in range(1 + len(drafts)):
             token = chosen.tokens[at + index]
             if token < 0:
@@ -313,6 +317,8 @@ class Engine:
                 output.likely.append(likely)
             self._judge(run, token, output)
             if output.finish or output.error is not None or index == len(drafts) or drafts[index] != token:
+                break
+            if run.matches is not matched:
                 break
             self.spent.accepted += 1
         if drafts and self.drafts is not None:
@@ -374,40 +380,10 @@ class Engine:
         return found
 
 
-def step_of(flat: Flat) -> Step:
-    """The same as tensors, without a copy."""
-    rows = len(flat.lengths)
-    tables = torch.frombuffer(flat.tables, dtype=torch.int32).view(rows, flat.width)
-    wanted = torch.frombuffer(flat.wanted, dtype=torch.int64) if len(flat.wanted) else torch.empty(0, dtype=torch.int64)
-    return Step(
-        torch.frombuffer(flat.tokens, dtype=torch.int64),
-        torch.frombuffer(flat.positions, dtype=torch.int64),
-        torch.frombuffer(flat.slots, dtype=torch.int64),
-        torch.frombuffer(flat.starts, dtype=torch.int32),
-        torch.frombuffer(flat.lengths, dtype=torch.int32),
-        tables,
-        wanted,
-        torch.frombuffer(flat.adapters, dtype=torch.int32) if flat.adapters is not None else None,
-    )
-
-
-def _asked_of(plan: Plan, flat: Flat) -> list[Asked]:
-    found, at = [], 0
-    for item, count in zip(plan.items, flat.rows, strict=True):
-        if count:
-            found.append(Asked(item, item.sequence.request, at, count))
-        at += count
-    return found
-
-
 def _filled(grammars: Grammars, wanted: list[MaskWanted], rows: int) -> Masks:
     masks = grammars.masks(rows)
     grammars.fill(wanted, masks)
     return masks
-
-
-def _ints(values: list[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    return np.array(values, np.int64)
 
 
 def _translated(error: BaseException) -> SerinusError:

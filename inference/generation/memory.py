@@ -21,7 +21,7 @@ DEVICE_SHARE = 0.9
 
 @dataclass(frozen=True, slots=True)
 class CacheSize:
-    """blocks: of keys and values; host_blocks: of the offload tier."""
+    """blocks: of keys and values; host_blocks: of the offload tier; block_bytes: of one, with the draft model's own."""
 
     blocks: int
     host_blocks: int
@@ -39,13 +39,16 @@ def cache_size(
     device: str = "cpu",
     device_bytes: int = 0,
     left_bytes: int = 0,
+    draft: LanguageModel | None = None,
 ) -> CacheSize:
     """As many blocks as `cache_bytes` says, else as the free memory allows, and never more than all sequences can use.
+    A draft model has as many of its own, out of the same memory.
 
     device_bytes: what this process may take of its accelerator in all, 0 for what is free; left_bytes: of the host's
     memory before this process meets its bound, 0 for none. Raises Rejected where not even 16 blocks fit.
     """
-    one = model.block_bytes(settings.block_size)
+    answering = model.block_bytes(settings.block_size)
+    one = answering + (draft.block_bytes(settings.block_size) if draft is not None else 0)
     per_sequence = -(-model.facts.max_context // settings.block_size)
     most = per_sequence * settings.max_num_seqs
     room = settings.cache_bytes or _free_bytes(device, device_bytes)
@@ -59,7 +62,7 @@ def cache_size(
             remedy="set generation.cache_bytes higher, max_model_len lower, or use a device with more memory",
             check="load",
         )
-    return CacheSize(blocks, settings.offload_bytes // one, one)
+    return CacheSize(blocks, settings.offload_bytes // answering, one)
 
 
 def _free_bytes(device: str, device_bytes: int) -> int:

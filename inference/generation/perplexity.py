@@ -14,7 +14,7 @@ from inference.errors import InvalidOutput
 from inference.models.language import Step
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from inference.models.language import LanguageModel
 
@@ -46,18 +46,29 @@ def perplexity(model: LanguageModel, ids: Sequence[int]) -> float:
 
     Raises InvalidOutput where the logits hold NaN or infinity.
     """
-    assert len(ids) > 1, "one token foretells nothing"
-    model.allocate(-(-len(ids) // BLOCK_SIZE), BLOCK_SIZE)
     total = 0.0
-    for begin in range(0, len(ids) - 1, CHUNK):
-        end = min(begin + CHUNK, len(ids) - 1)
-        logits = model.forward(step_of([ids[begin:end]], begin, wanted=range(end - begin))).float()
+    for logits, following in _passes(model, ids):
         told = torch.log_softmax(logits, dim=-1)
-        following = torch.tensor(ids[begin + 1 : end + 1], device=told.device)
-        total -= float(told.gather(1, following[:, None]).sum())
+        total -= float(told.gather(1, following.to(told.device)[:, None]).sum())
     if not math.isfinite(total):
         raise InvalidOutput("the model's logits hold NaN or infinity")
     return math.exp(total / (len(ids) - 1))
+
+
+def agreement(model: LanguageModel, draft: LanguageModel, ids: Sequence[int]) -> float:
+    """At what share of the places of `ids` both models find the same token likeliest, 0..1. Allocates as `perplexity`."""
+    likeliest = [torch.cat([logits.argmax(dim=-1).cpu() for logits, _ in _passes(one, ids)]) for one in (model, draft)]
+    return float((likeliest[0] == likeliest[1]).float().mean())
+
+
+def _passes(model: LanguageModel, ids: Sequence[int]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Chunk by chunk: (logits, float32 [n, V], after each of its tokens; the tokens that follow, int64 [n])."""
+    assert len(ids) > 1, "one token foretells nothing"
+    model.allocate(-(-len(ids) // BLOCK_SIZE), BLOCK_SIZE)
+    for begin in range(0, len(ids) - 1, CHUNK):
+        end = min(begin + CHUNK, len(ids) - 1)
+        logits = model.forward(step_of([ids[begin:end]], begin, wanted=range(end - begin))).float()
+        yield logits, torch.tensor(ids[begin + 1 : end + 1])
 
 
 def step_of(texts: Sequence[Sequence[int]], begin: int, *, wanted: Sequence[int], blocks: int = 0) -> Step:

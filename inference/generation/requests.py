@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
+
     from inference.errors import SerinusError
     from inference.generation.grammar import Grammar, Matcher
     from inference.generation.sequence import Sequence
@@ -19,7 +21,9 @@ Likely = tuple[list[int], list[float]]
 class Run:
     """One choice of a request: a sequence, its slot in the sampler, its grammar. made: tokens of its answer.
 
-    matches: its grammar holds now (it may begin only after the thoughts of a model that thinks first).
+    matches: its grammar holds now (it may begin only after the thoughts of a model that thinks first). guesses: the
+    distributions [V] that the sequence's drafts were drawn from, by `Sampler.guess`; empty where they are taken as they
+    are.
     """
 
     request: Request
@@ -28,6 +32,7 @@ class Run:
     slot: int = -1
     matcher: Matcher | None = None
     matches: bool = False
+    guesses: list[torch.Tensor] = field(default_factory=list)
     has_ended: bool = False
 
     @property

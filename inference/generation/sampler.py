@@ -5,9 +5,11 @@ nothing else in the batch. Randomness is a hash of (seed, choice, number of the 
 or that verifies a draft, draws the same number again. The order of the filters is vLLM's: logit bias, tokens that may
 not come, penalties, grammar, temperature, min_p, top_k, top_p. Log-probabilities are the model's own, before all of it.
 
-The token is where the cumulated distribution, in the order of ids, first exceeds the number drawn. A draft that is one
-token for certain (n-gram, greedy draft model) is accepted where this token is the draft: that is speculative sampling
-(Leviathan et al. 2023) for a point mass, and keeps the output exactly as it would be without drafts.
+The token is where the cumulated distribution, in the order of ids, first exceeds the number drawn. A draft is accepted
+where this token is the draft, so the output is exactly what it would be without drafts, whatever they are: greedy, and
+where the caller gave a seed. (A draft model then draws with the same number, so that its token is mostly the same one.)
+Where nobody chose the seed, a draft that was drawn from a known distribution is judged by speculative sampling instead
+(`draws.verified`): other tokens than without drafts, but equally distributed, and more drafts are accepted.
 
 L: rows of logits. V: vocabulary. A slot holds the rules of one choice from `add` to `remove`.
 """
@@ -22,39 +24,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from inference.generation.draws import ACCEPT, DRAFT, INSTEAD, Ints, Numbers, inverse, seed_of, uniform, verified
+from inference.generation.rows import Guessed, Guesses, Rows, Sampled
+
+__all__ = ["Guessed", "Guesses", "Rows", "Sampled", "Sampler"]
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from inference.protocol.generation import Sampling
 
 MAX_TOP = 256  # rows with a filter look at so many likeliest tokens first, and at all where these are not enough
+SLOTS = ("_temperature", "_min_p", "_top_p", "_top_k", "_seed", "_seeded", "_logprobs", "_special", "_place")
 GREEDY_BELOW = 1e-5  # a smaller temperature is greedy
-_GOLDEN, _MIX1, _MIX2 = (np.uint64(one) for one in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
-Ints = np.ndarray[Any, np.dtype[np.int64]]
-Seeds = np.ndarray[Any, np.dtype[np.uint64]]
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """Which rows of the logits give a token. rows: int64 [R], rows of L (one may be there twice, for `n` choices).
-    slots: int64 [R]. numbers: int64 [R], how many tokens of the answer precede. masks: int32 [L, words] or None, bit i
-    of word w set where token 32 * w + i may come; masked: rows of R that have one.
-    """
-
-    rows: Ints
-    slots: Ints
-    numbers: Ints
-    masks: np.ndarray[Any, np.dtype[np.int32]] | None = None
-    masked: Ints | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """tokens: of each row; -1 where its logits were not numbers. logprobs and top (ids, logprobs): None for a row that
-    wants none.
-    """
-
-    tokens: list[int]
-    logprobs: list[float | None]
-    top: list[tuple[list[int], list[float]] | None]
 
 
 @dataclass(slots=True)
@@ -69,11 +51,14 @@ class _Rules:
 
 
 class Sampler:
-    """Slots of rules. device: where the logits are."""
+    """Slots of rules. device: where the logits are. entropy: 64 bits for a choice without a seed."""
 
-    def __init__(self, vocabulary: int, device: str = "cpu") -> None:
+    def __init__(
+        self, vocabulary: int, device: str = "cpu", entropy: Callable[[], int] = lambda: secrets.randbits(64)
+    ) -> None:
         self.vocabulary = vocabulary
         self._device = device
+        self._entropy = entropy
         self._free: list[int] = []
         self._count = 0
         self._temperature = np.zeros(0, np.float32)
@@ -81,6 +66,7 @@ class Sampler:
         self._top_p = np.zeros(0, np.float32)
         self._top_k = np.zeros(0, np.int64)
         self._seed = np.zeros(0, np.uint64)
+        self._seeded = np.zeros(0, bool)  # the caller chose the seed
         self._logprobs = np.zeros(0, np.int64)
         self._special = np.zeros(0, bool)  # has _Rules to be looked at
         self._penalties = np.zeros((0, 3), np.float32)  # repetition, presence, frequency
@@ -110,8 +96,8 @@ class Sampler:
         self._min_p[slot] = sampling.min_p
         self._top_p[slot] = sampling.top_p
         self._top_k[slot] = sampling.top_k if 0 < sampling.top_k < self.vocabulary else self.vocabulary
-        seed = sampling.seed if sampling.seed is not None else secrets.randbits(64)
-        self._seed[slot] = _mixed(np.array([(seed + choice * int(_GOLDEN)) & (1 << 64) - 1], np.uint64))[0]
+        self._seed[slot] = seed_of(self._entropy() if sampling.seed is None else sampling.seed, choice)
+        self._seeded[slot] = sampling.seed is not None
         self._logprobs[slot] = -1 if sampling.logprobs is None else sampling.logprobs
         self._penalties[slot] = sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty
         self._place[slot] = self._place_for(slot, prompt)
@@ -143,7 +129,7 @@ class Sampler:
     def _new_slot(self) -> int:
         if self._count == len(self._seed):
             size = max(16, 2 * self._count)
-            for name in ("_temperature", "_min_p", "_top_p", "_top_k", "_seed", "_logprobs", "_special", "_place"):
+            for name in SLOTS:
                 old = getattr(self, name)
                 setattr(self, name, np.resize(old, size) if len(old) else np.zeros(size, old.dtype))
             self._penalties = np.concatenate([self._penalties, np.zeros((size - self._count, 3), np.float32)])
@@ -186,27 +172,67 @@ class Sampler:
     @torch.inference_mode()
     def sample(self, logits: torch.Tensor, asked: Rows) -> Sampled:
         """Tokens for `asked`. logits: float32 [L, V], left as they are."""
-        slots = asked.slots
         told, top = self._told(logits, asked)
+        tokens = self._chosen(self._ready(logits, asked), asked).tolist()
+        return Sampled(tokens, *self._logprobs_of(told, top, tokens, asked.slots))
+
+    @torch.inference_mode()
+    def guess(self, logits: torch.Tensor, asked: Rows) -> Guessed:
+        """Drafts by the same rules, out of the logits of another model. logits: float32 [L, V], left as they are."""
+        work = self._ready(logits, asked)
+        weights: list[torch.Tensor | None] = [None] * len(asked.slots)
+        is_free = ~self._seeded[asked.slots] & (self._temperature[asked.slots] > 0)
+        tokens = np.full(len(asked.slots), -1, np.int64) if is_free.all() else self._chosen(work, asked)
+        if not is_free.any():
+            return Guessed(tokens.tolist(), weights)
+        free = np.flatnonzero(is_free & torch.isfinite(work.amax(dim=-1)).cpu().numpy())
+        slots = asked.slots[free]
+        drawn = self._weights(self._warm(work, asked, free), slots)
+        tokens[free] = inverse(drawn, uniform(self._seed[slots], asked.numbers[free], DRAFT))
+        for at, row in enumerate(free.tolist()):
+            weights[row] = drawn[at]
+        return Guessed(tokens.tolist(), weights)
+
+    def _ready(self, logits: torch.Tensor, asked: Rows) -> torch.Tensor:
+        """The rows that are asked for [R, V], with all rules but temperature and the filters."""
         rows = torch.from_numpy(asked.rows).to(logits.device)
         is_all = len(asked.rows) == logits.shape[0] and bool((asked.rows == np.arange(len(asked.rows))).all())
         work = logits if is_all else logits[rows]
-        changed = self._changed(slots)
-        if changed or asked.masks is not None:
+        if self._changed(asked.slots) or asked.masks is not None:
             work = self._ruled(work.clone() if is_all else work, asked)
-        tokens = np.full(len(slots), -1, np.int64)
-        temperature = self._temperature[slots]
-        greedy = temperature == 0
+        return work
+
+    def _chosen(self, work: torch.Tensor, asked: Rows) -> Ints:
+        tokens = np.full(len(asked.slots), -1, np.int64)
+        greedy = self._temperature[asked.slots] == 0
         best, at = work.max(dim=-1)
         is_number = torch.isfinite(best).cpu().numpy()
         if greedy.any():
             tokens[greedy] = at.cpu().numpy()[greedy]
-        drawn = np.flatnonzero(~greedy & is_number)
+        is_drawn = ~greedy & is_number
+        if asked.guesses is not None:
+            judged = np.flatnonzero(is_drawn[asked.guesses.rows])
+            tokens[asked.guesses.rows[judged]] = self._judged(work, asked, asked.guesses, judged)
+            is_drawn[asked.guesses.rows] = False
+        drawn = np.flatnonzero(is_drawn)
         if len(drawn):
             tokens[drawn] = self._drawn(work, asked, drawn)
         tokens[~is_number] = -1
-        found = tokens.tolist()
-        return Sampled(found, *self._logprobs_of(told, top, found, slots))
+        return tokens
+
+    def _judged(self, work: torch.Tensor, asked: Rows, guesses: Guesses, chosen: Ints) -> Ints:
+        """Tokens of those of the guesses' rows: the draft where it is accepted, else another."""
+        rows = guesses.rows[chosen]
+        slots, numbers = asked.slots[rows], asked.numbers[rows]
+        wanted = self._weights(self._warm(work, asked, rows), slots)
+        numbers_of = [uniform(self._seed[slots], numbers, purpose) for purpose in (ACCEPT, INSTEAD)]
+        guessed = guesses.weights[torch.from_numpy(chosen).to(work.device)]
+        return verified(wanted, guessed, guesses.drafts[chosen], *numbers_of)
+
+    def _warm(self, work: torch.Tensor, asked: Rows, rows: Ints) -> torch.Tensor:
+        """Those rows of `work`, divided by their temperatures."""
+        temperature = torch.from_numpy(self._temperature[asked.slots[rows]]).to(work.device)
+        return work[torch.from_numpy(rows).to(work.device)] / temperature[:, None]
 
     def logprobs(
         self, logits: torch.Tensor, tokens: Sequence[int], top: int
@@ -266,20 +292,36 @@ class Sampler:
         """Tokens of those rows [D] of `work` that are sampled."""
         slots = asked.slots[drawn]
         numbers = uniform(self._seed[slots], asked.numbers[drawn])
-        filtered = (self._min_p[slots] > 0) | (self._top_p[slots] < 1) | (self._top_k[slots] < self.vocabulary)
+        filtered = self._is_filtered(slots)
         found = np.empty(len(drawn), np.int64)
         for chosen, pick in ((np.flatnonzero(~filtered), self._plain), (np.flatnonzero(filtered), self._filtered)):
             if len(chosen):
-                rows = torch.from_numpy(drawn[chosen]).to(work.device)
-                warm = torch.from_numpy(self._temperature[slots[chosen]]).to(work.device)
-                logits = work[rows] / warm[:, None]
-                found[chosen] = pick(logits, slots[chosen], numbers[chosen])
+                found[chosen] = pick(self._warm(work, asked, drawn[chosen]), slots[chosen], numbers[chosen])
         return found
 
-    def _plain(self, logits: torch.Tensor, _slots: Ints, numbers: np.ndarray[Any, np.dtype[np.float64]]) -> Ints:
-        return _inverse(torch.softmax(logits, dim=-1), numbers)
+    def _is_filtered(self, slots: Ints) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        found: np.ndarray[Any, np.dtype[np.bool_]] = (
+            (self._min_p[slots] > 0) | (self._top_p[slots] < 1) | (self._top_k[slots] < self.vocabulary)
+        )
+        return found
 
-    def _filtered(self, logits: torch.Tensor, slots: Ints, numbers: np.ndarray[Any, np.dtype[np.float64]]) -> Ints:
+    def _weights(self, logits: torch.Tensor, slots: Ints) -> torch.Tensor:
+        """The distribution that a token is drawn from, filters included; each row sums to 1. float32 [R, V]."""
+        found = torch.softmax(logits, dim=-1)
+        rows = np.flatnonzero(self._is_filtered(slots))
+        for most in (min(MAX_TOP, self.vocabulary), self.vocabulary):
+            if not len(rows):
+                break
+            at = torch.from_numpy(rows).to(logits.device)
+            kept, ids, enough = self._kept(logits[at], slots[rows], most)
+            found[at] = torch.zeros_like(found[at]).scatter_(1, ids, kept / kept.sum(dim=-1, keepdim=True))
+            rows = rows[~enough]
+        return found
+
+    def _plain(self, logits: torch.Tensor, _slots: Ints, numbers: Numbers) -> Ints:
+        return inverse(torch.softmax(logits, dim=-1), numbers)
+
+    def _filtered(self, logits: torch.Tensor, slots: Ints, numbers: Numbers) -> Ints:
         """Looks at the MAX_TOP likeliest, and again at all for the rows whose filters let more through."""
         found = np.empty(len(slots), np.int64)
         rows = np.arange(len(slots))
@@ -290,7 +332,7 @@ class Sampler:
             if done.any():
                 chosen = torch.from_numpy(np.flatnonzero(done)).to(logits.device)
                 order = ids[chosen].argsort(dim=-1)
-                at = _inverse(kept[chosen].gather(1, order), numbers[rows[done]])
+                at = inverse(kept[chosen].gather(1, order), numbers[rows[done]])
                 picked = torch.from_numpy(at).to(logits.device)[:, None]
                 found[rows[done]] = ids[chosen].gather(1, order).gather(1, picked)[:, 0].cpu().numpy()
             rows = rows[~done]
@@ -348,27 +390,3 @@ class Sampler:
             many = int(self._logprobs[slots[row]])
             likely[row] = (ids[at][:many], highest[at][:many]) if ids is not None and highest is not None else ([], [])
         return own, likely
-
-
-def uniform(seeds: Seeds, numbers: Ints) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """A number in [0, 1) for each (seed, number of the token): splitmix64, 53 bits (Steele et al. 2014)."""
-    with np.errstate(over="ignore"):
-        mixed = _mixed(seeds + (numbers.astype(np.uint64) + np.uint64(1)) * _GOLDEN)
-    return (mixed >> np.uint64(11)).astype(np.float64) / float(1 << 53)
-
-
-def _mixed(value: Seeds) -> Seeds:
-    with np.errstate(over="ignore"):
-        value = (value ^ (value >> np.uint64(30))) * _MIX1
-        value = (value ^ (value >> np.uint64(27))) * _MIX2
-    found: Seeds = value ^ (value >> np.uint64(31))
-    return found
-
-
-def _inverse(weights: torch.Tensor, numbers: np.ndarray[Any, np.dtype[np.float64]]) -> Ints:
-    """For each row the first place whose cumulated weight exceeds its number; weights need not sum to 1. int64 [R]."""
-    cumulated = weights.double().cumsum(dim=-1)
-    goal = torch.from_numpy(numbers).to(weights.device)[:, None] * cumulated[:, -1:]
-    at = torch.searchsorted(cumulated, goal, right=True)[:, 0]
-    found: Ints = at.clamp_(max=weights.shape[1] - 1).cpu().numpy()
-    return found

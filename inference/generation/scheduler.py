@@ -246,11 +246,20 @@ class Scheduler:
     def _takes_part(self, sequence: Sequence) -> bool:
         return not sequence.held and (not self._turn or sequence.priority < BACKGROUND)
 
+    @property
+    def draft_room(self) -> int:
+        """Drafts that the next iteration has budget for, as far as can be seen before it."""
+        return self._spare(sum(one.length - one.computed == 1 for one in self._running))
+
+    def _spare(self, ready: int) -> int:
+        spare = self.limits.token_budget - ready
+        if ready < len(self._running) or len(self._line):
+            spare //= 2  # prompts that wait keep a share of the budget from the drafts
+        return spare
+
     def _decode(self, plan: Plan) -> None:
         ready = [one for one in self._running if one.length - one.computed == 1 and self._takes_part(one)]
-        spare = self.limits.token_budget - len(ready)
-        if len(ready) < len(self._running) or len(self._line):
-            spare //= 2  # prompts that wait keep a share of the budget from the drafts
+        spare = self._spare(len(ready))
         for sequence in ready:
             if sequence.status is not Status.RUNNING:
                 continue

@@ -86,13 +86,17 @@ class WarmupSample(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit
 
 
 class Speculation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
-    """Drafts that one pass verifies. ngram: looked up in the text so far; draft: made by a smaller model, a version
-    "name:number" of the same team with the same vocabulary. tokens: drafts a step. Off by itself where it does not pay.
+    """Drafts that one pass verifies. Off by itself where it does not pay. tokens: drafts a step.
+
+    ngram: looked up in the text so far, by its last `longest_match` to `shortest_match` tokens. draft: made by a smaller
+    model with the same vocabulary: the one in the version's folder draft/, or (draft "self") this version's own weights,
+    quantised another way. quantization: of the draft model's weights, at load; "same" for the version's own setting.
     """
 
     method: Literal["ngram", "draft"] = "ngram"
     tokens: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
-    draft: str = ""
+    draft: Literal["folder", "self"] = "folder"
+    quantization: Literal["same", "none", "int8", "int4"] = "same"
     longest_match: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
     shortest_match: Annotated[int, msgspec.Meta(ge=1, le=16)] = 2
 

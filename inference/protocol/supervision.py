@@ -123,7 +123,9 @@ class LanguageSeen(msgspec.Struct, frozen=True):
     stored: how the file keeps most weights ("Q4_1", "BF16"); dtype: what they are loaded as; quantization: of the weights
     at load. weight_bytes: of all weights once loaded; cache_bytes_per_1000: of the keys and values of 1,000 tokens.
     perplexity: on the built-in text; perplexity_plain: the same without quantization, 0 where there is none.
-    path: "decoder", or "transformers" for the slower one; prompt_tokens_per_s: of one prompt alone.
+    path: "decoder", or "transformers" for the slower one; prompt_tokens_per_s: of one prompt alone. draft: architecture of
+    the draft model, "" for none; draft_parameters: its own; draft_agreement: 0..1, how often its likeliest token is the
+    model's, on the built-in text.
     """
 
     architecture: str
@@ -141,6 +143,9 @@ class LanguageSeen(msgspec.Struct, frozen=True):
     perplexity: float = 0.0
     perplexity_plain: float = 0.0
     prompt_tokens_per_s: float = 0.0
+    draft: str = ""
+    draft_parameters: int = 0
+    draft_agreement: float = 0.0
 
 
 class Measurements(msgspec.Struct, frozen=True):

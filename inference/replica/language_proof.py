@@ -22,7 +22,7 @@ from inference.protocol.generation import language_signature
 from inference.protocol.settings import GenerationSettings
 from inference.protocol.signatures import public_signature
 from inference.protocol.supervision import LanguageSeen, Measurements
-from inference.replica import amounts
+from inference.replica import amounts, draft_proof
 from inference.runtime import devices
 
 if TYPE_CHECKING:
@@ -44,13 +44,16 @@ MAX_STEP_MS = 2_000.0
 def prove(state: Run, verdict: Verdict, folder: Path, walls: Walls) -> None:
     """1. Loads. 2. Signature. 3. Perplexity on the built-in text. 4. Steps by batch size. 5. What quantising costs."""
     checklist, spec = state.checklist, state.message.spec
+    settings = state.settings.generation or GenerationSettings()
     baseline = amounts.peak_bytes()
     with checklist.step("load") as step:
         began = time.perf_counter()
         tokenizer, model = load_tokenizer(folder), _loaded(state, verdict, folder, state.settings)
+        draft = draft_proof.loaded(_context(state, folder, state.settings), model, tokenizer)
         load_ms = (time.perf_counter() - began) * 1e3
-        seen = _seen(state, verdict, folder, tokenizer, model)
-        step.note(f"loaded in {load_ms:.0f} ms on {spec.device}, {walls.words()}: {_described(seen)}")
+        seen = draft_proof.said(verdict, settings, _seen(state, verdict, folder, tokenizer, model))
+        described = _described(seen) + draft_proof.words(verdict, settings, seen)
+        step.note(f"loaded in {load_ms:.0f} ms on {spec.device}, {walls.words()}: {described}")
     with checklist.step("signature") as step:
         public = public_signature(language_signature(), state.settings)
         checklist.learn(signature=public, settings=msgspec.to_builtins(state.settings))
@@ -58,14 +61,15 @@ def prove(state: Run, verdict: Verdict, folder: Path, walls: Walls) -> None:
     ids = _ids(tokenizer, seen)
     with checklist.step("warm-up") as step:
         seen = msgspec.structs.replace(seen, perplexity=round(perplexity.perplexity(model, ids), 4))
-        step.note(f"perplexity {seen.perplexity:.2f} on {len(ids)} tokens of a built-in text")
+        seen = draft_proof.measured(seen, model, draft, ids)
+        step.note(f"perplexity {seen.perplexity:.2f} on {len(ids)} tokens of a built-in text{_agreed(seen)}")
     with checklist.step("latency") as step:
-        latency_ms, per_s = _latency(model, ids, (state.settings.generation or GenerationSettings()).max_num_seqs)
+        latency_ms, per_s = _latency(model, ids, settings.max_num_seqs)
         seen = msgspec.structs.replace(seen, prompt_tokens_per_s=round(per_s, 1))
-        cache = cache_size(model, state.settings.generation or GenerationSettings(), device=state.message.spec.device)
+        cache = cache_size(model, settings, device=spec.device, draft=draft)
         peak = max(0, amounts.peak_bytes() - baseline) + cache.bytes
         model.close()
-        del model
+        del model, draft
         if seen.quantization != "none":
             seen = _compared(state, verdict, folder, seen, ids)
         rounded = {str(rows): ms for rows, ms in latency_ms.items()}
@@ -90,9 +94,12 @@ def prove_adapter(state: Run, _verdict: Verdict, folder: Path, _walls: Walls) ->
 
 
 def _loaded(state: Run, verdict: Verdict, folder: Path, settings: RuntimeSettings) -> LanguageModel:
+    return cast("LanguageModel", load(verdict.format, _context(state, folder, settings)))
+
+
+def _context(state: Run, folder: Path, settings: RuntimeSettings) -> LoadContext:
     spec = state.message.spec
-    context = LoadContext(folder, settings, devices.select(spec.device), amounts.threads(), model=spec.model)
-    return cast("LanguageModel", load(verdict.format, context))
+    return LoadContext(folder, settings, devices.select(spec.device), amounts.threads(), model=spec.model)
 
 
 def _seen(
@@ -173,6 +180,10 @@ def _described(seen: LanguageSeen) -> str:
     sizes = f"{seen.parameters:,} parameters, {seen.layers} layers, context {seen.context:,} tokens"
     room = f"{amounts.size(seen.weight_bytes)} of weights, {amounts.size(seen.cache_bytes_per_1000)} for 1,000 tokens"
     return f"{seen.architecture} by {how}, {sizes}, {kept}{quantised}; {room}"
+
+
+def _agreed(seen: LanguageSeen) -> str:
+    return f"; the draft model guesses {seen.draft_agreement:.0%} of the model's likeliest tokens" if seen.draft else ""
 
 
 def _spoken(seen: LanguageSeen) -> str:

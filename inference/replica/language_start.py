@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
-from inference.errors import Rejected
 from inference.protocol.settings import GenerationSettings
 from inference.replica import sandbox
 
@@ -17,8 +16,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from inference.artifacts.manifest import RuntimeSettings
+    from inference.generation.drafts import Drafts
     from inference.generation.engine import Engine
     from inference.generation.requests import Output
+    from inference.generation.sampler import Sampler
     from inference.models.contract import LoadContext
     from inference.models.language import LanguageModel
     from inference.protocol.supervision import AdapterSpec
@@ -41,24 +42,29 @@ class Language:
 
 
 def prepare(runner: Runner, context: LoadContext) -> Language:
-    """Raises Rejected for a tokenizer that does not fit, or where there is no room for keys and values."""
+    """Raises Rejected for a tokenizer or a draft model that does not fit, or where there is no room for keys and values."""
     from inference.generation.memory import cache_size
+    from inference.models.drafting import load_draft
     from inference.models.language_tokenizer import load_tokenizer
     from inference.replica.language_text import LanguageText
 
     model = cast("LanguageModel", runner.model)
     settings = context.settings.generation or GenerationSettings()
     tokenizer = load_tokenizer(context.folder)
+    draft = load_draft(context, model)
     size = cache_size(
         model,
         settings,
         device=context.device,
         device_bytes=context.device_memory_bytes,
         left_bytes=sandbox.memory_left(),
+        draft=draft,
     )
     model.allocate(size.blocks, settings.block_size)
     log.info("%d blocks of %d tokens, %d bytes, for keys and values", size.blocks, settings.block_size, size.bytes)
-    engine = engine_of(model, settings, size.blocks, host_blocks=size.host_blocks)
+    if draft is not None:
+        draft.allocate(size.blocks, settings.block_size)
+    engine = engine_of(model, settings, size.blocks, host_blocks=size.host_blocks, draft=draft)
     text = LanguageText(tokenizer, model.facts, settings, max_context=engine.scheduler.max_context)
     engine.grammars = text.grammars
     _warm(engine)
@@ -83,11 +89,18 @@ def with_adapters(
     return replace(language, adapters=adapters)
 
 
-def engine_of(model: LanguageModel, settings: GenerationSettings, blocks: int, *, host_blocks: int = 0) -> Engine:
-    """An engine over a cache of so many blocks, which are allocated."""
+def engine_of(
+    model: LanguageModel,
+    settings: GenerationSettings,
+    blocks: int,
+    *,
+    host_blocks: int = 0,
+    draft: LanguageModel | None = None,
+) -> Engine:
+    """An engine over a cache of so many blocks, which are allocated; those of the draft model too."""
     from inference.generation.blocks import BlockPool
-    from inference.generation.drafts import Drafts, Ngrams
     from inference.generation.engine import Engine
+    from inference.generation.sampler import Sampler
     from inference.generation.scheduler import Limits, Scheduler
 
     limits = Limits(
@@ -97,16 +110,27 @@ def engine_of(model: LanguageModel, settings: GenerationSettings, blocks: int, *
         settings.long_prefill_token_threshold,
     )
     pool = BlockPool(blocks, settings.block_size, caching=settings.enable_prefix_caching, offload=host_blocks)
-    drafts = None
-    if settings.speculation is not None:
-        if settings.speculation.method != "ngram":
-            raise Rejected(
-                "speculation with a draft model is not built yet",
-                remedy='use speculation {"method": "ngram"}, or none',
-                check="load",
-            )
-        drafts = Drafts(Ngrams(settings.speculation))
-    return Engine(model, Scheduler(limits, pool), drafts=drafts)
+    sampler = Sampler(model.facts.vocabulary, str(getattr(model, "device", "cpu")))
+    drafts = _drafts_of(settings, sampler, draft, blocks)
+    return Engine(model, Scheduler(limits, pool), drafts=drafts, sampler=sampler)
+
+
+def _drafts_of(
+    settings: GenerationSettings, sampler: Sampler, draft: LanguageModel | None, blocks: int
+) -> Drafts | None:
+    from inference.generation.blocks import BlockPool
+    from inference.generation.draft_model import DraftModel
+    from inference.generation.drafts import Drafts, Ngrams
+
+    speculation = settings.speculation
+    if speculation is None:
+        return None
+    if speculation.method == "ngram":
+        return Drafts(Ngrams(speculation))
+    assert draft is not None, "a draft model is loaded before its engine is made"
+    pool = BlockPool(blocks, settings.block_size, caching=settings.enable_prefix_caching)
+    budget = settings.max_num_batched_tokens
+    return Drafts(DraftModel(draft, pool, sampler, tokens=speculation.tokens, budget=budget))
 
 
 def executor(

@@ -41,6 +41,7 @@ class Verdict(msgspec.Struct, frozen=True):
     signature: Signature | None = None
     needs_conversion: bool = False
     language: Language | None = None
+    draft: Language | None = None
     reason: str = ""
     remedy: str = ""
     check: str = ""
@@ -118,6 +119,7 @@ def _passed(found: Inspection) -> Verdict:
         signature=found.signature,
         needs_conversion=found.needs_conversion,
         language=found.language,
+        draft=found.draft,
     )
 
 

@@ -291,7 +291,11 @@ def _memory_bytes(ground: Ground, verdict: Verdict, settings: RuntimeSettings) -
         return known
     # A quantised file is several times as large once it is loaded, and its layers are put together from parts.
     generation = settings.generation or GenerationSettings()
-    loaded = verdict.language.weight_bytes(causal.dtype_of(generation.dtype, "cpu"))
+    dtype = causal.dtype_of(generation.dtype, "cpu")
+    loaded = verdict.language.weight_bytes(dtype)
+    if generation.speculation is not None and generation.speculation.method == "draft":
+        guessing = verdict.draft if generation.speculation.draft == "folder" else verdict.language
+        loaded += guessing.weight_bytes(dtype) if guessing is not None else 0
     return max(known, LANGUAGE_FACTOR * loaded + MEMORY_FLOOR_BYTES)
 
 

@@ -5,6 +5,7 @@ Each is one transaction under the rollout's lock: right, transition, event, traf
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 from django.db import transaction
@@ -22,7 +23,7 @@ from registry.adapters import is_adapter
 from registry.models import Version, VersionStatus
 from rollouts import plans
 from rollouts.capacity import backward
-from rollouts.controller import database_now, facts_of, state_of
+from rollouts.controller import SMOKE_AGAIN, database_now, facts_of, state_of
 from rollouts.models import Rollout, SavedPlan
 from rollouts.phases import ACTIVE, ON_THE_WAY, Phase, Reason
 from rollouts.plans import Approve, Plan, Traffic
@@ -227,6 +228,12 @@ def to_be_smoked(pk: str) -> Rollout | None:
 def record_smoke(pk: str, record: dict[str, Any]) -> None:
     """Keeps the report of the golden inputs; the controller decides by it. A second one changes nothing."""
     Rollout.objects.filter(pk=pk, phase=Phase.SMOKE, smoke__isnull=True).update(smoke=record)
+
+
+def ask_smoke_again(pk: str, in_s: float = 3.0) -> None:
+    """A replay still goes on: the controller asks anew in a moment."""
+    at = database_now() - SMOKE_AGAIN + timedelta(seconds=in_s)
+    Rollout.objects.filter(pk=pk, phase=Phase.SMOKE, smoke__isnull=True).update(smoke_asked_at=at)
 
 
 def rollback(*, endpoint: Endpoint, actor: Actor, reason: str = "") -> Rollout:

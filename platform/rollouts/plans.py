@@ -98,7 +98,8 @@ class PlanSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     all its replicas, then with one of them. surge: both versions fit at once; without, replicas are exchanged one by
     one. guardrails: None for the judge's own. unguarded: why there is no guardrail, where there is none. rescue: a
     request that the candidate fails is asked once more of the stable version. sticky: by what callers are assigned, see
-    inference.protocol.routes.Steering. replay: recorded requests are replayed against the candidate first. when_busy: what starting does while
+    inference.protocol.routes.Steering. replay: recorded requests are replayed against the candidate first, and max_drift_share of
+    the answers may differ. when_busy: what starting does while
     another rollout of the endpoint is active.
     """
 
@@ -117,6 +118,7 @@ class PlanSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     comparison: Comparison = Comparison()
     when_busy: Literal["refuse", "supersede"] = "refuse"
     replay: bool = False
+    max_drift_share: Annotated[float, msgspec.Meta(ge=0, le=1)] = 0.01
 
 
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

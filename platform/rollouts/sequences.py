@@ -58,16 +58,16 @@ class Contrast:
 
 
 def worse_evidence(data: Contrast, difference: float) -> float:
-    """Log of the evidence against "canary - stable <= difference"."""
+    """Log of the evidence against "canary - stable <= difference", at least 0."""
     surplus = data.total - data.expected - data.n * difference
     if surplus <= 0:
         return 0.0
     cumulant = _cumulant(data, difference, 1.0)
-    return _log_sum([_LOG_TILT + t * surplus - cumulant(t) for t in (x / data.spread for x in TILTS)])
+    return max(0.0, _log_sum([_LOG_TILT + t * surplus - cumulant(t) for t in (x / data.spread for x in TILTS)]))
 
 
 def better_evidence(data: Contrast, difference: float, aim: float) -> float:
-    """Log of the evidence against "canary - stable >= difference"; strongest for equal arms and difference = aim."""
+    """Log of the evidence against "canary - stable >= difference", at least 0; strongest for equal arms at `aim`."""
     surplus = data.total - data.expected - data.n * difference
     if surplus >= 0:
         return 0.0
@@ -77,7 +77,7 @@ def better_evidence(data: Contrast, difference: float, aim: float) -> float:
     best = min(3.0, math.log1p(aim / variance)) / data.spread
     focus = math.log(FOCUS) - best * surplus - cumulant(best)
     rest = math.log(1 - FOCUS) + _LOG_TILT
-    return _log_sum([focus, *(rest - t * surplus - cumulant(t) for t in (x / data.spread for x in TILTS))])
+    return max(0.0, _log_sum([focus, *(rest - t * surplus - cumulant(t) for t in (x / data.spread for x in TILTS))]))
 
 
 def lower_bound(data: Contrast, threshold: float) -> float:

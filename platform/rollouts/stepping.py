@@ -25,6 +25,7 @@ from rollouts.plans import Analyze, Approve, Pause, Plan, SetScale, SetWeight, T
 DRAIN_S = 2.0
 CRASHES_TO_FAIL_LOADING = 3
 NO_REPLICA_S = 60.0
+REPLAY_S = 900.0
 
 
 def decide(plan: Plan, state: State, facts: Facts) -> Decision:
@@ -93,7 +94,11 @@ def _load(plan: Plan, state: State, facts: Facts) -> Decision:
 
 def _smoke(plan: Plan, state: State, facts: Facts) -> Decision:
     if facts.smoke is None:
-        return Decision(ask_smoke=True)
+        longest = plan.settings.load_deadline_s + (REPLAY_S if plan.settings.replay else 0.0)
+        if facts.now - state.phase_at <= longest:
+            return Decision(ask_smoke=True)
+        words = f"Nobody could ask it the golden inputs within {plans.spoken(longest)}."
+        return aborted(plan, state, facts, Reason.LOAD_TIMEOUT, words)
     passed, words = facts.smoke
     if passed:
         return Decision(Phase.PROGRESSING, Reason.STEP, words, step=0)

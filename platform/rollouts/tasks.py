@@ -10,9 +10,8 @@ from celery.signals import task_postrun, worker_init, worker_shutting_down
 from accounts.wakeups import send
 from endpoints.pulse import Duty, Pulse
 from endpoints.tasks import CONTROL_QUEUE
-from rollouts import replay
-from rollouts import smoke as smoking
-from rollouts.actions import TICK, record_smoke, to_be_smoked
+from rollouts import first_requests, replay
+from rollouts.actions import TICK, ask_smoke_again, record_smoke, to_be_smoked
 from rollouts.controller import SMOKE, Controller
 from rollouts.judging import judge_rollout
 from rollouts.webhook_delivery import deliver_due, expire_deliveries
@@ -34,7 +33,11 @@ def smoke(pk: str) -> bool:
     rollout = to_be_smoked(pk)
     if rollout is None or rollout.endpoint is None:
         return False
-    record_smoke(pk, smoking.smoke(rollout.endpoint, rollout.candidate).record())
+    report = first_requests.ask(rollout, rollout.endpoint)
+    if report is None:
+        ask_smoke_again(pk)
+        return True
+    record_smoke(pk, report)
     send(TICK)
     return True
 

@@ -17,7 +17,7 @@ from rollouts.plans import Analyze, Approve, Pause, Plan, Traffic
 GRID_S = 10
 # How exactly a step's time is sought: people read "about 14 min".
 EXACT = 0.05
-MAX_BINS = 200
+MAX_BINS = 50
 # The shape of a latency histogram: a hump with a tail. Where it stands does not matter, only how wide it is.
 HUMP = (1, 4, 10, 18, 22, 18, 12, 7, 4, 2, 1, 1)
 FIRST_BUCKET = 12

@@ -292,19 +292,19 @@ def test_numbers_reach_the_stream_and_metrics(gateway, house):
         entries = house.valkey.client.xrange(SAMPLES_STREAM)
         return [msgspec.msgpack.decode(fields[b"s"], type=Sample) for _, fields in entries]
 
-    until(lambda: any(sample.version == 2 and sample.requests for sample in samples()), 4)
+    until(lambda: any(sample.arm == "pinned" and sample.requests for sample in samples()), 4)
     found = samples()
     assert len({(sample.source, sample.sequence) for sample in found}) == len(found)
-    one = next(sample for sample in found if sample.version == 2)
-    assert (one.endpoint, one.arm) == ("mlp", "canary")
+    one = next(sample for sample in found if sample.arm == "pinned" and sample.version == 2)
+    assert one.endpoint == "mlp"
     assert sum(one.latency_counts.values()) == one.requests
     text = gateway.get("/metrics").text
-    assert 'serinus_requests_total{arm="canary",endpoint="mlp",version="2"}' in text
+    assert 'serinus_requests_total{arm="pinned",endpoint="mlp",version="2"}' in text
     assert "serinus_replicas_ready 5.0" in text
     assert sum(one.batch_counts.values()) == one.requests
     assert one.input_sum_ms == pytest.approx(one.requests * 0.0005)
     assert one.output_sum_ms == pytest.approx(one.requests * 0.0003)
-    stage = 'serinus_stage_seconds_bucket{arm="canary",endpoint="mlp",le="%s",stage="compute",version="2"}'
+    stage = 'serinus_stage_seconds_bucket{arm="pinned",endpoint="mlp",le="%s",stage="compute",version="2"}'
     assert stage % "1e-05" in text  # 2 us in every answer of the fake replica
     gateway.post(key="ser_gone.s1")
     until(

@@ -150,7 +150,7 @@ def test_tritons_metrics_follow_the_replicas_sums(gateway):
     assert value("nv_inference_pending_request_count") == 0
     text = gateway.get("/metrics").text
     assert "nv_gpu" not in text
-    assert 'serinus_requests_total{arm="canary",endpoint="mlp",version="2"}' in text
+    assert 'serinus_requests_total{arm="pinned",endpoint="mlp",version="2"}' in text
     kinds = {one.split()[2]: one.split()[3] for one in text.splitlines() if one.startswith("# TYPE")}
     assert kinds["nv_inference_request_success"] == "counter"
     assert kinds["nv_inference_pending_request_count"] == "gauge"

@@ -133,7 +133,7 @@ def test_what_does_not_fit_is_refused_with_both_numbers(gateway, words, most):
 
 def by_length(gateway):
     """Generations that ended by their length."""
-    lines = httpx.get(f"{gateway.url}/metrics").text.splitlines()
+    lines = gateway.get("/metrics").text.splitlines()
     wanted = [
         one for one in lines if one.startswith("vllm:request_success_total{") and 'finished_reason="length"' in one
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import httpx
 import msgspec
@@ -27,6 +28,8 @@ from telemetry import shadows
 from telemetry.models import RecordedRequest
 from tests.support import fleet_cast
 from tests.support.cast import Cast
+from tests.support.celery_workers import celery_worker
+from tests.support.database import Services
 from tests.support.fake_language import FakeLanguage
 from tests.support.gateway_house import MLP, House, request, until
 
@@ -174,6 +177,27 @@ def test_a_killed_worker_leaves_its_slice_to_the_next_and_counts_nothing_twice(h
     asker.close()
     row.refresh_from_db()
     assert (row.requests, row.cursor) == (40, 40)
+
+
+def test_a_real_worker_killed_twice_in_the_middle_ends_with_the_same_report(
+    house, endpoint, cast, services: Services, tmp_path: Path
+) -> None:
+    record(house, endpoint, 48)
+    url = house.gateways[0].url
+    row = replay.start_replay(
+        endpoint=endpoint, version=candidate(endpoint), actor=cast.actor("developer"), rate_per_s=24.0
+    )
+    for goal in (16, 32, 48):
+        with celery_worker("jobs", tmp_path, services, redis_url=services.redis_url, SERINUS_GATEWAY_URL=url):
+            replay.send(replay.ADVANCE, str(row.pk), queue=replay.QUEUE)
+            until(lambda least=goal: Replay.objects.get(pk=row.pk).cursor >= least, 60)
+            if goal == 48:
+                until(lambda: Replay.objects.get(pk=row.pk).status == "done", 30)
+        # the worker is dead, and its lease is over
+        Replay.objects.filter(pk=row.pk).update(lease_until=Now() - timedelta(seconds=1))
+    row.refresh_from_db()
+    assert (row.status, row.requests, row.compared, row.drifted, row.errors) == ("done", 48, 48, 0, 0)
+    assert row.fence >= 2
 
 
 def test_purged_requests_are_skipped_and_a_candidate_without_a_replica_fails_in_time(house, endpoint, cast) -> None:

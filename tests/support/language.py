@@ -36,12 +36,12 @@ def tokenizer() -> Any:
     return made
 
 
-def folder(path: Path, *, pickled: bool = False, **changes: Any) -> Any:
+def folder(path: Path, *, pickled: bool = False, seed: int = 5, **changes: Any) -> Any:
     """A tiny random Llama as save_pretrained writes it, with its tokenizer. Returns the transformers model."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(5)
+    torch.manual_seed(seed)
     sizes = {
         "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 56, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.2,

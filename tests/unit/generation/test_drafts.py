@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.generation.drafts import AGAIN_AFTER, TRIAL, Ngrams, Payoff
+from inference.generation.drafts import AGAIN_AFTER, TRIAL, Drafts, Ngrams, Payoff
+from inference.generation.plan import Plan
 from inference.generation.sequence import Sequence
 from inference.protocol.settings import Speculation
 
@@ -67,3 +68,64 @@ def test_it_changes_its_mind_when_the_texts_change():
     iterations(payoff, 300, lambda drafted: (0.016, 4) if drafted else (0.010, 4))
     later = iterations(payoff, 1000, lambda drafted: (0.012, 8) if drafted else (0.010, 4))
     assert later > 400
+
+
+class Slow:
+    """A proposer that guesses one token, after it has read a text of its own for `reading_s`."""
+
+    def __init__(self, *reading_s):
+        self.reading_s = list(reading_s)
+
+    def enter(self, sequence):
+        pass
+
+    def forget(self):
+        pass
+
+    def propose(self, sequences, room):
+        for sequence in sequences:
+            sequence.drafts = [7][:room]
+        return self.reading_s.pop(0) if self.reading_s else 0.0
+
+
+def ran(drafts, sequence, seconds, *, accepted=1):
+    """One iteration as the engine runs it; whether it had drafts."""
+    sequence.drafts = []
+    drafts.propose([sequence], 4)
+    plan = Plan(16, decode_tokens=1, draft_tokens=len(sequence.drafts))
+    if sequence.drafts:
+        drafts.judged(accepted)
+    drafts.timed(plan, seconds(bool(sequence.drafts)))
+    return bool(sequence.drafts)
+
+
+def text():
+    return Sequence(1, [5, 6], 1000, computed=1)
+
+
+def test_a_long_text_that_was_read_once_does_not_end_the_drafts():
+    """An iteration took a hundred times as long, for the sake of all that follow."""
+    reading = [0.0] * 300 + [1.0]
+    drafts, sequence = Drafts(Slow(*reading)), text()
+    before = [ran(drafts, sequence, lambda drafted: 0.012 if drafted else 0.010) for _ in range(200)]
+    assert before[-1]
+    while drafts.proposer.reading_s:
+        last = drafts.proposer.reading_s[0]
+        ran(drafts, sequence, lambda drafted, last=last: 0.012 + last if drafted else 0.010)
+    after = [ran(drafts, sequence, lambda drafted: 0.012 if drafted else 0.010) for _ in range(20)]
+    assert sum(after[:3]) == 3
+
+
+def test_texts_that_take_longer_to_read_than_they_gain_end_the_drafts():
+    drafts, sequence = Drafts(Slow(*[0.02] * 1000)), text()
+    found = [ran(drafts, sequence, lambda drafted: 0.012 + 0.02 if drafted else 0.010) for _ in range(600)]
+    assert sum(found[200:]) < 200
+
+
+def test_after_the_warm_up_both_manners_are_tried_anew():
+    drafts, sequence = Drafts(Slow()), text()
+    for _ in range(100):
+        ran(drafts, sequence, lambda drafted: 0.9 if drafted else 0.010)
+    assert not ran(drafts, sequence, lambda drafted: 0.9 if drafted else 0.010)
+    drafts.forget()
+    assert ran(drafts, sequence, lambda drafted: 0.012 if drafted else 0.010)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from inference.artifacts.causal import DRAFT
 from inference.errors import InvalidInput, Rejected
 from inference.models.language import LanguageFacts
 from inference.models.on_torch import tensors
@@ -37,8 +38,8 @@ def load(context: LoadContext) -> TorchLanguageModel:
 
 
 def source_of(folder: Path) -> WeightSource:
-    """Raises Rejected for a folder with several GGUF files, or none and no safetensors."""
-    files = sorted(folder.rglob("*.gguf"))
+    """Those of a folder, but not of its draft model. Raises Rejected for several GGUF files, or none and no safetensors."""
+    files = [path for path in sorted(folder.rglob("*.gguf")) if path.relative_to(folder).parts[0] != DRAFT]
     if not files:
         return SafetensorsWeights(folder)
     if len(files) > 1:
