@@ -96,7 +96,7 @@ class Speculation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     method: Literal["ngram", "draft"] = "ngram"
     tokens: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
     draft: Literal["folder", "self"] = "folder"
-    quantization: Literal["same", "none", "int8", "int4"] = "same"
+    quantization: Literal["same", "none", "int8", "int4", "gguf"] = "same"
     longest_match: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
     shortest_match: Annotated[int, msgspec.Meta(ge=1, le=16)] = 2
 
