@@ -21,7 +21,7 @@ import msgspec
 
 from inference.errors import ClientError, Malformed, NotReady, Overloaded, ReplicaLost, SerinusError, TooLarge, by_code
 from inference.gateway.flights import Flight
-from inference.gateway.lending import Budget, Lender, number_of
+from inference.gateway.lending import LEAST_BYTES, Budget, Lender, number_of
 from inference.protocol import blocks, frames
 from inference.protocol.blocks import Block
 from inference.protocol.messages import (
@@ -123,8 +123,9 @@ class _Wire(asyncio.BufferedProtocol):
         if flight.parts or not answer.final:
             self._link.part(flight, answer)
         flight.parts += 1
-        self._link.lender.saw_answer(len(body))
-        flight.room = None
+        if len(body) >= LEAST_BYTES or self._link.lender.room_bytes:
+            self._link.lender.saw_answer(len(body))
+            flight.room = None
         flight.take(answer, body)
 
     def _take(self, message: FromReplica) -> None:
@@ -254,11 +255,11 @@ class Link:
             size += len(part)
         if size > SMALL_BYTES:
             block, at = self.lender.place(call.body)
-        flight.room = room = self.lender.room()
+        room = flight.room = self.lender.room() if self.lender.room_bytes else None
         head = frames.encode_head(
             Infer(
                 number, timeout_ms, call.tensors, call.outputs, call.parameters, call.priority, call.timeout_us,
-                call.sequence, call.traceparent, flight.key, block, at, number_of(room),
+                call.sequence, call.traceparent, flight.key, block, at, 0 if room is None else number_of(room),
             ),
             0 if block else size,
         )  # fmt: skip

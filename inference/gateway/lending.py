@@ -43,7 +43,7 @@ class Lender:
         self._recall = recall
         self._blocks: list[Block] = []
         self._numbers = count(1)
-        self._room_bytes = 0  # of the last answer
+        self.room_bytes = 0  # of the last answer, if it was large
         self.is_open = False  # whether there is a replica that takes blocks
         self.mapped: set[int] = set()  # by the replica, on the connection that stands
 
@@ -69,13 +69,13 @@ class Lender:
 
     def room(self) -> memoryview | None:
         """Memory for an answer such as the last one, if that was large; None: it shall come through the socket."""
-        if self._room_bytes < LEAST_BYTES or not self.is_open:
+        if not self.room_bytes or not self.is_open:
             return None
-        block = self._take(self._room_bytes, is_for_answers=True)
+        block = self._take(self.room_bytes, is_for_answers=True)
         return memoryview(block) if block is not None and block.number in self.mapped else None
 
     def saw_answer(self, size: int) -> None:
-        self._room_bytes = size
+        self.room_bytes = size if size >= LEAST_BYTES else 0
 
     def is_mapped(self, number: int) -> None:
         """The replica says so."""

@@ -113,6 +113,7 @@ class Replica:
         settings: dict[str, Any],
         adapters: list[AdapterSpec] | None = None,
         name: str = "r1",
+        threads: int = 1,
     ) -> None:
         self.root = root
         self.adapters: list[AdapterSeen] = []
@@ -129,6 +130,7 @@ class Replica:
             Signature([], []),
             settings,
             adapters=adapters or [],
+            threads=threads,
         )
         message = StartReplica(spec, ChildPaths(str(root / "store"), str(root / "work")))
         self.path = str(root / "l")
