@@ -71,8 +71,10 @@ def sums_of(
     leverage = sum(unit.n * unit.n / unit.control_n for unit in used if unit.control_n)
     spread, stable_spread = spreads(treated, control, units, unit_s)
     contrast = Contrast(n, total, expected, leverage, _ratio([*treated, *control]), spread, stable_spread)
-    turn = (lambda mean: 1 - mean) if is_decrease else (lambda mean: mean)
-    return Sums(contrast, None if metric in PAIRED else turn(expected / n), turn(total / n), len(used))
+    before, after = expected / n, total / n
+    if is_decrease:
+        before, after = 1 - before, 1 - after
+    return Sums(contrast, None if metric in PAIRED else before, after, len(used))
 
 
 @dataclass(slots=True)
