@@ -158,7 +158,7 @@ class _Wire(asyncio.BufferedProtocol):
         self._offer_next()
 
     def _offer_next(self) -> None:
-        while self._offers and self._offered is None:
+        while self._offers and self._offered is None and self._transport and not self._transport.is_closing():
             block = self._offers.popleft()
             if block.descriptor >= 0:
                 self.send(frames.encode(Lend(block.number, len(block), block.is_for_answers)))
@@ -174,7 +174,7 @@ class _Wire(asyncio.BufferedProtocol):
         except OSError as error:
             raise Malformed(f"a block could not be handed over: {error}") from error
         later, self._later = self._later, []
-        if later:
+        if later and not self._transport.is_closing():
             self.send(*later)
         self._offer_next()
 

@@ -33,6 +33,7 @@ from tests.support.replica_process import Replica  # noqa: E402
 
 TEXTS = Signature([TensorSpec("text", "BYTES", [-1])], [TensorSpec("embedding", "FP32", [-1, 384])], max_batch_size=64)
 CONNECTIONS = 64
+START_S = 180
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,8 @@ def served(folder: Path, artifact: Path, way: Way) -> Iterator[tuple[str, list[i
         for n in range(way.replicas)
     ]
     gateway = None
+    for one in replicas:
+        one.control.sock.settimeout(START_S)
     try:
         links = [ReplicaRoute(f"r{n}", 1, f"unix:{one.ready().path}") for n, one in enumerate(replicas)]
         variant = VariantRoute(1, "primary", 10_000, TEXTS, links)

@@ -136,6 +136,8 @@ def _flat_forward(program: ExportedProgram) -> Any:
 
 def _only_reads(program: ExportedProgram) -> bool:
     """Whether nothing in the program writes to a tensor that it was given, so that its inputs may be read-only memory."""
+    if program.graph_signature.user_inputs_to_mutate:  # written back where the module is made, not in this graph
+        return False
     called = [node.target for node in program.graph.nodes if node.op == "call_function"]
     known = [target for target in called if target is not operator.getitem]
     return all(_is_functional(target) for target in known)

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from inference.models.contract import LoadContext
 
 _streams = threading.local()
-# Torch has no read-only tensors and says so; such memory goes to programs only that do not write to their inputs.
-warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+# Torch has no read-only tensors and says so, once in a process: here. Such memory goes to programs only that do not
+# write to their inputs.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.from_numpy(np.frombuffer(b"\0", np.uint8))
 
 DATATYPE_OF = {
     torch.bool: "BOOL",
