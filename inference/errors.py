@@ -36,6 +36,12 @@ class InvalidInput(ClientError):
     code = "invalid_input"
 
 
+class ContextExceeded(InvalidInput):
+    """The prompt, or what it asks for, is longer than the model's context."""
+
+    code = "context_length_exceeded"
+
+
 class Malformed(ClientError):
     """The request could not be read."""
 
@@ -157,6 +163,13 @@ class ReplicaLost(ServerError):
 
     code = "replica_lost"
     retryable = True
+
+    def __init__(
+        self, message: str | None = None, *, retry_after_s: float | None = None, last_token: int | None = None
+    ) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        # of a text that had begun: the index from 0 of the last token that came, counted over all choices
+        self.last_token = last_token
 
 
 class SequenceLost(ServerError):

@@ -66,7 +66,11 @@ class Language:
     notes: list[str] = field(default_factory=list)
 
     def weight_bytes(self, dtype: str, quantization: str = "none") -> int:
-        """Bytes of all weights once loaded as `dtype` ("float32", "bfloat16"); quantised, all but the embedding are less."""
+        """Bytes of all weights once loaded as `dtype` ("float32", "bfloat16"); quantised, all but the embedding are less;
+        as "gguf" about what the file has.
+        """
+        if quantization == "gguf":
+            return self.stored_bytes
         if quantization == "none":
             return self.parameters * ITEM_BYTES[dtype]
         embedding = min(self.parameters, self.shape.vocabulary * self.shape.width)

@@ -40,3 +40,4 @@ class Lane(Generic[T]):
                 self._loop.call_soon_threadsafe(done, result)
             except RuntimeError:
                 return  # the loop is closed: nobody is left to be told
+            del item, job, done, result  # a batch and its answers, which would live on until the next one has run

@@ -136,6 +136,12 @@ class App:
             endpoint.route.public for endpoint in self._plane.table.now.endpoints.values()
         )
 
+    def memory(self, head: Head) -> memoryview | None:
+        place = self._place(head)
+        if place.door.speaks != "infer" or not head.json_bytes or b"content-encoding" in head.headers:
+            return None
+        return self._plane.memory(place.name, place.number, head.length, -head.json_bytes)
+
     def handle(self, connection: Connection, head: Head, body: Part) -> None:
         request_id = self._request_id(head.headers)
         try:

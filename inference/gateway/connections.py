@@ -12,6 +12,8 @@ import contextlib
 import logging
 import random
 import re
+import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import cast
 
@@ -19,7 +21,9 @@ import msgspec
 
 from inference.errors import ClientError, Malformed, NotReady, Overloaded, ReplicaLost, SerinusError, TooLarge, by_code
 from inference.gateway.flights import Flight
-from inference.protocol import frames
+from inference.gateway.lending import LEAST_BYTES, Budget, Lender, number_of
+from inference.protocol import blocks, frames
+from inference.protocol.blocks import Block
 from inference.protocol.messages import (
     Answer,
     Ask,
@@ -27,12 +31,16 @@ from inference.protocol.messages import (
     Fault,
     FromReplica,
     Goodbye,
+    Hand,
     Hello,
     Infer,
+    Lend,
+    Mapped,
     Pause,
     Ping,
     Pong,
     Resume,
+    Return,
     Told,
 )
 from inference.protocol.routes import ReplicaRoute
@@ -76,6 +84,9 @@ class _Wire(asyncio.BufferedProtocol):
         self._decoder: frames.Decoder[FromReplica] = frames.Decoder(FromReplica)
         self._transport: asyncio.Transport | None = None
         self._out: list[bytes | memoryview] = []
+        self._offers: deque[Block] = deque()
+        self._offered: Block | None = None
+        self._later: list[bytes | memoryview] = []  # what is said while a descriptor is awaited
         self.pending: dict[int, Flight] = {}
         self.asked: dict[int, asyncio.Future[ModelStatistics]] = {}
         self.unanswered = 0
@@ -104,12 +115,17 @@ class _Wire(asyncio.BufferedProtocol):
         flight = self.pending.get(answer.id)
         if flight is None:
             return
+        if answer.is_in_room:
+            body = _in_room(flight, answer)
         if answer.final:
             del self.pending[answer.id]
             flight.has_ended = True
         if flight.parts or not answer.final:
             self._link.part(flight, answer)
         flight.parts += 1
+        if len(body) >= LEAST_BYTES or self._link.lender.room_bytes:
+            self._link.lender.saw_answer(len(body))
+            flight.room = None
         flight.take(answer, body)
 
     def _take(self, message: FromReplica) -> None:
@@ -117,6 +133,7 @@ class _Wire(asyncio.BufferedProtocol):
             flight = self.pending.pop(message.id, None)
             if flight is not None:
                 _log.info("replica %s answered %s: %s", self._link.route.id, message.code, message.message)
+                self._link.lender.give_up(flight.call.body)  # it may be a late one, whose pass goes on
                 self._link.failed(flight, fault_error(message))
         elif type(message) is Ping:
             self.send(frames.encode(Pong(message.token)))
@@ -128,11 +145,46 @@ class _Wire(asyncio.BufferedProtocol):
             self._link.greeted(self, message)
         elif type(message) is Goodbye:
             self._link.leaving(self)
+        elif type(message) is Hand:
+            self._hand(message.number)
+        elif type(message) is Mapped and self._link.is_on(self):
+            self._link.lender.is_mapped(message.number)
+
+    # -- lending ----------------------------------------------------------------------------------------------------
+
+    def offer(self, block: Block) -> None:
+        """Lends a block: the replica is told now, and gets its descriptor when it has stopped reading for it."""
+        self._offers.append(block)
+        self._offer_next()
+
+    def _offer_next(self) -> None:
+        while self._offers and self._offered is None and self._transport and not self._transport.is_closing():
+            block = self._offers.popleft()
+            if block.descriptor >= 0:
+                self.send(frames.encode(Lend(block.number, len(block), block.is_for_answers)))
+                self._offered = block
+
+    def _hand(self, number: int) -> None:
+        block, self._offered = self._offered, None
+        if block is None or block.number != number or self._transport is None:
+            raise Malformed("a block was asked for that was not offered")
+        # Everything up to the offer was read, so there is room for a byte, and nothing of ours is before it.
+        try:
+            blocks.handed(self._transport.get_extra_info("socket").fileno(), block)
+        except OSError as error:
+            raise Malformed(f"a block could not be handed over: {error}") from error
+        later, self._later = self._later, []
+        if later and not self._transport.is_closing():
+            self.send(*later)
+        self._offer_next()
 
     def send(self, *parts: bytes | memoryview) -> None:
         """Sends a frame; those of one turn of the event loop leave together."""
         if self._transport is None or self._transport.is_closing():
             raise ReplicaLost
+        if self._offered is not None:
+            self._later += parts
+            return
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out += parts
@@ -153,6 +205,7 @@ class _Wire(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
         self._link.unready(self)
+        self._offers.clear()
         pending, self.pending = self.pending, {}
         for flight in pending.values():
             self._link.failed(flight, ConnectionLost(retry_after_s=1.0))
@@ -161,6 +214,13 @@ class _Wire(asyncio.BufferedProtocol):
                 future.set_exception(ReplicaLost(retry_after_s=1.0))
         if not self.lost.done():
             self.lost.set_result(None)
+
+
+def _in_room(flight: Flight, answer: Answer) -> memoryview:
+    size = sum([tensor.size_bytes for tensor in answer.tensors])
+    if flight.room is None or not 0 <= size <= len(flight.room):
+        raise Malformed("an answer lies in a block that its request did not name")
+    return flight.room[:size]
 
 
 class Link:
@@ -176,6 +236,7 @@ class Link:
         self._pool = pool
         self._wire: _Wire | None = None
         self._ids = 0
+        self.lender = Lender(pool.budget, self._offer, lambda number: self._tell(Return(number)))
         self._task: asyncio.Task[None] | None = asyncio.ensure_future(self._keep_up())
 
     @property
@@ -189,17 +250,22 @@ class Link:
             raise ReplicaLost(retry_after_s=1.0)
         call = flight.call
         self._ids = number = self._ids + 1
-        size = 0
+        size = block = at = 0
         for part in call.body:
             size += len(part)
+        if size > SMALL_BYTES:
+            block, at = self.lender.place(call.body)
+        room = flight.room = self.lender.room() if self.lender.room_bytes else None
         head = frames.encode_head(
             Infer(
                 number, timeout_ms, call.tensors, call.outputs, call.parameters, call.priority, call.timeout_us,
-                call.sequence, call.traceparent, flight.key,
+                call.sequence, call.traceparent, flight.key, block, at, 0 if room is None else number_of(room),
             ),
-            size,
+            0 if block else size,
         )  # fmt: skip
-        if size <= SMALL_BYTES:
+        if block:
+            wire.send(head)
+        elif size <= SMALL_BYTES:
             wire.send(b"".join((head, *call.body)))
         else:
             wire.send(head, *call.body)
@@ -211,6 +277,7 @@ class Link:
         wire = self._wire
         if wire is not None and wire.pending.pop(flight.number, None) is not None:
             self._tell(Cancel(flight.number))
+            self.lender.give_up(flight.call.body)
 
     def pause(self, flight: Flight) -> None:
         """The reader of this streaming request is slow."""
@@ -250,6 +317,18 @@ class Link:
         wire.unanswered += 1
         self._tell(Ping(wire.unanswered))
 
+    def is_on(self, wire: _Wire) -> bool:
+        """Whether this is the connection that stands."""
+        return wire is self._wire
+
+    def memory(self, size: int, offset: int) -> memoryview | None:
+        """Where a body that will be sent here may be received, so that the replica reads it there; see Lender.take."""
+        return self.lender.take(size, offset) if self.ready else None
+
+    def _offer(self, block: Block) -> None:
+        if self._wire is not None:
+            self._wire.offer(block)
+
     def failed(self, flight: Flight, error: SerinusError) -> None:
         self._pool.on_failed(flight, error)
 
@@ -263,6 +342,7 @@ class Link:
             wire.close()
             return
         wire.greeted = True
+        self.lender.is_open = hello.takes_blocks and self.route.address.startswith("unix:")
         if wire is self._wire and self._task is not None:
             self.ready = True
             self._pool.changed()
@@ -274,6 +354,7 @@ class Link:
     def unready(self, wire: _Wire) -> None:
         if wire is self._wire:
             self.ready = self.draining = False
+            self.lender.lost()
             self._pool.on_lost(self.route.id)
 
     async def retire(self) -> None:
@@ -340,6 +421,7 @@ class Pool:
     def __init__(self) -> None:
         self._links: dict[ReplicaRoute, Link] = {}
         self._retiring: set[asyncio.Task[None]] = set()
+        self.budget = Budget()
         self.on_failed: Callable[[Flight, SerinusError], None] = lambda _flight, _error: None
         self.on_part: Callable[[Flight, Answer], None] = lambda _flight, _answer: None
         self.on_lost: Callable[[str], object] = lambda _replica: None
@@ -370,6 +452,7 @@ class Pool:
             await asyncio.sleep(PING_S)
             for link in list(self._links.values()):
                 link.ping()
+                link.lender.tidy(time.monotonic())
 
     def counts(self) -> tuple[int, int]:
         """(ready links, links)"""

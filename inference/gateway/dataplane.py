@@ -33,6 +33,7 @@ from inference.gateway.choosing import Asked
 from inference.gateway.connections import ConnectionLost, Link, Pool
 from inference.gateway.feedback_ids import FeedbackIds
 from inference.gateway.flights import Flight, Flights
+from inference.gateway.lending import lender_of
 from inference.gateway.pipelines import Run
 from inference.gateway.quarantine import WORDS, Trials
 from inference.gateway.rescue import Rescuer, refit
@@ -100,6 +101,17 @@ class DataPlane:
         if endpoint is None:
             raise NotFound(f"Request for unknown model: '{name}' is not found")
         return caller, endpoint
+
+    def memory(self, name: str, version: int | None, size: int, offset: int) -> memoryview | None:
+        """Where a body of `size` bytes may be received so that the replica that it will be sent to reads it there; None
+        where that is not known yet, or no replica lends. offset: as for Lender.take.
+        """
+        endpoint = self.table.now.endpoints.get(name)
+        variant = None
+        if endpoint is not None:
+            variant = endpoint.only if version is None else endpoint.variants.get(version)
+        link = self._pick(variant) if variant is not None and variant.links else None
+        return link.memory(size, offset) if link is not None else None
 
     # -- a flight's life --------------------------------------------------------------------------------------------
 
@@ -236,7 +248,9 @@ class DataPlane:
         """The replica for this request; None when none is ready. Raises SequenceLost."""
         sequence = flight.call.sequence
         if sequence is None:
-            return self._pick(flight.variant)
+            lending = lender_of(flight.call.body) if len(flight.variant.links) > 1 else None
+            chosen = [link for link in flight.variant.links if link.lender is lending and link.ready] if lending else []
+            return chosen[0] if chosen else self._pick(flight.variant)
         links = {link.route.id: link for link in flight.variant.links}
         ready = [name for name, link in links.items() if link.ready]
         draining = [name for name, link in links.items() if link.draining]

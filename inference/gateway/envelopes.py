@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from inference.errors import InvalidInput, Malformed, SerinusError
+from inference.errors import InvalidInput, Malformed, ReplicaLost, SerinusError
 from inference.gateway import calls, codec
 from inference.gateway.web import Part
 
@@ -40,6 +40,7 @@ class ErrorFrame(msgspec.Struct, omit_defaults=True):
     error: str
     code: str
     retry_after_s: float | None = None
+    last_token: int | None = None
 
 
 class VerbFrame(msgspec.Struct, omit_defaults=True):
@@ -110,7 +111,8 @@ def response(text: bytes, *, is_final: bool) -> bytes:
 
 
 def error(identity: str | None, found: SerinusError) -> bytes:
-    return _encode(ErrorFrame(identity, found.message, found.code, found.retry_after_s))
+    last = found.last_token if isinstance(found, ReplicaLost) else None
+    return _encode(ErrorFrame(identity, found.message, found.code, found.retry_after_s, last))
 
 
 def verb(kind: str, identity: str, body: bytes) -> bytes:

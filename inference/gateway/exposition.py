@@ -22,7 +22,7 @@ LABELS = ["endpoint", "version", "arm"]
 STAGES = ("queue", "input", "compute", "output")
 # Codes of requests that were turned away or given up without having been run, as against those that failed.
 REJECTIONS = frozenset({
-    "cancelled", "conflict", "deadline_exceeded", "draining", "forbidden", "invalid_input", "invalid_request",
+    "cancelled", "conflict", "context_length_exceeded", "deadline_exceeded", "draining", "forbidden", "invalid_input", "invalid_request",
     "malformed", "not_found", "not_ready", "overloaded", "poison_input", "rate_limited", "rejected", "too_large",
     "unauthenticated", "unsupported", "unsupported_encoding",
 })  # fmt: skip

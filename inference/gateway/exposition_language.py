@@ -29,7 +29,7 @@ class _Number:
 
 @dataclass(frozen=True, slots=True)
 class _Times:
-    """A histogram of seconds."""
+    """A histogram, of seconds or tokens."""
 
     name: str
     vllm: str
@@ -61,6 +61,14 @@ _TIMES = (
            lambda one: one.first_token),
     _Times(metrics.TIME_BETWEEN, "vllm:inter_token_latency_seconds", "From a token to the next one",
            lambda one: one.next_token),
+    _Times(metrics.LANGUAGE_REQUEST, "vllm:e2e_request_latency_seconds", "From arrival to the end of the answer",
+           lambda one: one.whole),
+    _Times(metrics.LANGUAGE_QUEUE, "vllm:request_queue_time_seconds", "In the engine, until the first chunk ran",
+           lambda one: one.queued),
+    _Times(metrics.REQUEST_PROMPT_TOKENS, "vllm:request_prompt_tokens", "Tokens of a finished request's prompt",
+           lambda one: one.prompts),
+    _Times(metrics.REQUEST_GENERATED_TOKENS, "vllm:request_generation_tokens", "Tokens of a finished request's answer",
+           lambda one: one.answers),
 )  # fmt: skip
 _STAGES: dict[str, Callable[[GenerationStatistics], int]] = {
     "forward": lambda one: one.forward_ns,

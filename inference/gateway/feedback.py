@@ -46,9 +46,6 @@ class Seen:
             self._marks.popitem(last=False)
         return True
 
-    def forget(self, mark: str) -> None:
-        self._marks.pop(mark, None)
-
 
 class _Body(msgspec.Struct, forbid_unknown_fields=True):
     score: float

@@ -43,7 +43,7 @@ class Flight(ABC):
 
     __slots__ = (
         "asked", "call", "deadline", "endpoint", "feedback", "has_ended", "heard", "held_until", "is_abandoned",
-        "is_invalid", "key", "link", "number", "parts", "rescued", "retries", "sent", "started", "trace", "variant",
+        "is_invalid", "key", "link", "number", "parts", "rescued", "retries", "room", "sent", "started", "trace", "variant",
         "watchers",
     )  # fmt: skip
 
@@ -61,6 +61,7 @@ class Flight(ABC):
         self.retries = 0
         self.held_until = 0.0
         self.parts = 0  # answers so far
+        self.room: memoryview | None = None  # lent for its answer
         self.asked: Asked | None = None
         self.rescued: Rescued | None = None
         self.heard = 0.0

@@ -56,6 +56,12 @@ class Head:
         self.is_websocket = b"upgrade" in connection and headers.get(b"upgrade", b"").lower() == b"websocket"
         self.memo: Any = None
 
+    @property
+    def json_bytes(self) -> int:
+        """How far into the body its binary tensors begin, as far as the head says so; 0 where it does not."""
+        given = self.headers.get(b"inference-header-content-length", b"")
+        return int(given) if given.isdigit() and len(given) <= 12 else 0
+
 
 class _Parsed:
     def __init__(self) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import mmap
 import time
 from collections.abc import Sequence
 from typing import Protocol, cast
@@ -21,6 +20,7 @@ from inference.gateway.bodies import Bodies, Held
 from inference.gateway.heads import MAX_HEAD_BYTES, Head, Heads
 from inference.gateway.incoming import Incoming
 from inference.gateway.web import Headers, Part
+from inference.protocol import memory
 
 HEAD_S = 9.0  # looked at once a second
 BODY_IDLE_S = 30.0
@@ -51,6 +51,10 @@ class Application(Protocol):
 
     def preflight(self, head: Head) -> None:
         """Called when a head has come whose body is still on its way. Raises SerinusError to refuse it."""
+        ...
+
+    def memory(self, head: Head) -> memoryview | None:
+        """Called after `preflight` for a large body: where it shall be received; None: anywhere."""
         ...
 
     def handle(self, connection: Connection, head: Head, body: Part) -> None:
@@ -238,8 +242,10 @@ class Connection(asyncio.BufferedProtocol):
             self._chunks = chunks.Chunked(self._bodies)
             self._chunk_came(data)
             return
-        own = bytearray(head.length) if head.length < OWN_PAGES_BYTES else mmap.mmap(-1, head.length)
-        self._view = memoryview(own)
+        if head.length < OWN_PAGES_BYTES:
+            self._view = memoryview(bytearray(head.length))
+        else:
+            self._view = self._app.memory(head) or memory.pool.take(head.length, -head.json_bytes)
         self._view[: len(data)] = data
         self._filled = len(data)
 
@@ -271,14 +277,16 @@ class Connection(asyncio.BufferedProtocol):
             self.transport.resume_reading()
 
     def _body_came(self, size: int) -> None:
-        self._filled += size
+        before, self._filled = self._filled, self._filled + size
         self._since = time.monotonic()
-        view, head, memory = self._view, self._head, self._memory
+        view, head, held = self._view, self._head, self._memory
         assert view is not None
         assert head is not None
-        assert memory is not None
+        assert held is not None
+        if before < memory.HUGE_BYTES <= self._filled:
+            memory.in_huge_pages(view)
         try:
-            memory.grow(self._filled)
+            held.grow(self._filled)
         except SerinusError as error:
             self._refuse(head, error)
             return
@@ -288,13 +296,13 @@ class Connection(asyncio.BufferedProtocol):
 
     def _chunk_came(self, data: bytes) -> None:
         self._since = time.monotonic()
-        found, head, memory = self._chunks, self._head, self._memory
+        found, head, held = self._chunks, self._head, self._memory
         assert found is not None
         assert head is not None
-        assert memory is not None
+        assert held is not None
         try:
             body = found.feed(data)
-            memory.grow(found.size)
+            held.grow(found.size)
         except SerinusError as error:
             self._refuse(head, error)
             return
@@ -420,9 +428,9 @@ class Connection(asyncio.BufferedProtocol):
         asyncio.get_running_loop().call_later(LINGER_S, self.transport.close)
 
     def _release(self) -> None:
-        memory, self._memory = self._memory, None
-        if memory is not None:
-            memory.release()
+        held, self._memory = self._memory, None
+        if held is not None:
+            held.release()
 
     def take_over(self) -> asyncio.Transport:
         """The transport, for another protocol; this object forgets it."""

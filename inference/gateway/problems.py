@@ -12,6 +12,7 @@ from inference.gateway.web import JSON_TYPE, Headers
 STATUSES: dict[str, int] = {
     "invalid_request": 400,
     "invalid_input": 400,
+    "context_length_exceeded": 400,
     "malformed": 400,
     "unauthenticated": 401,
     "forbidden": 403,

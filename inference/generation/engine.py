@@ -149,6 +149,7 @@ class Engine:
     def _enter(self, run: Run) -> None:
         request = run.request
         request.runs.append(run)
+        run.added_ns = self._clock()
         self._runs[run.sequence.id] = run
         run.slot = self.sampler.add(
             request.sampling,
@@ -179,6 +180,9 @@ class Engine:
         asked = asked_of(plan, flat)
         masks = self._start_masks(asked, len(flat.wanted))
         scheduled = self._clock()
+        for item in plan.items:
+            if item.sequence.request.queued_ns < 0:
+                item.sequence.request.queued_ns = scheduled - item.sequence.request.added_ns
         try:
             logits = self._forward(plan, flat)
         except BaseException as error:  # noqa: BLE001 (a boundary: whatever native code raises ends its callers only)

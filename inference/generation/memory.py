@@ -39,22 +39,26 @@ def cache_size(
     device: str = "cpu",
     device_bytes: int = 0,
     left_bytes: int = 0,
+    reserved_bytes: int = 0,
     draft: LanguageModel | None = None,
 ) -> CacheSize:
     """As many blocks as `cache_bytes` says, else as the free memory allows, and never more than all sequences can use.
     A draft model has as many of its own, out of the same memory.
 
     device_bytes: what this process may take of its accelerator in all, 0 for what is free; left_bytes: of the host's
-    memory before this process meets its bound, 0 for none. Raises Rejected where not even 16 blocks fit.
+    memory before this process meets its bound, 0 for none; reserved_bytes: of these, what adapters that come later may
+    take (a version whose bound was set without them keeps half of its room for keys and values).
+
+    Raises Rejected where not even 16 blocks fit.
     """
     answering = model.block_bytes(settings.block_size)
     one = answering + (draft.block_bytes(settings.block_size) if draft is not None else 0)
     per_sequence = -(-model.facts.max_context // settings.block_size)
     most = per_sequence * settings.max_num_seqs
-    room = settings.cache_bytes or _free_bytes(device, device_bytes)
+    room = settings.cache_bytes or _free_bytes(device, device_bytes, reserved_bytes)
     if not settings.cache_bytes and device == "cpu":
         room = max(min(room, HOST_MOST_BYTES), min(per_sequence * one, psutil.virtual_memory().available // 2))
-        room = min(room, max(0, left_bytes - WORK_BYTES)) if left_bytes else room
+        room = min(room, _without(max(0, left_bytes - WORK_BYTES), reserved_bytes)) if left_bytes else room
     blocks = min(most, room // one)
     if blocks < min(16, per_sequence):
         raise Rejected(
@@ -65,7 +69,11 @@ def cache_size(
     return CacheSize(blocks, settings.offload_bytes // answering, one)
 
 
-def _free_bytes(device: str, device_bytes: int) -> int:
+def _without(room: int, reserved: int) -> int:
+    return room - min(reserved, room // 2)
+
+
+def _free_bytes(device: str, device_bytes: int, reserved: int) -> int:
     if device == "cpu":
         return int(psutil.virtual_memory().available * HOST_SHARE)
     import torch
@@ -73,4 +81,4 @@ def _free_bytes(device: str, device_bytes: int) -> int:
     free, _ = torch.cuda.mem_get_info()
     if device_bytes:
         free = min(free, device_bytes - torch.cuda.memory_reserved())
-    return int(free * DEVICE_SHARE)
+    return _without(int(free * DEVICE_SHARE), reserved)

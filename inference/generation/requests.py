@@ -34,6 +34,8 @@ class Run:
     matches: bool = False
     guesses: list[torch.Tensor] = field(default_factory=list)
     has_ended: bool = False
+    added_ns: int = 0
+    queued_ns: int = -1
 
     @property
     def made(self) -> int:

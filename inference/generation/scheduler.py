@@ -27,7 +27,7 @@ from collections.abc import Iterable
 from collections.abc import Sequence as Values
 from dataclasses import dataclass
 
-from inference.errors import InvalidInput
+from inference.errors import ContextExceeded, InvalidInput
 from inference.generation.blocks import BlockPool
 from inference.generation.line import Line, rank_of
 from inference.generation.plan import Flat, Item, Plan, flatten
@@ -125,7 +125,7 @@ class Scheduler:
         if not prompt:
             raise InvalidInput("The prompt is empty: it needs at least one token.")
         if prompt + sequence.max_output > most:
-            raise InvalidInput(
+            raise ContextExceeded(
                 f"The prompt has {prompt} tokens and the answer may have {sequence.max_output}, together "
                 f"{prompt + sequence.max_output}, but {self._bound()} {most}: shorten the prompt or ask for fewer."
             )

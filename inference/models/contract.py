@@ -56,6 +56,8 @@ class Model(Protocol):
     before it waits, whose inputs `run` then gets; `restore(outputs, length)`, which cuts one request's outputs back;
     `pads`, true where `run` pads rows to the longest, so that similar lengths should run together;
     `work(inputs) -> (elements, padding_elements)` of one pass; `compiles`, how many programs it compiled so far;
+    `forgets_inputs`, true where nothing refers to a pass's inputs once its outputs were taken: they may lie in memory
+    that is then used again, and read-only;
     `is_straight`, true where a pass has no loops and runs no author's code: short ones need no thread of their own.
     """
 

@@ -34,9 +34,12 @@ def load_draft(context: LoadContext, model: LanguageModel) -> LanguageModel | No
             'speculation {"method": "ngram"}',
             check="load",
         )
+    quantization = generation.quantization if speculation.quantization == "same" else speculation.quantization
+    if quantization == "gguf" and not any(folder.glob("*.gguf")):
+        quantization = "none"  # the model keeps its file's weights, and its draft model has no such file
     own = msgspec.structs.replace(
         generation,
-        quantization=generation.quantization if speculation.quantization == "same" else speculation.quantization,
+        quantization=quantization,
         speculation=None,
         max_adapters=0,
     )

@@ -75,6 +75,7 @@ class EchoModel:
     """Elementwise, so batching cannot change an answer."""
 
     is_shareable = True
+    forgets_inputs = True
 
     def __init__(self, plan: EchoPlan, signature: Signature) -> None:
         self._plan = plan

@@ -61,6 +61,11 @@ class LanguageModel(Protocol):
     signature: Signature
     facts: LanguageFacts
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights as they are held, tied ones once."""
+        ...
+
     def block_bytes(self, block_size: int) -> int:
         """Bytes of one block over all layers, keys and values."""
         ...

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from inference.errors import InvalidInput, Rejected
+from inference.errors import ContextExceeded, InvalidInput, Rejected
+from inference.protocol import token_ids
 
 CHARACTERS_PER_TOKEN = 64  # no vocabulary in use comes near it; what lies beyond would be truncated anyway
 Ids = np.ndarray[Any, np.dtype[np.int64]]
@@ -30,6 +31,7 @@ class BatchTokenizer:
             self.pad_id = int(held.get("pad_id", known))
             self._tokenizer.no_padding()
             self._tokenizer.enable_truncation(max_tokens)
+            self._vocabulary = int(self._tokenizer.get_vocab_size())
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:
@@ -37,10 +39,32 @@ class BatchTokenizer:
                 "save the tokenizer again: AutoTokenizer.from_pretrained(..., use_fast=True).save_pretrained(folder)"
             )
             raise Rejected("tokenizer.json cannot be read", remedy=remedy, check="load") from error
+        self._max_tokens = max_tokens
         self._max_characters = max_tokens * CHARACTERS_PER_TOKEN
 
     def ids(self, texts: Sequence[bytes]) -> list[Ids]:
-        """Each text's token ids, int64 [its own length]. Raises InvalidInput for text that is no UTF-8, or panics."""
+        """Each text's token ids, int64 [its own length]; an element of protocol.token_ids is taken as it is.
+
+        Raises InvalidInput for text that is no UTF-8, or panics, and for ids that the model does not have or take.
+        """
+        given = [token_ids.unpacked(bytes(text)) for text in texts]
+        if any(one is not None for one in given):
+            read = iter(self._read([text for text, one in zip(texts, given, strict=True) if one is None]))
+            return [next(read) if one is None else self._checked(one) for one in given]
+        return self._read(texts)
+
+    def _checked(self, ids: list[int]) -> Ids:
+        if len(ids) > self._max_tokens:
+            raise ContextExceeded(
+                f"This model's maximum context length is {self._max_tokens} tokens. However, the input has {len(ids)}."
+            )
+        wrong = next((one for one in ids if not 0 <= one < self._vocabulary), None)
+        if wrong is not None or not ids:
+            told = "an input without tokens" if wrong is None else f"the token id {wrong}"
+            raise InvalidInput(f"the model cannot take {told}: its token ids are 0 to {self._vocabulary - 1}")
+        return np.array(ids, dtype=np.int64)
+
+    def _read(self, texts: Sequence[bytes]) -> list[Ids]:
         try:
             strings = [bytes(text).decode("utf-8")[: self._max_characters] for text in texts]
             encoded = self._tokenizer.encode_batch_fast(strings)

@@ -5,7 +5,6 @@ The header is msgpack; the body is opaque bytes (tensors). Lengths are checked b
 
 from __future__ import annotations
 
-import mmap
 import struct
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -13,6 +12,7 @@ from typing import Generic, TypeVar
 import msgspec
 
 from inference.errors import Malformed, TooLarge
+from inference.protocol import memory
 
 PREFIX = struct.Struct("<II")
 MAX_HEADER_BYTES = 1 << 20
@@ -93,8 +93,9 @@ class Decoder(Generic[T]):
         return found
 
     def _begin_large(self, head: memoryview, size: int) -> None:
-        # Anonymous memory: the kernel clears a page when it is first written, and not before.
-        self._large = memoryview(mmap.mmap(-1, size))
+        header_bytes, _ = PREFIX.unpack_from(head)
+        self._large = memory.pool.take(size, -(PREFIX.size + header_bytes))  # so that the body lies aligned
+        memory.in_huge_pages(self._large)  # peers send what they announce
         self._large[: len(head)] = head
         self._filled = len(head)
 

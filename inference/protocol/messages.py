@@ -36,7 +36,9 @@ class Infer(msgspec.Struct, tag="infer", frozen=True, array_like=True):
     `outputs` names the wanted outputs, empty for all. `priority` 0 is the version's default, 1 the highest;
     BACKGROUND is behind all others, whether the version has priorities or not.
     `queue_timeout_us`: how long it may wait in the queue, where the queue's policy lets requests say so; 0: not said.
-    `traceparent`: W3C trace context, "" without any. `key`: the caller's key id, for fair queueing.
+    `traceparent`: W3C trace context, "" without any. `key`: the caller's key id, for fair queueing. `block`: the lent
+    block that the tensors lie in from byte `at` on, instead of the frame's body; 0: they are the body. `room`: the lent
+    block that the final answer's tensors may be written to; 0: there is none.
     """
 
     id: int
@@ -49,6 +51,9 @@ class Infer(msgspec.Struct, tag="infer", frozen=True, array_like=True):
     sequence: SequenceControl | None = None
     traceparent: str = ""
     key: str = ""
+    block: int = 0
+    at: int = 0
+    room: int = 0
 
 
 class Cancel(msgspec.Struct, tag="cancel", frozen=True, array_like=True):
@@ -73,6 +78,34 @@ class Ask(msgspec.Struct, tag="ask", frozen=True, array_like=True):
     id: int
 
 
+class Lend(msgspec.Struct, tag="lend", frozen=True, array_like=True):
+    """Gateway -> replica: here comes a block of memory (see blocks.py). The next byte, sent once the replica has
+    answered Hand, has its descriptor beside it. is_for_answers: the replica may write there; else it reads inputs.
+    """
+
+    number: int
+    size_bytes: int
+    is_for_answers: bool
+
+
+class Return(msgspec.Struct, tag="return", frozen=True, array_like=True):
+    """Gateway -> replica: the block is given up, and named in no request any more. No answer."""
+
+    number: int
+
+
+class Hand(msgspec.Struct, tag="hand", frozen=True, array_like=True):
+    """Replica -> gateway: hand it over; nothing but the descriptor is read here next."""
+
+    number: int
+
+
+class Mapped(msgspec.Struct, tag="mapped", frozen=True, array_like=True):
+    """Replica -> gateway: requests may name the block from now on. Not said of one that could not be mapped."""
+
+    number: int
+
+
 class Ping(msgspec.Struct, tag="ping", frozen=True, array_like=True):
     """Either way; the other end answers Pong with the same token."""
 
@@ -84,19 +117,21 @@ class Pong(msgspec.Struct, tag="pong", frozen=True, array_like=True):
 
 
 class Hello(msgspec.Struct, tag="hello", frozen=True, array_like=True):
-    """Replica -> gateway, first frame on every connection."""
+    """Replica -> gateway, first frame on every connection. takes_blocks: blocks may be lent to it."""
 
     replica: str
     generation: int
     model: str
     version: int
     queue_limit: int
+    takes_blocks: bool = False
 
 
 class Answer(msgspec.Struct, tag="answer", frozen=True, array_like=True):
     """Replica -> gateway: outputs of request `id`, and where its time went (ns).
 
     `final` is False while a decoupled model has more answers for this request; the final one may have no tensors.
+    `is_in_room`: the tensors lie in the block that the request named as `room`, from its beginning on.
     `is_invalid`: a floating-point output holds NaN or infinity.
     """
 
@@ -111,6 +146,7 @@ class Answer(msgspec.Struct, tag="answer", frozen=True, array_like=True):
     is_cached: bool = False
     parameters: dict[str, str | int | float | bool] = msgspec.field(default_factory=dict)
     is_invalid: bool = False
+    is_in_room: bool = False
 
 
 class Fault(msgspec.Struct, tag="fault", frozen=True, array_like=True):
@@ -133,5 +169,5 @@ class Goodbye(msgspec.Struct, tag="goodbye", frozen=True, array_like=True):
     """Replica -> gateway: it drains; send nothing more here. What is under way is still answered."""
 
 
-ToReplica = Infer | Cancel | Pause | Resume | Ask | Ping | Pong
-FromReplica = Hello | Answer | Fault | Told | Goodbye | Ping | Pong
+ToReplica = Infer | Cancel | Pause | Resume | Ask | Lend | Return | Ping | Pong
+FromReplica = Hello | Answer | Fault | Told | Goodbye | Hand | Mapped | Ping | Pong

@@ -96,7 +96,7 @@ class Speculation(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_
     method: Literal["ngram", "draft"] = "ngram"
     tokens: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
     draft: Literal["folder", "self"] = "folder"
-    quantization: Literal["same", "none", "int8", "int4"] = "same"
+    quantization: Literal["same", "none", "int8", "int4", "gguf"] = "same"
     longest_match: Annotated[int, msgspec.Meta(ge=1, le=16)] = 4
     shortest_match: Annotated[int, msgspec.Meta(ge=1, le=16)] = 2
 
@@ -108,8 +108,10 @@ class GenerationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     tokens of one iteration, over all sequences. long_prefill_token_threshold: the most of one prompt in an iteration
     while others decode, 0 for no such bound. cache_bytes: memory for keys and values, 0 to take what is free.
     max_queued_tokens: prompt tokens that may wait, 0 for no bound but `queue_limit`. offload_bytes: host memory for
-    cold prefixes. quantization: of the weights, at load. tool_parser, reasoning_parser: "auto" goes by the model's
-    family, "none" for none. chat_template: instead of the model's own (Jinja).
+    cold prefixes. quantization: of the weights, at load; "gguf" keeps those of a GGUF file as they are.
+    kv_cache_dtype: of keys and values, fp8 where the GPU has it. cuda_graphs: record steps of decodes on a GPU.
+    tool_parser, reasoning_parser: "auto" goes by the model's family, "none" for none. chat_template: instead of the
+    model's own (Jinja).
     """
 
     max_model_len: Annotated[int, msgspec.Meta(ge=0, le=1 << 22)] = 0
@@ -123,7 +125,8 @@ class GenerationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     offload_bytes: Annotated[int, msgspec.Meta(ge=0, le=1 << 44)] = 0
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     kv_cache_dtype: Literal["auto", "float32", "bfloat16", "fp8"] = "auto"
-    quantization: Literal["none", "int8", "int4"] = "none"
+    cuda_graphs: bool = False
+    quantization: Literal["none", "int8", "int4", "gguf"] = "none"
     speculation: Speculation | None = None
     tool_parser: Literal["auto", "none", "hermes", "llama3", "mistral"] = "auto"
     reasoning_parser: Literal["auto", "none", "think"] = "auto"

@@ -36,7 +36,7 @@ class BatchStatistics(msgspec.Struct):
 
 
 class Histogram(msgspec.Struct):
-    """edges: upper ones, s; counts: one more, for what is above; total: sum of the values, s."""
+    """edges: upper ones (s, or tokens); counts: one more, for what is above; total: sum of the values."""
 
     edges: tuple[float, ...] = ()
     counts: list[int] = msgspec.field(default_factory=list)
@@ -64,7 +64,8 @@ class GenerationStatistics(msgspec.Struct):
     """What a language model's replica did. running, waiting: sequences now; cache_usage: 0..1 of the blocks for keys
     and values (of several replicas, the sum: divide by `replicas`). prefix_queries, prefix_hits: prompt tokens, and
     those of them that the prefix cache had. drafted, accepted: tokens. first_token: s from arrival; next_token: s from
-    one token to the next. finished: answers by finish reason. iterations: passes, and where their time went.
+    one token to the next. whole: s from arrival to the end; queued: s in the engine until the first chunk ran;
+    prompts, answers: tokens of each finished request. finished: answers by finish reason. iterations: passes, and where their time went.
     """
 
     replicas: int = 1
@@ -84,6 +85,10 @@ class GenerationStatistics(msgspec.Struct):
     sampling_ns: int = 0
     first_token: Histogram = msgspec.field(default_factory=Histogram)
     next_token: Histogram = msgspec.field(default_factory=Histogram)
+    whole: Histogram = msgspec.field(default_factory=Histogram)
+    queued: Histogram = msgspec.field(default_factory=Histogram)
+    prompts: Histogram = msgspec.field(default_factory=Histogram)
+    answers: Histogram = msgspec.field(default_factory=Histogram)
     finished: dict[str, int] = msgspec.field(default_factory=dict)
 
     def forget_now(self) -> None:
@@ -94,10 +99,11 @@ class GenerationStatistics(msgspec.Struct):
     def merge(self, other: GenerationStatistics) -> None:
         """Adds another replica's."""
         for name in self.__struct_fields__:
-            if name not in {"first_token", "next_token", "finished"}:
-                setattr(self, name, getattr(self, name) + getattr(other, name))
-        self.first_token.merge(other.first_token)
-        self.next_token.merge(other.next_token)
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if isinstance(mine, Histogram):
+                mine.merge(theirs)
+            elif name != "finished":
+                setattr(self, name, mine + theirs)
         for reason, count in other.finished.items():
             self.finished[reason] = self.finished.get(reason, 0) + count
 

@@ -188,7 +188,8 @@ def _server(message: StartReplica, loaded: Loaded, hung: Callable[[], None]) -> 
     else:
         signature = public_signature(loaded.runner.signature, settings)
         executor = executors.make(loaded.runner, settings, loaded.warm, on_hang=hung, model=spec.model)
-    hello = Hello(spec.id, spec.generation, spec.model, spec.version, settings.queue_limit)
+    takes = loaded.language is None and executors.forgets_inputs(loaded.runner, settings)
+    hello = Hello(spec.id, spec.generation, spec.model, spec.version, settings.queue_limit, takes)
     return Server(Served(hello, signature), executor)
 
 

@@ -31,6 +31,14 @@ def make(
     return kinds.cached(_batcher(runner, settings, warm, on_hang=on_hang), settings)
 
 
+def forgets_inputs(runner: Runner, settings: RuntimeSettings) -> bool:
+    """Whether nobody reads a request's inputs once it was answered, so that their memory may be used again: no state,
+    no cache, and a model that says so of itself.
+    """
+    keeps = settings.sequence or settings.decoupled or settings.response_cache_bytes
+    return not keeps and bool(getattr(runner.model, "forgets_inputs", False))
+
+
 def _batcher(runner: Runner, settings: RuntimeSettings, warm: WarmUp, *, on_hang: Callable[[], None]) -> Batcher:
     alarm = Alarm(settings.hang_timeout_s + ALARM_GRACE_S)
     runs = [watched(one, alarm, lane) for lane, one in enumerate([runner, *runner.twins])]

@@ -287,7 +287,7 @@ class LanguageExecutor:
         if not job.began:
             job.began = now
             self._unqueue(job)
-            self._meter.first_token(now - job.ticket.arrived_at)
+            self._meter.first_token(now - job.ticket.arrived_at, output.run.queued_ns / 1e9)
         elif not output.run.index:
             self._meter.next_tokens((now - job.last) / len(output.tokens), len(output.tokens))
         if not output.run.index:
@@ -304,6 +304,7 @@ class LanguageExecutor:
             return
         if job.answers.has_ended:
             self._meter.ended(job.answers.usage(), [piece.finish for piece in event.pieces] if event else [])
+            self._meter.finished(job.answers.usage(), self._clock() - job.ticket.arrived_at)
             self._end(job, self._outcome(job, event or Event(usage=job.answers.usage())))
         elif event is not None:
             job.ticket.reply(job.ticket, self._outcome(job, event), False)

@@ -12,6 +12,12 @@ if TYPE_CHECKING:
 
 FIRST_S = (0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)
 NEXT_S = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
+# The same for all replicas, whose counts are added up; vLLM's, so that dashboards read on.
+REQUEST_S = (
+    0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0,
+    7680.0,
+)  # fmt: skip
+TOKENS = tuple(float(step * 10**power) for power in range(6) for step in (1, 2, 5))
 
 
 class LanguageMeter:
@@ -19,10 +25,19 @@ class LanguageMeter:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._sums = GenerationStatistics(first_token=Histogram.over(FIRST_S), next_token=Histogram.over(NEXT_S))
+        self._sums = GenerationStatistics(
+            first_token=Histogram.over(FIRST_S),
+            next_token=Histogram.over(NEXT_S),
+            whole=Histogram.over(REQUEST_S),
+            queued=Histogram.over(REQUEST_S),
+            prompts=Histogram.over(TOKENS),
+            answers=Histogram.over(TOKENS),
+        )
 
-    def first_token(self, seconds: float) -> None:
+    def first_token(self, seconds: float, queued_s: float) -> None:
+        """queued_s: how long the engine had it before its first chunk ran."""
         self._sums.first_token.observe(seconds)
+        self._sums.queued.observe(queued_s)
 
     def next_tokens(self, seconds: float, count: int) -> None:
         """`count` tokens came at once, `seconds` each."""
@@ -34,6 +49,12 @@ class LanguageMeter:
         for finish in finishes:
             if finish:
                 self._sums.finished[finish] = self._sums.finished.get(finish, 0) + 1
+
+    def finished(self, usage: Usage, seconds: float) -> None:
+        """A request has got all of its answer, `seconds` after it came."""
+        self._sums.whole.observe(seconds)
+        self._sums.prompts.observe(usage.prompt_tokens)
+        self._sums.answers.observe(usage.completion_tokens)
 
     def sums(self) -> GenerationStatistics:
         """With what is so now. usage: 0..1 of the cache's blocks."""

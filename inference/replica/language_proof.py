@@ -23,6 +23,7 @@ from inference.protocol.settings import GenerationSettings
 from inference.protocol.signatures import public_signature
 from inference.protocol.supervision import LanguageSeen, Measurements
 from inference.replica import amounts, draft_proof
+from inference.replica.language_start import adapters_bytes
 from inference.runtime import devices
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ REPEATS = 3
 BEGIN_TOKENS = 64
 LARGE_PARAMETERS, LARGE_TOKENS = 1_000_000_000, 64  # a large model proves itself on less text
 MAX_STEP_MS = 2_000.0
+COMPARED = frozenset({"int8", "int4"})  # what changes weights
 
 
 def prove(state: Run, verdict: Verdict, folder: Path, walls: Walls) -> None:
@@ -53,7 +55,8 @@ def prove(state: Run, verdict: Verdict, folder: Path, walls: Walls) -> None:
         load_ms = (time.perf_counter() - began) * 1e3
         seen = draft_proof.said(verdict, settings, _seen(state, verdict, folder, tokenizer, model))
         described = _described(seen) + draft_proof.words(verdict, settings, seen)
-        step.note(f"loaded in {load_ms:.0f} ms on {spec.device}, {walls.words()}: {described}")
+        said = "; ".join([described, *model.facts.notes])
+        step.note(f"loaded in {load_ms:.0f} ms on {spec.device}, {walls.words()}: {said}")
     with checklist.step("signature") as step:
         public = public_signature(language_signature(), state.settings)
         checklist.learn(signature=public, settings=msgspec.to_builtins(state.settings))
@@ -67,10 +70,10 @@ def prove(state: Run, verdict: Verdict, folder: Path, walls: Walls) -> None:
         latency_ms, per_s = _latency(model, ids, settings.max_num_seqs)
         seen = msgspec.structs.replace(seen, prompt_tokens_per_s=round(per_s, 1))
         cache = cache_size(model, settings, device=spec.device, draft=draft)
-        peak = max(0, amounts.peak_bytes() - baseline) + cache.bytes
+        peak = max(0, amounts.peak_bytes() - baseline) + cache.bytes + adapters_bytes(model)
         model.close()
         del model, draft
-        if seen.quantization != "none":
+        if seen.quantization in COMPARED:
             seen = _compared(state, verdict, folder, seen, ids)
         rounded = {str(rows): ms for rows, ms in latency_ms.items()}
         checklist.learn(measurements=Measurements(round(load_ms, 1), peak, rounded, seen))
@@ -118,7 +121,7 @@ def _seen(
         vocabulary=model.facts.vocabulary,
         stored=found.stored,
         dtype=dtype,
-        weight_bytes=found.weight_bytes(dtype, settings.quantization),
+        weight_bytes=model.weight_bytes,
         cache_bytes_per_1000=1000 * model.block_bytes(perplexity.BLOCK_SIZE) // perplexity.BLOCK_SIZE,
         has_chat_template=bool(settings.chat_template or tokenizer.chat_template),
         path=model.facts.path,
@@ -174,9 +177,9 @@ def _step_ms(model: LanguageModel, texts: list[list[int]], begin: int, blocks: i
 
 
 def _described(seen: LanguageSeen) -> str:
-    how = "our own decoder" if seen.path == "decoder" else "transformers, the slower path"
+    how = "our own decoder" if seen.path == "decoder" else "its class of transformers"
     kept = f"stored as {seen.stored}, loaded as {seen.dtype}" if seen.stored else f"loaded as {seen.dtype}"
-    quantised = f" and quantised to {seen.quantization}" if seen.quantization != "none" else ""
+    quantised = f" and quantised to {seen.quantization}" if seen.quantization in COMPARED else ""
     sizes = f"{seen.parameters:,} parameters, {seen.layers} layers, context {seen.context:,} tokens"
     room = f"{amounts.size(seen.weight_bytes)} of weights, {amounts.size(seen.cache_bytes_per_1000)} for 1,000 tokens"
     return f"{seen.architecture} by {how}, {sizes}, {kept}{quantised}; {room}"
@@ -193,7 +196,7 @@ def _spoken(seen: LanguageSeen) -> str:
 
 def _timed(latency_ms: dict[int, float], seen: LanguageSeen, peak: int) -> str:
     listed = ", ".join(f"{ms:g} ms at {rows}" for rows, ms in latency_ms.items())
-    said = f"one step takes {listed}; {seen.prompt_tokens_per_s:g} prompt tokens/s; memory with a full cache {amounts.size(peak)}"
+    said = f"one step takes {listed}; {seen.prompt_tokens_per_s:g} prompt tokens/s; memory with a full cache and all adapters {amounts.size(peak)}"
     if seen.perplexity_plain:
         change = seen.perplexity / seen.perplexity_plain - 1
         said += f"; {seen.quantization} weights change perplexity {seen.perplexity_plain:.2f} to {seen.perplexity:.2f} ({change:+.1%})"

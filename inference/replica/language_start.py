@@ -58,6 +58,7 @@ def prepare(runner: Runner, context: LoadContext) -> Language:
         device=context.device,
         device_bytes=context.device_memory_bytes,
         left_bytes=sandbox.memory_left(),
+        reserved_bytes=adapters_bytes(model),
         draft=draft,
     )
     model.allocate(size.blocks, settings.block_size)
@@ -70,6 +71,11 @@ def prepare(runner: Runner, context: LoadContext) -> Language:
     _warm(engine)
     runner.mark_ready()
     return Language(engine, text)
+
+
+def adapters_bytes(model: LanguageModel) -> int:
+    """What the adapters that the model has room for may take in all, 0 for one that takes none."""
+    return int(getattr(model, "adapters_bytes", 0))
 
 
 def with_adapters(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from inference.errors import InvalidInput, NotFound, Unsupported
+from inference.errors import ContextExceeded, InvalidInput, NotFound, Unsupported
 from inference.generation.detokenizer import Decoders, Detokenizer
 from inference.generation.formatter import Choice
 from inference.generation.grammar import Grammar, Grammars
@@ -161,17 +161,17 @@ class LanguageText:
     def _limit(self, sampling: Sampling, prompt: int) -> int:
         most = self.max_context
         if prompt + 1 > most:
-            raise InvalidInput(
+            raise ContextExceeded(
                 f"This model's maximum context length is {most} tokens. However, your prompt has {prompt} tokens, "
-                "which leaves no room for an answer: shorten it."
+                "which leaves no room for an answer. Please reduce the length of the prompt."
             )
         if sampling.max_tokens is None:
             return most - prompt
         if prompt + sampling.max_tokens > most:
-            raise InvalidInput(
+            raise ContextExceeded(
                 f"This model's maximum context length is {most} tokens. However, you requested "
                 f"{prompt + sampling.max_tokens} tokens ({prompt} in the prompt, {sampling.max_tokens} in the "
-                "completion): shorten the prompt or ask for fewer."
+                "completion). Please reduce the length of the prompt or the completion."
             )
         return sampling.max_tokens
 

@@ -17,7 +17,7 @@ from typing import cast
 
 import msgspec
 
-from inference.errors import ClientError, Draining, InvalidInput, ModelFailed, SerinusError, ServerError
+from inference.errors import ClientError, Draining, InvalidInput, Malformed, ModelFailed, SerinusError, ServerError
 from inference.protocol.frames import MAX_BODY_BYTES, Decoder, encode, encode_head
 from inference.protocol.messages import (
     Answer,
@@ -27,16 +27,19 @@ from inference.protocol.messages import (
     Goodbye,
     Hello,
     Infer,
+    Lend,
     Pause,
     Ping,
     Pong,
     Resume,
+    Return,
     TensorHeader,
     Told,
     ToReplica,
 )
 from inference.protocol.oip import Signature
 from inference.replica import checks
+from inference.replica.borrowing import Borrower
 from inference.runtime import tensors
 from inference.runtime.work import Executor, Outcome, Ticket
 
@@ -45,6 +48,7 @@ PAUSE_READING_BYTES = 8 << 20
 MAX_UNSENT_BYTES = 512 << 20
 FLUSH_STEP_S = 0.005
 FLUSH_BYTES = 256 << 10
+LEAST_ROOM_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,7 @@ class Connection(asyncio.BufferedProtocol):
         self._out_bytes = 0
         self._decoder: Decoder[ToReplica] = Decoder(ToReplica)
         self._tickets: dict[int, Ticket] = {}
+        self._borrower = Borrower(self.send, self.cut)
         self._is_open = False
 
     @property
@@ -138,13 +143,15 @@ class Connection(asyncio.BufferedProtocol):
         for ticket in list(self._tickets.values()):
             self._server.executor.cancel(ticket)
         self._tickets.clear()
+        self._borrower.close()
 
     def pause_writing(self) -> None:
         # Who does not read answers may not ask more.
         self._transport.pause_reading()
 
     def resume_writing(self) -> None:
-        self._transport.resume_reading()
+        if not self._borrower.is_waiting:
+            self._transport.resume_reading()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return self._decoder.buffer()
@@ -162,25 +169,47 @@ class Connection(asyncio.BufferedProtocol):
     def _handle(self, message: ToReplica, body: memoryview) -> None:
         if isinstance(message, Infer):
             self._infer(message, body)
-        elif isinstance(message, Cancel):
-            ticket = self._tickets.pop(message.id, None)
-            if ticket:
-                self._server.executor.cancel(ticket)
+        elif isinstance(message, Cancel | Pause | Resume):
+            self._steer(message)
         elif isinstance(message, Ping):
             self.send(Pong(message.token))
         elif isinstance(message, Ask):
             self.send(Told(message.id, self._server.executor.statistics))
+        elif isinstance(message, Lend):
+            self._lent(message)
+        elif isinstance(message, Return):
+            self._borrower.returned(message.number)
+
+    def _steer(self, message: Cancel | Pause | Resume) -> None:
+        ticket, executor = self._tickets.get(message.id), self._server.executor
+        if ticket is None:
+            return
+        if isinstance(message, Cancel):
+            del self._tickets[message.id]
+            executor.cancel(ticket)
         elif isinstance(message, Pause):
-            if ticket := self._tickets.get(message.id):
-                self._server.executor.pause(ticket)
-        elif isinstance(message, Resume) and (ticket := self._tickets.get(message.id)):
-            self._server.executor.resume(ticket)
+            executor.pause(ticket)
+        else:
+            executor.resume(ticket)
+
+    def _lent(self, message: Lend) -> None:
+        if not self._server.served.hello.takes_blocks:
+            raise Malformed("blocks are not taken here")
+        self._transport.pause_reading()
+        self._borrower.lend(message, self._transport.get_extra_info("socket").fileno(), self._go_on)
+
+    def _go_on(self) -> None:
+        if self._transport.get_write_buffer_size() < PAUSE_READING_BYTES:
+            self._transport.resume_reading()
 
     def _infer(self, request: Infer, body: memoryview) -> None:
         if request.id in self._tickets:
             self._refuse(request.id, InvalidInput("the id of a request that is under way was used again"))
             return
         try:
+            if request.block:
+                size = sum(header.size_bytes for header in request.tensors)
+                body = self._borrower.part(request.block, request.at, size)
             inputs, rows = self._requests.read(request, body)
             now = time.monotonic()
             ticket = Ticket(
@@ -242,8 +271,22 @@ class Connection(asyncio.BufferedProtocol):
             outcome.is_cached,
             dict(outcome.parameters),
             outcome.is_invalid,
+            is_in_room=final and self._fill(request.room, parts, size),
         )
-        self._write(encode_head(answer, size), *parts)
+        if answer.is_in_room:
+            self._write(encode_head(answer))
+        else:
+            self._write(encode_head(answer, size), *parts)
+
+    def _fill(self, room: int, parts: list[bytes | memoryview], size: int) -> bool:
+        """Whether the answer was written to its room: not for one that is small, or larger than that."""
+        if not room or size < LEAST_ROOM_BYTES or size > self._borrower.size_of(room):
+            return False
+        at = 0
+        for part in parts:
+            self._borrower.part(room, at, len(part))[:] = part
+            at += len(part)
+        return True
 
     def _fault(self, request_id: int, error: BaseException) -> None:
         self._tickets.pop(request_id, None)

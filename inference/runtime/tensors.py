@@ -197,4 +197,5 @@ def _is_finite(array: Array) -> bool:
     if array.dtype.itemsize < 4 or not array.flags.c_contiguous:
         return bool(np.isfinite(array).all())
     flat = array.reshape(-1)
-    return math.isfinite(np.dot(flat, flat))
+    with np.errstate(over="ignore", invalid="ignore"):  # numpy warns of the very overflow that is looked for
+        return math.isfinite(np.dot(flat, flat))

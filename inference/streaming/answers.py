@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from inference.errors import InvalidInput, Malformed, Rejected, SerinusError, ServerError, by_code
+from inference.errors import InvalidInput, Malformed, Rejected, ReplicaLost, SerinusError, ServerError, by_code
 
 _CODES = {
     "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q", "INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q",
@@ -157,4 +157,6 @@ def error(frame: dict[str, Any]) -> SerinusError:
     message = str(frame.get("error", ""))
     if issubclass(cls, Rejected):
         return ServerError(message)
+    if issubclass(cls, ReplicaLost):
+        return cls(message, retry_after_s=frame.get("retry_after_s"), last_token=frame.get("last_token"))
     return cls(message, retry_after_s=frame.get("retry_after_s"))

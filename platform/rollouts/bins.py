@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from types import MappingProxyType
+from typing import Any
 
 EMPTY: Mapping[int, int] = MappingProxyType({})
 COUNTERS = ("requests", "errors", "refusals", "invalid", "rescued", "drawn", "compared", "drifted", "scores")
@@ -73,8 +74,8 @@ def merged(histograms: Iterable[Mapping[int, int]]) -> dict[int, int]:
 def _added(at_unix_s: int, group: list[Bin]) -> Bin:
     if len(group) == 1 and group[0].at_unix_s == at_unix_s:
         return group[0]
-    sums: dict[str, int] = {name: sum(getattr(item, name) for item in group) for name in COUNTERS}
+    sums: dict[str, Any] = {name: sum(getattr(item, name) for item in group) for name in COUNTERS}
     # Sorted, so that the sum of floats does not depend on the order of the bins.
-    moments: dict[str, float] = {name: sum(sorted(getattr(item, name) for item in group)) for name in MOMENTS}
-    histograms = {name: merged(getattr(item, name) for item in group) for name in HISTOGRAMS}
+    moments: dict[str, Any] = {name: sum(sorted(getattr(item, name) for item in group)) for name in MOMENTS}
+    histograms: dict[str, Any] = {name: merged(getattr(item, name) for item in group) for name in HISTOGRAMS}
     return Bin(at_unix_s, **sums, **moments, **histograms)

@@ -37,7 +37,7 @@ COUNTED: dict[str, Callable[[Bin], Triple]] = {
 }
 # A copy is compared with stable's answer: the distance is the difference already.
 PAIRED = ("drift_rate", "drift")
-# Events of the canary's own from which on its own spread is believed.
+# Events of an arm's own from which on its own spread is believed.
 OWN_EVENTS = 5
 # Spans within a unit in which a failing batch may answer.
 FINE_S = (1, 5)
@@ -71,8 +71,10 @@ def sums_of(
     leverage = sum(unit.n * unit.n / unit.control_n for unit in used if unit.control_n)
     spread, stable_spread = spreads(treated, control, units, unit_s)
     contrast = Contrast(n, total, expected, leverage, _ratio([*treated, *control]), spread, stable_spread)
-    turn = (lambda mean: 1 - mean) if is_decrease else (lambda mean: mean)
-    return Sums(contrast, None if metric in PAIRED else turn(expected / n), turn(total / n), len(used))
+    before, after = expected / n, total / n
+    if is_decrease:
+        before, after = 1 - before, 1 - after
+    return Sums(contrast, None if metric in PAIRED else before, after, len(used))
 
 
 @dataclass(slots=True)
@@ -136,7 +138,7 @@ def spreads(treated: Sequence[Row], control: Sequence[Row], units: Sequence[Unit
     Cluster-robust variances around stable's mean of the same unit, so that what moves both arms inflates neither, with
     1 s, 5 s, one unit and three as clusters. Only when one span's lower confidence limit exceeds 1 are values taken to
     fail together; then the largest estimate of all counts, since a batch may lie across the border of a short span.
-    A canary that has hardly failed yet borrows stable's.
+    An arm that has hardly failed yet borrows the other's.
     """
     index = {span: unit for unit in units for span in range(unit.first, unit.last + 1)}
     n, total, squares = _moments(treated)
@@ -154,8 +156,15 @@ def spreads(treated: Sequence[Row], control: Sequence[Row], units: Sequence[Unit
     within = sum(row[3] for row in control) - sum(unit.control_total * unit.mean for unit in units)
     counted = sum(unit.control_n > 0 for unit in units)
     stable = _largest([_inflation(own_residuals, scale, within, estimated=counted) for scale in FINE_S])
-    borrowed = 1 + (stable - 1) / (1 + min(total, n - total) / own / OWN_EVENTS)
-    return max(own, borrowed), stable
+    control_n, control_total, _ = _moments(control)
+    return (
+        max(own, _borrowed(stable, own, min(total, n - total))),
+        max(stable, _borrowed(own, stable, min(control_total, control_n - control_total))),
+    )
+
+
+def _borrowed(other: float, own: float, events: float) -> float:
+    return 1 + (other - 1) / (1 + events / own / OWN_EVENTS)
 
 
 def _control_variance(control: Sequence[Row], units: Sequence[Unit]) -> float:

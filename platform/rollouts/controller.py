@@ -204,6 +204,7 @@ def facts_of(rollout: Rollout, plan: Plan, judged: Judged | None, now: datetime)
         canary_wanted=canary.wanted,
         crashes=max(0, canary.crashes - rollout.crashes_before),
         load_error=canary.error,
+        canary_message=canary.message,
         smoke=(bool(smoke["passed"]), str(smoke["words"])) if smoke else None,
         verdict=judged.verdict(rollout.step_at, getattr(step, "of", "live")) if judged is not None else Verdict(),
     )

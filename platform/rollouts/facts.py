@@ -47,7 +47,7 @@ class State:
 @dataclass(frozen=True, slots=True)
 class Facts:
     """What is seen now. wanted: replicas that are wished for; running: that have not stopped yet, ready or not; crashes:
-    of the candidate's processes since it started; load_error: why its replicas were given up, "" while they were not.
+    of the candidate's processes since it started; canary_message: what one of them says of itself; load_error: why its replicas were given up, "" while they were not.
     smoke: (passed, words) of the golden inputs, None while they are not known.
     """
 
@@ -59,6 +59,7 @@ class Facts:
     canary_wanted: int
     crashes: int = 0
     load_error: str = ""
+    canary_message: str = ""
     smoke: tuple[bool, str] | None = None
     verdict: Verdict = Verdict()
 

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 from rollouts.bins import Bin
 
-MOST_OF = 30
-ALL_OF = 10
 INVALID = 3
-# One failed batch, however large, lasts less than this.
-ALL_SPAN_S = 5
-MOST_SPAN_S = 10
+# (requests, seconds that they are spread over) from which it counts that all failed, and that most did: two failed
+# batches of 16 in a row have fewer requests or are shorter.
+ALL_FAILED = ((40, 3), (10, 8))
+MOST_FAILED = ((120, 5), (30, 15))
 
 
 def hard_stop(
@@ -33,22 +32,22 @@ def _invalid(stable: Sequence[Bin], canary: Sequence[Bin]) -> str | None:
 
 
 def _failing(stable: Sequence[Bin], canary: Sequence[Bin]) -> str | None:
-    requests = errors = 0
-    failing: list[int] = []
+    requests = errors = seconds = 0
     newest = canary[-1].at_unix_s if canary else 0
     for item in reversed(canary):
-        requests += item.requests
-        errors += item.errors
-        if item.errors:
-            failing.append(item.at_unix_s)
+        requests, errors, seconds = requests + item.requests, errors + item.errors, seconds + bool(item.errors)
         span_s = newest - item.at_unix_s + 1
-        all_fail = requests >= ALL_OF and errors == requests and span_s >= ALL_SPAN_S and len(failing) >= 3
-        most_fail = requests >= MOST_OF and 2 * errors > requests and span_s >= MOST_SPAN_S and len(failing) >= 5
-        if (all_fail or most_fail) and not _is_shared(stable, item.at_unix_s, errors / requests):
+        is_all = errors == requests and seconds >= 3 and _reaches(ALL_FAILED, requests, span_s)
+        is_most = 2 * errors > requests and seconds >= 5 and _reaches(MOST_FAILED, requests, span_s)
+        if (is_all or is_most) and not _is_shared(stable, item.at_unix_s, errors / requests):
             return f"{errors} of the last {requests} requests to the new version failed."
-        if requests >= MOST_OF and span_s >= MOST_SPAN_S:
+        if errors < requests and _reaches(MOST_FAILED, requests, span_s):
             return None
     return None
+
+
+def _reaches(least: Sequence[tuple[int, int]], requests: int, span_s: int) -> bool:
+    return any(requests >= enough and span_s >= seconds for enough, seconds in least)
 
 
 def _is_shared(stable: Sequence[Bin], since_unix_s: int, rate: float) -> bool:

@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from rollouts.facts import Verdict
-from rollouts.judge import DEFAULT_GUARDRAILS, Bin, Guardrail, Judgement, JudgeSettings, judge
+from rollouts.judge import DEFAULT_GUARDRAILS, Bin, Guardrail, Judgement, JudgeSettings, coarsened, judge
 from rollouts.models import Rollout, RolloutEvent
 from rollouts.plans import Plan
 from telemetry.judged import JudgedBin, judged_bins
@@ -20,6 +20,8 @@ from telemetry.judged import JudgedBin, judged_bins
 # Sums that are older than this do not change any more: a gateway that could not send them sooner has dropped them.
 FINAL_AFTER_S = 60.0
 REMEMBERED = 64
+SECONDS_FOR_S = 900
+COARSE_S = 10
 PROCESS_CRASHES = 2
 Arms = dict[tuple[int, str], list[Bin]]
 
@@ -55,21 +57,25 @@ class Told:
 
 
 class Remembered:
-    """The bins of each rollout's endpoint since it has traffic: old ones are kept, the newest are read anew."""
+    """The bins of each rollout's endpoint since it has traffic: old ones are kept, by ten seconds where they are older
+    than the judge's eye for single seconds, and the newest are read anew.
+    """
 
     def __init__(self) -> None:
-        self._final: dict[str, tuple[float, Arms]] = {}
+        self._final: dict[str, tuple[int, Arms]] = {}
 
     def bins(self, rollout: Rollout, now: datetime) -> Arms:
         assert rollout.judged_from is not None
         key, now_s = str(rollout.pk), now.timestamp()
-        begin = int(rollout.judged_from.timestamp())
-        until, held = self._final.pop(key, (float(begin), {}))
+        until, held = self._final.pop(key, (int(rollout.judged_from.timestamp()), {}))
         fresh = _converted(judged_bins(rollout.endpoint_name, until, now_s + 1))
-        final_until = max(until, float(int(now_s - FINAL_AFTER_S)))
-        kept = {arm: list(bins) for arm, bins in held.items()}
-        for arm, bins in fresh.items():
-            kept.setdefault(arm, []).extend(one for one in bins if one.at_unix_s < final_until)
+        final_until = max(until, int(now_s - FINAL_AFTER_S))
+        coarse_until = int(now_s - SECONDS_FOR_S) // COARSE_S * COARSE_S
+        kept: Arms = {}
+        for arm in held.keys() | fresh.keys():
+            final = [*held.get(arm, []), *(one for one in fresh.get(arm, []) if one.at_unix_s < final_until)]
+            old = [one for one in final if one.at_unix_s < coarse_until]
+            kept[arm] = [*coarsened(old, COARSE_S), *final[len(old) :]]
         self._final[key] = (final_until, kept)
         while len(self._final) > REMEMBERED:
             self._final.pop(next(iter(self._final)))
@@ -108,6 +114,7 @@ def settings_of(plan: Plan) -> JudgeSettings:
             Guardrail(
                 one.metric, max(one.margin, 1e-6), one.kind, "decrease" if one.metric == "score" else "increase",
                 ceiling=_ceiling(one.margin, usual.get(one.metric)),
+                weight=usual[one.metric].weight if one.metric in usual else 1.0,
             )
             for one in asked
         )  # fmt: skip

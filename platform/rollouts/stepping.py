@@ -55,7 +55,8 @@ def _broken(plan: Plan, state: State, facts: Facts) -> Decision | None:
     if facts.load_error:
         return aborted(plan, state, facts, Reason.LOAD_FAILED, f"The candidate cannot be loaded: {facts.load_error}")
     if state.phase in {Phase.LOADING, Phase.SMOKE} and facts.crashes >= CRASHES_TO_FAIL_LOADING:
-        return aborted(plan, state, facts, Reason.LOAD_FAILED, f"The candidate's process ended {facts.crashes} times.")
+        words = f"The candidate's process ended {facts.crashes} times. {facts.canary_message}".strip()
+        return aborted(plan, state, facts, Reason.LOAD_FAILED, words)
     verdict = facts.verdict
     if verdict.is_hard_stop:
         return aborted(plan, state, facts, Reason.HARD_STOP, verdict.words)

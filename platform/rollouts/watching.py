@@ -15,7 +15,8 @@ GIVEN_UP = "failed"
 @dataclass(frozen=True, slots=True)
 class Seen:
     """Of one version; of a pipeline, the fewest of its steps. running: that have not stopped yet, ready or not. crashes:
-    how often its processes ended by themselves; error: why all of its replicas were given up, "" otherwise.
+    how often its processes ended by themselves; error: why all of its replicas were given up, "" otherwise; message:
+    what one of its replicas says of itself, such as why its process ended last.
     """
 
     wanted: int = 0
@@ -23,6 +24,7 @@ class Seen:
     running: int = 0
     crashes: int = 0
     error: str = ""
+    message: str = ""
 
 
 def seen(version: Version) -> Seen:
@@ -33,6 +35,7 @@ def seen(version: Version) -> Seen:
         running=min(part.running for part in parts),
         crashes=sum(part.crashes for part in parts),
         error=next((part.error for part in parts if part.error), ""),
+        message=next((part.message for part in parts if part.message), ""),
     )
 
 
@@ -45,4 +48,5 @@ def _seen(version: Version) -> Seen:
     meant = [row for row in rows if row[0] == "run"]
     failed = [row for row in meant if row[1] == GIVEN_UP]
     error = (failed[0][3] or "its processes ended again and again") if failed and len(failed) == len(meant) else ""
-    return Seen(wish.replicas, 0, len(running), sum(row[2] for row in meant), error[:500])
+    message = next((row[3] for row in meant if row[3]), "")
+    return Seen(wish.replicas, 0, len(running), sum(row[2] for row in meant), error[:500], message[:500])

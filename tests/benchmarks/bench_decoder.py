@@ -1,7 +1,7 @@
 """Milliseconds of one step of a decoder against its floor: matrix products at their measured best rate, and weights
 read once at the measured memory bandwidth.
 
-Run: python tests/benchmarks/bench_decoder.py FOLDER [threads] [none|int8|int4]
+Run: python tests/benchmarks/bench_decoder.py FOLDER [threads] [none|int8|int4|gguf]
 """
 
 import sys
@@ -69,7 +69,7 @@ def held(model):
     """Bytes of the weights that a step reads, the embedding's lookup aside."""
     names = ("qkv", "output", "gate_up", "down")
     parts = [getattr(layer, name) for layer in model.layers for name in names] + [model.head]
-    return sum(one.nbytes if isinstance(one, torch.Tensor) else one.weights.nbytes + one.scales.nbytes for one in parts)
+    return sum(one.nbytes for one in parts)
 
 
 def main(folder, threads=2, quantization="none"):

@@ -174,6 +174,8 @@ def floor_s(folder: Path, threads: int) -> tuple[float, float, float]:
 
 
 def main() -> None:
+    import bench_engine
+
     from serinus.demo import smollm2
     from tests.support.house import running_house, until
 
@@ -228,7 +230,9 @@ def main() -> None:
             f"- Floor of W3 here ({flops:.0f} GFLOP/s of large products, {read:.1f} GB/s): {least:.1f} s, "
             f"{sum(ANSWERS) / least:.0f} output tokens/s."
         )
+        say(bench_engine.bookkeeping(threads))
         if not given.no_peer:
+            say(bench_engine.exactness(threads))
             say(
                 f"- transformers, one padded batch of 32, in process: {transformers_static(folder, threads):.1f} output tokens/s."
             )

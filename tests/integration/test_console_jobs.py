@@ -138,3 +138,32 @@ def test_a_batch_is_started_followed_and_cancelled_in_the_browser(
         row.locator("progress").wait_for()
         assert visitor.too_wide_px <= 0
         assert visitor.troubles == []
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(executable() is None, reason="there is no Chromium on this machine")
+@pytest.mark.filterwarnings("ignore:StreamingHttpResponse must consume")
+def test_failed_lines_are_read_on_a_phone_without_scrolling_sideways(
+    people: Cast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "1")
+    people.developer.set_password(PASSWORD)
+    people.developer.save()
+    maker = people.key_actor("developer")
+    batch = begin(maker, [line(0)])
+    words = "This model's maximum context length is 8192 tokens. However, you requested 9000 tokens."
+    rows: list[Any] = [
+        {"id": "r", "custom_id": custom, "response": None, "error": {"code": code, "message": words}}
+        for custom, code in (("q-1", "batch_expired"), ("x" * 64, "context_length_exceeded"))
+    ]
+    errors = [{"line": 12_345, "code": "invalid_json_line", "message": words, "param": None}]
+    Batch.objects.update(status="expired", error_file=upload(maker, jsonl(rows)), errors=errors)
+    with console_server() as url, chromium() as browser:
+        visitor = Visitor(browser, url, viewport={"width": 360, "height": 740}).log_in("developer", PASSWORD)
+        visitor.page.goto(f"/jobs/{batch.public_id}/")
+        for label in ("Failed lines", "Errors of the file"):
+            region = visitor.page.get_by_role("region", name=label)
+            assert region.evaluate("(e) => e.scrollWidth - e.clientWidth") <= 0, label
+        assert visitor.too_wide_px <= 0
+        visitor.page.screenshot(path=screenshots(tmp_path) / "job-failed-narrow.png", full_page=True)
+        assert visitor.troubles == []

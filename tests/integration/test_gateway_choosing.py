@@ -5,7 +5,7 @@ import pytest
 
 from inference.protocol.routes import Match
 from tests.support.gateway_house import request, until
-from tests.support.rollout_house import DOORS, KEY, TENSOR_DOORS, RolloutHouse, by_grpc, by_rest, token
+from tests.support.rollout_house import DOORS, KEY, TENSOR_DOORS, RolloutHouse, by_grpc, by_rest, by_websocket, token
 
 STABLE_SAYS, CANDIDATE_SAYS = ("1", "primary"), ("2", "canary")
 
@@ -159,3 +159,17 @@ def test_those_who_wait_for_a_version_that_is_gone_are_answered_by_another(house
     house.run(house.replicas["r1"].start())
     house.door.wait_ready()
     assert says(answers[0]) == CANDIDATE_SAYS
+
+
+def test_a_sequence_on_a_websocket_begins_where_its_own_id_puts_it(house):
+    """Its frame is read again when that is another version than the connection's own."""
+    house.begin(5000)
+    seen = set()
+    for number in range(1, 13):
+        told = {"sequence_id": number, "sequence_start": True}
+        first = says(by_websocket(house.door, parameters=told, headers={"X-Session-Id": "me"}))
+        for _ in range(2):
+            again = by_websocket(house.door, parameters={"sequence_id": number}, headers={"X-Session-Id": "me"})
+            assert says(again) == first
+        seen.add(first)
+    assert seen == {STABLE_SAYS, CANDIDATE_SAYS}

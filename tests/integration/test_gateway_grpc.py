@@ -17,65 +17,33 @@ from tritonclient.utils import InferenceServerException
 
 from inference.gateway.grpc import health, wire
 from inference.protocol.messages import Fault, SequenceControl
-from inference.protocol.oip import Signature, TensorSpec
 from inference.protocol.proto import message
-from inference.protocol.routes import EndpointRoute, VariantRoute
-from inference.protocol.settings import RuntimeSettings
-from tests.support.gateway_house import HALF, MLP, ROOT, TEXT, House, free_port, until
-
-KEY = {"authorization": "Bearer ser_all.s2"}
-FOREIGN = {"authorization": "Bearer ser_one.wrong"}
-SERVICE = "/inference.GRPCInferenceService"
-ANY = ["INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "FP64", "BOOL"]
-
-
-def same(datatype):
-    return Signature(inputs=[TensorSpec("x", datatype, [-1, 2])], outputs=[TensorSpec("y", datatype, [-1, 2])])
+from tests.support.gateway_house import ROOT, free_port, until
+from tests.support.grpc_house import (
+    ANY,
+    FOREIGN,
+    KEY,
+    SERVICE,
+    grpc_house,
+    infer,
+    metadata,
+    raw_request,
+    refused,
+    settle,
+    tensor,
+)
 
 
 @pytest.fixture(scope="module")
 def house():
-    found = House()
-    for name, more in {"r1": {}, "r2": {"version": 2}, "slow": {"latency_s": 0.3}, "text": {}, "many": {}}.items():
-        found.replica(name, **more)
-    gateway = found.gateway(
-        SERINUS_GRPC_PORT=str(free_port()),
-        SERINUS_MAX_GRPC_MESSAGE_BYTES=str(8 << 20),
-        SERINUS_ALLOW_CLIENT_SHM="1",
-    )
-
-    def endpoint(name, signature, *, replica="r1", timeout_ms=5000, queue_limit=512, settings=None):
-        settings = settings or RuntimeSettings()
-        variant = VariantRoute(1, "primary", 10_000, signature, [found.route(replica)], settings)
-        return EndpointRoute(name, name, "salt", False, timeout_ms, queue_limit, [variant])
-
-    variants = [
-        VariantRoute(1, "primary", 10_000, MLP, [found.route()]),
-        VariantRoute(2, "canary", 0, MLP, [found.route("r2")]),
-    ]
-    several = RuntimeSettings(decoupled=True)
-    others = [
-        endpoint("slow", MLP, replica="slow", timeout_ms=3000),
-        endpoint("text", TEXT, replica="text"),
-        endpoint("half", HALF, replica="text"),
-        endpoint("many", MLP, replica="many", timeout_ms=60_000, settings=several),
-        *(endpoint(name.lower(), same(name), replica="text") for name in ANY),
-        EndpointRoute("empty", "empty", "salt", False, 300, 5, [VariantRoute(1, "primary", 10_000, MLP, [])]),
-    ]
-    found.publish(found.table(variants, endpoints=others))
-    gateway.wait_live()
-    for name in ("mlp", "slow", "text", "many"):
-        gateway.wait_ready(name)
-    yield found
-    found.close()
+    with grpc_house() as found:
+        yield found
 
 
 @pytest.fixture
 def gateway(house):
     yield house.gateways[0]
-    for replica in house.replicas.values():
-        replica.fault = None
-        replica.answers, replica.ends_empty, replica.pace_s, replica.echoes = 1, False, 0.0, False
+    settle(house)
 
 
 @pytest.fixture
@@ -88,32 +56,6 @@ def client(gateway):
 def channel(gateway):
     with grpc.insecure_channel(gateway.grpc_address) as found:
         yield found
-
-
-def tensor(rows=1, name="x"):
-    found = triton.InferInput(name, [rows, 16], "FP32")
-    found.set_data_from_numpy(np.arange(16 * rows, dtype=np.float32).reshape(rows, 16))
-    return found
-
-
-def raw_request(rows=1, model="mlp", identity=""):
-    request = wire.INFER_REQUEST(model_name=model, id=identity)
-    request.inputs.add(name="x", datatype="FP32", shape=[rows, 16])
-    request.raw_input_contents.append(struct.pack(f"<{16 * rows}f", *range(16 * rows)))
-    return request
-
-
-def unary(channel, name, request, answer, **more):
-    call = channel.unary_unary(f"{SERVICE}/{name}", type(request).SerializeToString, wire.kind(answer).FromString)
-    return call.with_call(request, timeout=10, **more)
-
-
-def metadata(key=KEY, **more):
-    return [*key.items(), *more.items()]
-
-
-def infer(channel, request=None, key=KEY, **more):
-    return unary(channel, "ModelInfer", request or raw_request(), "ModelInferResponse", metadata=metadata(key, **more))
 
 
 # -- one answer ----------------------------------------------------------------------------------------------------------
@@ -244,12 +186,6 @@ def test_large_tensors_pass_and_larger_ones_are_refused(channel):
 # -- refusals ------------------------------------------------------------------------------------------------------------
 
 
-def refused(call):
-    with pytest.raises(grpc.RpcError) as caught:
-        call()
-    return caught.value
-
-
 def test_refusals_bear_their_status_and_words(house, gateway, channel):
     request = raw_request(65)
     error = refused(lambda: infer(channel, request))
@@ -329,139 +265,6 @@ def test_the_replica_is_told_of_a_client_that_cancelled(house, channel):
     number = replica.seen[-1].id
     future.cancel()
     until(lambda: number in replica.cancelled)
-
-
-# -- streams -------------------------------------------------------------------------------------------------------------
-
-
-class Stream:
-    """A stream of the official client, with its answers in a queue."""
-
-    def __init__(self, client, **headers):
-        self.client = client
-        self.answers = queue.Queue()
-        client.start_stream(lambda result, error: self.answers.put((result, error)), headers=KEY | headers)
-
-    def send(self, model="mlp", identity="", **more):
-        self.client.async_stream_infer(model, [tensor()], request_id=identity, **more)
-
-    def next(self):
-        result, error = self.answers.get(timeout=10)
-        return result.get_response() if error is None else error
-
-
-def final(response):
-    return response.parameters["triton_final_response"].bool_param
-
-
-def test_many_requests_are_in_flight_on_a_stream(client):
-    stream = Stream(client)
-    begun = time.monotonic()
-    for number in range(20):
-        stream.send("slow", str(number))
-    found = [stream.next() for _ in range(20)]
-    assert time.monotonic() - begun < 3  # one after the other they take 6 s
-    assert [one.id for one in found] == [str(number) for number in range(20)]
-    assert all(final(one) for one in found)
-    client.stop_stream()
-
-
-@pytest.mark.parametrize("ends_empty", [False, True], ids=["with-tensors", "empty"])
-@pytest.mark.parametrize("wants_empty", [False, True], ids=["default", "asked"])
-def test_a_decoupled_model_gives_several_answers(house, gateway, client, ends_empty, wants_empty):
-    replica = house.replicas["many"]
-    replica.answers, replica.ends_empty = 3, ends_empty
-    stream = Stream(client)
-    stream.send("many", "d", enable_empty_final_response=wants_empty)
-    found = [stream.next() for _ in range(3 + (ends_empty and wants_empty))]
-    assert [len(one.outputs) for one in found] == [1, 1, 1, 0][: len(found)]
-    assert [final(one) for one in found[:-1]] == [False] * (len(found) - 1)
-    assert final(found[-1]) is (wants_empty or not ends_empty)
-    assert {one.id for one in found} == {"d"}
-    client.stop_stream()
-    assert stream.answers.empty()
-
-
-def test_a_decoupled_model_is_refused_by_model_infer(house, gateway, channel):
-    house.replicas["many"].answers = 3
-    error = refused(lambda: infer(channel, raw_request(model="many")))
-    assert error.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert "doesn't support models with decoupled transaction policy" in error.details()
-
-
-def test_one_bad_request_leaves_the_stream_open(client):
-    stream = Stream(client)
-    stream.send("mlp", "1")
-    stream.send("nope", "2")
-    stream.send("mlp", "3")
-    found = [stream.answers.get(timeout=10) for _ in range(3)]
-    errors = [error for _, error in found if error is not None]
-    assert [error.message() for error in errors] == ["Request for unknown model: 'nope' is not found"]
-    assert {result.get_response().id for result, error in found if error is None} == {"1", "3"}
-    client.stop_stream()
-
-
-def test_a_strict_stream_ends_with_the_real_status(client):
-    stream = Stream(client, triton_grpc_error="true")
-    stream.send("mlp", "1")
-    assert stream.next().id == "1"
-    stream.send("nope", "2")
-    error = stream.next()
-    assert isinstance(error, InferenceServerException)
-    assert error.status() == "StatusCode.NOT_FOUND"
-    client.stop_stream()
-
-
-def test_pending_requests_are_answered_after_the_client_has_said_all(channel):
-    call = channel.stream_stream(f"{SERVICE}/ModelStreamInfer", None, wire.STREAM_RESPONSE.FromString)
-    sent = [raw_request(model="slow", identity=str(number)).SerializeToString() for number in range(5)]
-    found = list(call(iter(sent), metadata=metadata(), timeout=10))
-    assert [one.infer_response.id for one in found] == ["0", "1", "2", "3", "4"]
-
-
-def test_a_cancelled_stream_drops_all_it_had(house, channel):
-    replica = house.replicas["slow"]
-    before, dropped = len(replica.seen), len(replica.cancelled)
-    call = channel.stream_stream(f"{SERVICE}/ModelStreamInfer", None, wire.STREAM_RESPONSE.FromString)
-    hold = threading.Event()
-
-    def sending():
-        for _ in range(5):
-            yield raw_request(model="slow").SerializeToString()
-        hold.wait(10)
-
-    answers = call(sending(), metadata=metadata())
-    until(lambda: len(replica.seen) == before + 5)
-    answers.cancel()
-    hold.set()
-    until(lambda: len(replica.cancelled) == dropped + 5)
-
-
-def test_a_stream_has_a_bounded_number_of_requests_under_way(house, channel):
-    from inference.gateway.grpc.stream import AT_ONCE
-
-    replica = house.replicas["slow"]
-    before = len(replica.seen)
-    call = channel.stream_stream(f"{SERVICE}/ModelStreamInfer", None, wire.STREAM_RESPONSE.FromString)
-    sent = [raw_request(model="slow", identity=str(number)).SerializeToString() for number in range(3 * AT_ONCE)]
-    answers = call(iter(sent), metadata=metadata(), timeout=20)
-    until(lambda: len(replica.seen) >= before + AT_ONCE)
-    assert len(replica.seen) == before + AT_ONCE
-    assert [one.infer_response.id for one in answers] == [str(number) for number in range(3 * AT_ONCE)]
-
-
-def test_a_slow_reader_pauses_the_replica(house, gateway, channel):
-    replica = house.replicas["many"]
-    replica.answers, replica.pace_s, replica.echoes = 2000, 1e-6, True
-    pauses = replica.pauses
-    request = wire.INFER_REQUEST(model_name="many")
-    request.inputs.add(name="x", datatype="FP32", shape=[64, 16])
-    request.raw_input_contents.append(bytes(64 * 16 * 4))
-    call = channel.stream_stream(f"{SERVICE}/ModelStreamInfer", None, wire.STREAM_RESPONSE.FromString)
-    answers = call(iter([request.SerializeToString()]), metadata=metadata(), timeout=60)
-    next(answers)
-    until(lambda: replica.pauses > pauses, 20)
-    assert sum(1 for _ in answers) == 1999
 
 
 # -- what the server and its models are ----------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 
 from inference.protocol.messages import Fault
 from inference.protocol.oip import Signature, TensorSpec
-from inference.protocol.routes import EndpointRoute, PipelineRoute, StepRoute, VariantRoute
+from inference.protocol.routes import EndpointRoute, PipelineRoute, Steering, StepRoute, VariantRoute
 from tests.support.gateway_house import House, until
 
 WIDE = Signature([TensorSpec("x", "FP32", [-1, 4])], [TensorSpec("y", "FP32", [-1, 4])], max_batch_size=8)
@@ -216,3 +216,33 @@ def test_steps_are_counted_beside_the_endpoint(house):
         return any('"graph/left"' in line for line in lines) and any('"graph"' in line for line in lines)
 
     until(counted)
+
+
+def test_a_graph_that_fails_as_a_candidate_is_answered_by_the_stable_one(house):
+    """The candidate's graph ends in a step of its own, which fails; its other steps are given up."""
+    door = published(house)
+    shared = [step(house, "left", "t", "left"), step(house, "head", "raw", "t")]
+    stable = PipelineRoute([*shared, step(house, "right", "t", "right")])
+    if "right2" not in house.replicas:
+        house.replica("right2", outputs=4)
+    candidate = PipelineRoute([*shared, step(house, "right2", "t", "right")])
+    variants = [
+        VariantRoute(3, "primary", 0, GRAPH, pipeline=stable),
+        VariantRoute(4, "canary", 10_000, GRAPH, pipeline=candidate),
+    ]
+    graph = EndpointRoute("graph", "graph", "salt", True, 5000, 64, variants, steering=Steering("r", 3, 4))
+    house.publish(house.table([VariantRoute(1, "primary", 10_000, WIDE, [house.route("head")])], endpoints=[graph]))
+    until(lambda: door.get("/v2/models/graph/versions/4/ready").status_code == 200, 10)
+    until(lambda: ask(door).headers.get("x-model-version") == "4")
+    house.replicas["right2"].fault = Fault(0, "model_failed", "no")
+    house.replicas["left"].latency_s = 0.2  # is still under way when its sibling fails
+    response = ask(door)
+    fourfold = [4.0 * number for number in range(1, 9)]
+    assert outputs(response) == {"left": fourfold, "right": fourfold}
+    assert response.headers["x-model-version"] == "3"
+    until(lambda: house.replicas["left"].cancelled)
+    until(lambda: "serinus_requests_in_flight 0.0" in door.get("/metrics").text)
+    house.run(house.replicas["right2"].stop())
+    until(lambda: door.get("/v2/models/graph/versions/4/ready").status_code == 400)
+    assert outputs(ask(door)) == {"left": fourfold, "right": fourfold}
+    del house.replicas["right2"]

@@ -9,34 +9,14 @@ import openai
 import pytest
 
 from inference.protocol.statistics import GenerationStatistics
+from tests.support import openai_house
 from tests.support.gateway_house import until
-from tests.support.openai_house import KEY, error, events, open_house, post, say
+from tests.support.openai_house import KEY, error, events, post, say
 
 TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
 
 
-@pytest.fixture(scope="module")
-def house():
-    found = open_house()
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def gateway(house):
-    house.replicas["lm"].asked.clear()
-    return house.gateways[0]
-
-
-@pytest.fixture
-def replica(house):
-    return house.replicas["lm"]
-
-
-@pytest.fixture
-def client(gateway):
-    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as found:
-        yield found
+house, gateway, replica, client = openai_house.fixtures()
 
 
 def test_a_chat_is_answered(client, replica):

@@ -8,7 +8,7 @@ import httpx
 import openai
 import pytest
 
-from inference.protocol import frames
+from inference.protocol import frames, token_ids
 from inference.protocol.messages import Answer, Infer, TensorHeader
 from inference.protocol.oip import Signature, TensorSpec
 from inference.protocol.routes import EndpointRoute, VariantRoute
@@ -20,6 +20,9 @@ ENCODER = Signature(
     [TensorSpec("text", "BYTES", [-1])], [TensorSpec("embedding", "FP32", [-1, 4])], max_batch_size=3,
     platform="hf_encoder",
 )  # fmt: skip
+OWN = Signature(
+    [TensorSpec("text", "BYTES", [-1])], [TensorSpec("embedding", "FP32", [-1, 4])], max_batch_size=3, platform="python"
+)
 CLASSES = Signature(
     [TensorSpec("text", "BYTES", [-1])], [TensorSpec("scores", "FP32", [-1, 2])], max_batch_size=3,
     platform="hf_encoder", labels=["no", "yes"],
@@ -27,7 +30,7 @@ CLASSES = Signature(
 
 
 class FakeEncoder(FakeReplica):
-    """A text's vector counts its letters a, b, c and d; its tokens are its characters."""
+    """A text's vector counts its letters a, b, c and d; its tokens are its characters, by their numbers."""
 
     async def start(self):
         import asyncio
@@ -41,7 +44,9 @@ class EncoderPeer(FakePeer):
         texts, at = [], 0
         while at < len(body):
             size = int.from_bytes(body[at : at + 4], "little")
-            texts.append(bytes(body[at + 4 : at + 4 + size]).decode())
+            element = bytes(body[at + 4 : at + 4 + size])
+            ids = token_ids.unpacked(element)
+            texts.append(element.decode() if ids is None else "".join(map(chr, ids)))
             at += 4 + size
         data = b"".join(struct.pack("<4f", *(float(text.count(letter)) for letter in "abcd")) for text in texts)
         header = TensorHeader("embedding", "FP32", [len(texts), 4], len(data))
@@ -62,7 +67,7 @@ def house():
         return EndpointRoute(name, name, "salt", False, 5000, 64, [variant])
 
     table = found.table([VariantRoute(1, "primary", 10_000, MLP, [found.route()])],
-                        endpoints=[endpoint("enc", ENCODER), endpoint("cls", CLASSES)])  # fmt: skip
+                        endpoints=[endpoint("enc", ENCODER), endpoint("cls", CLASSES), endpoint("own", OWN)])  # fmt: skip
     found.publish(table)
     gateway.wait_live().wait_ready("enc")
     yield found
@@ -93,6 +98,13 @@ def test_embeddings_through_the_clients_base64(client):
     ]
     assert [one.index for one in found.data] == [0, 1, 2, 3, 4]
     assert (found.usage.prompt_tokens, found.usage.total_tokens) == (11, 11)
+
+
+def test_token_ids_stand_for_texts(client):
+    found = client.embeddings.create(model="enc", input=[[97, 97, 98], [100], [97, 98, 99, 100], [99, 99]])
+    assert [one.embedding for one in found.data] == [[2, 1, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1], [0, 0, 2, 0]]
+    assert found.usage.prompt_tokens == 10
+    assert client.embeddings.create(model="enc", input=[97, 98, 98]).data[0].embedding == [1, 2, 0, 0]
 
 
 def test_both_forms_say_the_same(house):
@@ -129,8 +141,11 @@ def test_score_and_rerank_have_the_addresses_that_other_servers_give_them(house)
 @pytest.mark.parametrize(
     ("path", "body", "param"),
     [
-        ("/v1/embeddings", {"input": [1, 2]}, "input"),
-        ("/v1/embeddings", {"input": [[1], [2]]}, "input"),
+        ("/v1/embeddings", {"input": [1, "a"]}, "input"),
+        ("/v1/embeddings", {"input": [[1], 2]}, "input"),
+        ("/v1/embeddings", {"input": [[1], []]}, "input"),
+        ("/v1/embeddings", {"input": [-1 << 40]}, "input"),
+        ("/v1/embeddings", {"model": "own", "input": [1, 2]}, "input"),
         ("/v1/embeddings", {"input": []}, "input"),
         ("/v1/embeddings", {"input": ""}, "input"),
         ("/v1/embeddings", {"input": "a", "encoding_format": "hex"}, "encoding_format"),

@@ -19,6 +19,9 @@ from tests.support.replica_process import Replica
 
 SETTINGS = {"generation": {"max_num_seqs": 8, "block_size": 8}}
 CONTEXT = 512
+PER_REQUEST = (
+    "e2e_request_latency_seconds", "request_queue_time_seconds", "request_prompt_tokens", "request_generation_tokens",
+)  # fmt: skip
 POLL_S = 1.2  # gateways ask their replicas once a second
 
 
@@ -124,8 +127,11 @@ def test_a_response_is_streamed_and_goes_on(client):
 @pytest.mark.parametrize(("words", "most"), [(600, 1), (1, 600)], ids=["prompt", "answer"])
 def test_what_does_not_fit_is_refused_with_both_numbers(gateway, words, most):
     told = error(
-        post(gateway, "/v1/completions", model="mlp", prompt=[5] * words, max_tokens=most), 400, "invalid_input"
+        post(gateway, "/v1/completions", model="mlp", prompt=[5] * words, max_tokens=most),
+        400,
+        "context_length_exceeded",
     )
+    assert told.startswith(f"This model's maximum context length is {CONTEXT} tokens. However, ")
     assert str(words + most if words == 1 else words) in told
     assert str(CONTEXT) in told
     error(post(gateway, "/v1/completions", model="mlp", prompt=[language.VOCABULARY]), 400, "invalid_input")
@@ -180,3 +186,12 @@ def test_the_engines_sums_are_in_the_metrics(client, gateway):
     assert made.usage.completion_tokens == 9
     until(lambda: metric(gateway, "vllm:generation_tokens_total") >= before + 9, 5)
     assert metric(gateway, "vllm:time_to_first_token_seconds_count") >= 1
+    before = {name: metric(gateway, f"vllm:{name}_count") for name in PER_REQUEST}
+    tokens = metric(gateway, "vllm:request_generation_tokens_sum")
+    client.completions.create(model="mlp", prompt="two", max_tokens=9, extra_body={"ignore_eos": True})
+    for name, count in before.items():
+        until(lambda name=name, count=count: metric(gateway, f"vllm:{name}_count") == count + 1, 5)
+    assert metric(gateway, "vllm:request_generation_tokens_sum") == tokens + 9
+    assert metric(gateway, "vllm:request_queue_time_seconds_sum") < metric(
+        gateway, "vllm:e2e_request_latency_seconds_sum"
+    )

@@ -9,32 +9,11 @@ import httpx
 import openai
 import pytest
 
+from tests.support import openai_house
 from tests.support.gateway_house import until
-from tests.support.openai_house import KEY, error, events, open_house, post, say
+from tests.support.openai_house import KEY, error, events, post, say
 
-
-@pytest.fixture(scope="module")
-def house():
-    found = open_house()
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def gateway(house):
-    house.replicas["lm"].asked.clear()
-    return house.gateways[0]
-
-
-@pytest.fixture
-def replica(house):
-    return house.replicas["lm"]
-
-
-@pytest.fixture
-def client(gateway):
-    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as found:
-        yield found
+house, gateway, replica, client = openai_house.fixtures()
 
 
 @pytest.mark.parametrize(
@@ -131,7 +110,7 @@ def test_what_finds_no_room_is_refused_at_once(gateway, house):
 )
 def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(gateway, path, name, given, stream):
     words = "w " * 513
-    told = error(post(gateway, path, model="lm", stream=stream, **{name: given(words)}), 400, "invalid_input")
+    told = error(post(gateway, path, model="lm", stream=stream, **{name: given(words)}), 400, "context_length_exceeded")
     assert "513" in told
     assert "512" in told
 

@@ -135,7 +135,7 @@ def test_a_prompt_that_is_too_long_is_refused_with_both_numbers(house):
     with opened(house) as (send, receive):
         send(type="chat", id="x", body=say("w " * 513))
         told = until_done(receive, "x")[1]
-    assert told["code"] == "invalid_input"
+    assert told["code"] == "context_length_exceeded"
     assert "513" in told["error"]
     assert "512" in told["error"]
 

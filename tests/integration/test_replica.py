@@ -191,7 +191,7 @@ def test_hello_names_the_replica_and_heartbeats_tell_memory(make):
     assert all(beat.memory_bytes > 1 << 20 for beat in beats)
     sock = socket.socket(socket.AF_UNIX)
     sock.connect(replica.path)
-    assert Wire(sock, FromReplica).next()[0] == Hello("r1", 7, "digits", 3, 1024)
+    assert Wire(sock, FromReplica).next()[0] == Hello("r1", 7, "digits", 3, 1024, takes_blocks=True)
 
 
 @pytest.mark.parametrize(

@@ -90,11 +90,12 @@ def counted(gateway, name):
     return float(lines[0].rsplit(" ", 1)[1]) if lines else -1
 
 
+@pytest.mark.timeout(300)
 def test_smollm2_guesses_for_itself_and_answers_the_same(tmp_path):
-    """Its int8 weights guess, its float32 weights answer: the tokens that transformers gives for the same file."""
+    """A second copy guesses; the answer is the one that transformers gives for the same file."""
     (tmp_path / "m").mkdir()
     (tmp_path / "m" / "model.gguf").symlink_to(gguf_files.smollm2())
-    speculation = DRAFT | {"draft": "self", "quantization": "int8"}
+    speculation = DRAFT | {"draft": "self"}
     generation = {"max_num_seqs": 2, "max_model_len": 256, "speculation": speculation}
     replica, house = served(tmp_path, tmp_path / "m", "gguf", generation)
     try:
@@ -104,7 +105,7 @@ def test_smollm2_guesses_for_itself_and_answers_the_same(tmp_path):
         assert (found["message"]["content"], found["finish_reason"]) == ("The capital of France is Paris.", "stop")
         until(lambda: counted(gateway, "vllm:spec_decode_num_accepted_tokens_total") >= 4, 5)
         drafted = counted(gateway, "vllm:spec_decode_num_draft_tokens_total")
-        assert counted(gateway, "vllm:spec_decode_num_accepted_tokens_total") >= 0.5 * drafted
+        assert counted(gateway, "vllm:spec_decode_num_accepted_tokens_total") >= 0.8 * drafted
     finally:
         house.close()
         replica.close()

@@ -1,9 +1,11 @@
 """Validation of language models for real: the same warm standby and walls, and what their report says."""
 
+import shutil
+
 import pytest
 
 from tests.integration.test_replica_validation import ALL, Standby, checks
-from tests.support import gguf_files, language
+from tests.support import causal_models, gguf_files, language
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,29 @@ def test_a_hugging_face_folder_becomes_ready(standby, tmp_path):
     assert verdict.format == "hf_decoder"
     assert "LlamaForCausalLM by our own decoder" in checks(verdict)["load"].message
     assert verdict.measurements.language.stored == "F32"
+
+
+def test_another_architecture_is_served_through_transformers_and_the_report_says_so(standby, tmp_path):
+    shutil.copytree(causal_models.made("stablelm")[0], tmp_path / "m")
+    verdict = standby.validate(tmp_path / "m")[-1]
+    assert verdict.state == "ready", verdict
+    assert verdict.measurements.language.path == "transformers"
+    said = checks(verdict)["load"].message
+    assert "StableLmForCausalLM by its class of transformers" in said
+    assert "served through transformers: slower" in said
+    assert "sequences run one after another" in said
+
+
+def test_state_outside_attention_is_rejected_by_name(standby, tmp_path):
+    from transformers import MambaConfig, MambaForCausalLM
+
+    sizes = {"vocab_size": language.VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
+    MambaForCausalLM(MambaConfig(**sizes)).save_pretrained(tmp_path / "m")
+    language.write_tokenizer(tmp_path / "m")
+    verdict = standby.validate(tmp_path / "m")[-1]
+    assert verdict.state == "rejected"
+    assert "MambaForCausalLM keeps state outside attention" in verdict.reason
+    assert "keys and values of attention" in verdict.remedy
 
 
 def test_pickled_weights_are_converted_first(standby, tmp_path):

@@ -10,10 +10,11 @@ import pytest
 
 from rollouts.contrasts import SLOW, sums_of
 from rollouts.guardrails import JudgeSettings
+from rollouts.hard_stops import hard_stop
 from rollouts.judge import judge
 from tests.support.judges import JUDGES, defaults
 from tests.support.rollout_looks import contrasts, watched
-from tests.support.rollout_traffic import START_UNIX_S, Scenario, Shape, simulated
+from tests.support.rollout_traffic import START_UNIX_S, Arm, Scenario, Shape, simulated
 
 RUNS = 400
 HALF_AN_HOUR = 1800
@@ -40,6 +41,23 @@ def test_an_equal_canary_is_not_rolled_back(kind: str) -> None:
     course = watched(arms, defaults(*metrics), share=0.1, is_passing=False)
     most = 0.0 if scenario.per_second < 50 else 0.01
     assert np.isfinite(course.failed_s).mean() <= most
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FALSE_ALARMS if "batches of 16" in kind])
+def test_failed_batches_are_no_hard_stop(kind: str) -> None:
+    """Looked at after every second that ends half a minute with ten errors or more: fewer stop nothing."""
+    _, canary = simulated(FALSE_ALARMS[kind][0], RUNS, HALF_AN_HOUR, seed=8)
+    upto = np.cumsum(canary.errors, axis=1)
+    recent = upto - np.pad(upto, ((0, 0), (30, 0)))[:, :-30]
+    looks = np.argwhere((recent >= 10) & (canary.errors > 0))
+    stopped = {int(run) for run, second in looks if _is_stopped(canary, run, second)}
+    assert len(looks) > RUNS
+    assert len(stopped) <= 0.005 * RUNS
+
+
+def _is_stopped(canary: Arm, run: int, second: int) -> bool:
+    bins = canary.bins(run, second + 1, max(0, second - 40))
+    return hard_stop([], bins, crashes=0, crash_loop=3, load_failed=False) is not None
 
 
 @pytest.mark.parametrize("kind", FOUND)

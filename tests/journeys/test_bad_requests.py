@@ -7,7 +7,6 @@ from __future__ import annotations
 import gzip
 import json
 import random
-import struct
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -16,11 +15,21 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import ClientConnection, connect
 
 from tests.journeys.conftest import ECHO_BODY
 from tests.support import artifacts
+from tests.support.bad_requests import (
+    MUTATIONS,
+    SEED,
+    VALUES,
+    Change,
+    asks,
+    binary,
+    changed,
+    mutated,
+    new_key,
+    unshaken,
+)
 from tests.support.house import House, until
 from tests.support.hygiene import LEAKS, check_refusal
 from tests.support.rawhttp import Answer, exchange
@@ -28,8 +37,6 @@ from tests.support.rawhttp import Answer, exchange
 pytestmark = pytest.mark.timeout(180)
 MAX_BODY_BYTES = 64 << 20
 TORCH_BODY = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 6], "data": [1, 2, 3, 4, 5, 6]}]}
-MUTATIONS = 500
-SEED = 20_240
 
 
 @pytest.fixture(scope="module")
@@ -44,19 +51,9 @@ def models(house: House, echo: str, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(autouse=True)
-def unshaken(house: House, models: dict[str, dict[str, Any]]) -> Iterator[None]:
-    """Whatever the test sends: the same replica processes afterwards, and a good request is answered at once."""
-    before = processes(house, models)
-    assert len(before) >= len(models)
-    yield
-    for name, body in models.items():
-        assert house.infer(name, body).status_code == 200
-    assert processes(house, models) == before
-
-
-def processes(house: House, models: dict[str, Any]) -> dict[str, int]:
-    wanted = {row["id"] for name in models for row in house.ready_replicas(name)}
-    return {seen.id: seen.pid for seen in house.seen() if seen.id in wanted}
+def watched(house: House, models: dict[str, dict[str, Any]]) -> Iterator[None]:
+    with unshaken(house, models):
+        yield
 
 
 def post(house: House, endpoint: str, content: bytes, **headers: str) -> httpx.Response:
@@ -67,18 +64,6 @@ def post(house: House, endpoint: str, content: bytes, **headers: str) -> httpx.R
 
 
 # --- what a JSON request may get wrong ---------------------------------------------------------------------------------
-
-Change = Callable[[dict[str, Any]], Any]
-
-
-def changed(**fields: Any) -> Change:
-    """The same request with other fields in its input; ... takes a field away."""
-
-    def change(body: dict[str, Any]) -> Any:
-        tensor = body["inputs"][0] | fields
-        return {"inputs": [{name: value for name, value in tensor.items() if value is not ...}]}
-
-    return change
 
 
 def with_inputs(make: Callable[[dict[str, Any]], list[Any]]) -> Change:
@@ -178,13 +163,6 @@ def test_a_name_that_is_there_twice_means_one_of_the_two_and_never_a_crash(house
 # --- the binary extension ----------------------------------------------------------------------------------------------
 
 
-def binary(size: Any = 16, *, shape: list[int] | None = None, datatype: str = "FP32") -> bytes:
-    parameters = {"binary_data_size": size}
-    tensor = {"name": "input", "datatype": datatype, "shape": shape or [1, 4], "parameters": parameters}
-    return json.dumps({"inputs": [tensor]}).encode()
-
-
-VALUES = struct.pack("<4f", 1, 2, 3, 4)
 SIZE = str(len(binary()))
 BAD_BINARY: dict[str, tuple[str, bytes]] = {
     "header longer than the body": ("100000", binary() + VALUES),
@@ -349,17 +327,6 @@ def test_only_post_predicts(house: House, echo: str, method: str) -> None:
 # --- who may -----------------------------------------------------------------------------------------------------------
 
 
-def new_key(house: House, **wish: Any) -> tuple[str, str]:
-    """(id, token)"""
-    made = house.ok("POST", "/api/keys/", {"name": "a key of the tests", **wish})
-    return made["id"], made["token"]
-
-
-def asks(house: House, endpoint: str, key: str | None) -> httpx.Response:
-    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-    return httpx.post(f"{house.gateway_url}/v2/models/{endpoint}/infer", json=ECHO_BODY, headers=headers, timeout=30)
-
-
 def test_no_key_a_wrong_one_and_a_forged_one_look_the_same(house: House, echo: str) -> None:
     key_id, good = new_key(house)
     until("the key is known", lambda: asks(house, echo, good).status_code == 200, 5)
@@ -416,29 +383,6 @@ def test_the_key_is_taken_from_a_header_and_from_nowhere_else(house: House, echo
 # --- five hundred mutations --------------------------------------------------------------------------------------------
 
 
-def mutated(rng: random.Random, data: bytes) -> bytes:
-    """One to five random edits: a byte, a cut, a piece doubled, digits made huge, pieces swapped."""
-    body = bytearray(data)
-    for _ in range(rng.randint(1, 5)):
-        at = rng.randrange(len(body) or 1)
-        kind = rng.randrange(6)
-        if kind == 0 and body:
-            body[at] = rng.randrange(256)
-        elif kind == 1:
-            del body[at : at + rng.randint(1, 8)]
-        elif kind == 2:
-            body[at:at] = body[at : at + rng.randint(1, 16)]
-        elif kind == 3:
-            body[at:at] = rng.choice(
-                [b"-", b"9" * 25, b"1e400", b"null", b"{}", b"[]", b"\0", b'"', b"\\u0000", b"true"]
-            )
-        elif kind == 4:
-            body = body[at:] + body[:at]
-        else:
-            body[at:at] = bytes(rng.randrange(256) for _ in range(rng.randint(1, 4)))
-    return bytes(body)
-
-
 def test_row_20_random_mutations_are_answers_or_typed_errors(house: House, models: dict[str, Any]) -> None:
     rng = random.Random(SEED)
     seen: dict[int, int] = {}
@@ -462,155 +406,6 @@ def test_row_20_random_mutations_are_answers_or_typed_errors(house: House, model
                 assert house.infer(name, models[name]).status_code == 200
     assert seen[400] > MUTATIONS * 0.7, seen
     assert "Traceback" not in (house.data_dir / "logs" / "gateway.log").read_text()
-
-
-# --- the WebSocket -----------------------------------------------------------------------------------------------------
-
-
-def stream(house: House, endpoint: str = "echo", **options: Any) -> ClientConnection:
-    url = f"{house.gateway_url.replace('http', 'ws')}/v2/models/{endpoint}/stream{options.pop('query', '')}"
-    key = options.pop("key", house.key)
-    options.setdefault("subprotocols", ["serinus.v1", *([f"serinus.key.{key}"] if key else [])])
-    return connect(url, **options)
-
-
-def heard(socket: ClientConnection) -> dict[str, Any]:
-    """The JSON of the next frame, whichever kind it has."""
-    frame = socket.recv(timeout=10)
-    value: dict[str, Any] = json.loads(
-        frame if isinstance(frame, str) else frame[4 : 4 + struct.unpack("<I", frame[:4])[0]]
-    )
-    return value
-
-
-def framed(text: bytes, rest: bytes = b"", *, size: int | None = None) -> bytes:
-    return struct.pack("<I", len(text) if size is None else size) + text + rest
-
-
-WITH_ID = json.loads(binary()) | {"id": "b"}
-BAD_FRAMES: dict[str, tuple[str | bytes, str]] = {
-    "no id": (json.dumps(ECHO_BODY), "invalid_input"),
-    "id is a number": (json.dumps(ECHO_BODY | {"id": 1}), "malformed"),
-    "id too long": (json.dumps(ECHO_BODY | {"id": "i" * 300}), "invalid_input"),
-    "no JSON": ("nonsense", "malformed"),
-    "nothing": ("", "malformed"),
-    "a list": ("[]", "malformed"),
-    "deep JSON": ("[" * 10_000, "malformed"),
-    "a lone surrogate": ('{"id": "\\ud800"}', "malformed"),
-    "unknown type": (json.dumps({"type": "explode", "id": "u"}), "unsupported"),
-    "a chat without its body": (json.dumps({"type": "chat", "id": "u"}), "invalid_input"),
-    "no inputs": (json.dumps({"id": "n"}), "invalid_input"),
-    "wrong dtype": (json.dumps(changed(datatype="INT8")(ECHO_BODY) | {"id": "w"}), "invalid_input"),
-    "binary outputs to a text frame": (
-        json.dumps(ECHO_BODY | {"id": "t", "parameters": {"binary_data_output": True}}), "invalid_input"),
-    "empty binary frame": (b"", "malformed"),
-    "three bytes": (b"\1\2\3", "malformed"),
-    "length beyond the frame": (framed(b"{}", size=500), "malformed"),
-    "length of four gigabytes": (framed(b"{}", size=2**32 - 1), "malformed"),
-    "length longer by one": (framed(json.dumps(WITH_ID).encode(), size=len(json.dumps(WITH_ID)) + 1), "malformed"),
-    "length shorter by one": (
-        framed(json.dumps(WITH_ID).encode(), VALUES, size=len(json.dumps(WITH_ID)) - 1), "malformed"),
-    "bytes short by one": (framed(json.dumps(WITH_ID).encode(), VALUES[:-1]), "malformed"),
-    "bytes long by one": (framed(json.dumps(WITH_ID).encode(), VALUES + b"\0"), "malformed"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", BAD_FRAMES)
-def test_a_bad_frame_is_a_typed_error_and_the_connection_goes_on(house: House, echo: str, kind: str) -> None:
-    frame, code = BAD_FRAMES[kind]
-    with stream(house, echo) as socket:
-        socket.send(frame)
-        refusal = heard(socket)
-        assert refusal["code"] == code, refusal
-        assert set(refusal) <= {"id", "error", "code", "retry_after_s"}
-        assert "id" in refusal
-        assert not LEAKS.search(refusal["error"])
-        answer = told(socket, json.dumps(ECHO_BODY | {"id": "good"}))
-        assert (answer["id"], answer["outputs"][0]["data"]) == ("good", [2, 4, 6, 8])
-
-
-@pytest.mark.parametrize("frame", ["x" * ((1 << 20) + 1), bytes((16 << 20) + 1)], ids=["text", "binary"])
-def test_a_frame_that_is_too_large_ends_its_own_connection(house: House, echo: str, frame: str | bytes) -> None:
-    with stream(house, echo, max_size=None) as socket, pytest.raises(ConnectionClosed):
-        told(socket, frame)
-
-
-def told(socket: ClientConnection, frame: str | bytes) -> dict[str, Any]:
-    socket.send(frame)
-    return heard(socket)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"key": ""},
-        {"key": "ser_000000000000.nope"},
-        {"key": "", "query": "?key={key}"},
-        {"key": "", "query": "?token={key}&authorization={key}"},
-        {"key": "", "additional_headers": {"Cookie": "sessionid=abc; key={key}"}},
-        {"key": "", "origin": "http://evil.example", "additional_headers": {"Cookie": "sessionid=abc"}},
-        {"endpoint": "nope"},
-        {"subprotocols": ["serinus.key."]},
-    ],
-    ids=str,
-)
-def test_a_handshake_without_a_key_is_refused(house: House, echo: str, options: dict[str, Any]) -> None:
-    wish = json.loads(json.dumps(options).replace("{key}", house.key))
-    with pytest.raises(InvalidStatus) as refused:
-        stream(house, wish.pop("endpoint", echo), **wish)
-    assert refused.value.response.status_code == 403
-
-
-def test_a_session_of_the_console_opens_nothing_at_the_gateway(house: House, echo: str) -> None:
-    """A page anywhere can make a browser send its cookies; the gateway takes only what such a page cannot send."""
-    from tests.support.house import PASSWORD
-
-    with httpx.Client(base_url=house.console_url) as browser:
-        form = browser.get("/login/")
-        token = form.text.split('name="csrfmiddlewaretoken" value="')[1].split('"')[0]
-        fields = {"username": "admin", "password": PASSWORD, "csrfmiddlewaretoken": token}
-        assert browser.post("/login/", data=fields, headers={"Referer": house.console_url}).status_code == 302
-        cookie = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
-    assert "sessionid=" in cookie
-    with pytest.raises(InvalidStatus):
-        stream(house, echo, key="", origin=house.console_url, additional_headers={"Cookie": cookie})
-    answer = httpx.post(f"{house.gateway_url}/v2/models/{echo}/infer", json=ECHO_BODY, headers={"Cookie": cookie})
-    check_refusal(answer, 401)
-    console = house.console_url.replace("http", "ws") + "/ws/console/"
-    with pytest.raises(InvalidStatus):
-        connect(console, origin="http://evil.example", additional_headers={"Cookie": cookie})
-    with pytest.raises(InvalidStatus):
-        connect(console, origin=f"http://127.0.0.1:{house.http_port}", additional_headers={"Cookie": cookie})
-    with connect(console, origin=house.console_url, additional_headers={"Cookie": cookie}) as socket:
-        socket.send(json.dumps({"type": "subscribe", "topic": "dashboard"}))
-        assert json.loads(socket.recv(timeout=10))["type"] == "snapshot"
-
-
-def test_a_revoked_key_ends_an_open_stream(house: House, echo: str) -> None:
-    key_id, token = new_key(house)
-    until("the key is known", lambda: asks(house, echo, token).status_code == 200, 5)
-    with stream(house, echo, key=token) as socket:
-        assert told(socket, json.dumps(ECHO_BODY | {"id": "1"}))["outputs"]
-        house.ok("POST", f"/api/keys/{key_id}/revoke/", {"reason": "a test"})
-        until("it is refused", lambda: asks(house, echo, token).status_code == 401, 5)
-        assert told(socket, json.dumps(ECHO_BODY | {"id": "2"}))["code"] == "unauthenticated"
-        with pytest.raises(ConnectionClosed):
-            socket.recv(timeout=5)
-
-
-def test_random_frames_are_answers_or_typed_errors(house: House, echo: str) -> None:
-    rng = random.Random(SEED + 1)
-    text = json.dumps(ECHO_BODY | {"id": "x"}).encode()
-    both = (text, framed(json.dumps(WITH_ID).encode(), VALUES))
-    with stream(house, echo) as socket:
-        for number in range(MUTATIONS // 2):
-            whole = rng.choice(both)
-            data = mutated(rng, whole)
-            answer = told(socket, data.decode(errors="replace") if whole is text else data)
-            assert "outputs" in answer or answer["code"] in {"malformed", "invalid_input", "unsupported"}, (
-                number,
-                data,
-            )
 
 
 def test_an_answer_is_an_object_of_our_own_type() -> None:

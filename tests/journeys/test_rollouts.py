@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 
@@ -184,12 +185,13 @@ def test_a_slower_candidate_is_rolled_back_by_the_judge(house: House, tmp_path: 
 EXPIRING = """
 import time
 from pathlib import Path
+import httpx
 import numpy as np
 
 signature = {
     "inputs": [{"name": "input", "datatype": "FP32", "shape": [-1, 4]}],
     "outputs": [{"name": "output", "datatype": "FP32", "shape": [-1, 4]}],
-    "max_batch_size": 8,
+    "max_batch_size": 32,
 }
 
 def load(folder):
@@ -249,3 +251,107 @@ def test_an_abort_returns_all_traffic_within_a_second(house: House, tmp_path: Pa
     assert json.loads(status.stdout)["phase"] in {"aborting", "rolled_back"}
     again = json.loads(house.cli("rollout", "abort", "aborted", "--json").stdout)
     assert again["revision"] >= row["revision"]
+
+
+def test_wrong_answers_are_found_in_copies_before_a_client_gets_one(house: House, tmp_path: Path) -> None:
+    """The twin that drifts (row 32): every answer is five per cent off, and none reaches a client."""
+    version = _stage(house, "drifts", tmp_path, {"factor": 2.0}, {"factor": 2.1})
+    plan = {
+        "name": "copies",
+        "steps": [
+            {"kind": "mirror", "share_bp": 10_000},
+            {"kind": "analyze", "of": "mirror", "max_duration_s": 200, "min_requests": 30},
+            *PLAN["steps"],
+        ],
+        "settings": {
+            "guardrails": [{"metric": "error_rate", "margin": 0.05}, {"metric": "drift_rate", "margin": 0.05}],
+            "comparison": {"kind": "close", "tolerance": 0.01},
+        },
+    }
+    file = tmp_path / "copies.json"
+    file.write_text(json.dumps(plan))
+    with _load(house, "drifts", lambda number: _body(number, 0)) as load:
+        until("it serves", lambda: len(load.outcomes) > 20, 30)
+        started = house.cli("rollout", "start", "drifts", str(version), "--plan", str(file), "--json").stdout
+        done = _ended(house, json.loads(started))
+    assert (done["phase"], done["reason"]) == ("rolled_back", "guardrail"), done["log"]
+    abort = next(event for event in _events(house, done) if event["kind"] == "aborting")
+    assert "utputs that differ" in abort["words"], abort["words"]
+    assert set(_versions(load)) == {"1"}
+    assert {one.status for one in load.outcomes} == {200}
+
+
+def test_an_ab_test_is_decided_by_the_score_that_comes_back(house: House, tmp_path: Path) -> None:
+    version = _stage(house, "scored", tmp_path, {"factor": 2.0}, {"factor": 2.0, "sleep_ms": 6})
+    plan = {
+        "name": "half",
+        "steps": [
+            {"kind": "set_weight", "weight_bp": 5000},
+            {"kind": "analyze", "max_duration_s": 200, "min_duration_s": 2, "min_requests": 50, "metrics": ["score"]},
+        ],
+        "settings": {
+            "outcome": "ask",
+            "guardrails": [{"metric": "error_rate", "margin": 0.05}, {"metric": "score", "margin": 0.1}],
+        },
+    }
+    file = tmp_path / "half.json"
+    file.write_text(json.dumps(plan))
+    rollout = json.loads(house.cli("rollout", "start", "scored", str(version), "--plan", str(file), "--json").stdout)
+    end = time.monotonic() + 200
+    scored: Counter[str] = Counter()
+    row: dict[str, Any] = rollout
+    with httpx.Client(base_url=house.gateway_url, headers={"Authorization": f"Bearer {house.key}"}) as client:
+        while row["phase"] not in {*ENDED, "awaiting_approval"} and time.monotonic() < end:
+            for number in range(20):
+                answer = client.post("/v2/models/scored/infer", json=_body(number, 0))
+                identity = answer.headers.get("X-Feedback-Id", "")
+                if identity:
+                    arm = answer.headers["X-Rollout-Arm"]
+                    score = 0.9 if arm == "canary" else 0.5
+                    assert client.post(f"/v2/feedback/{identity}", json={"score": score}).status_code == 200
+                    scored[arm] += 1
+            row = house.ok("GET", f"/api/rollouts/{rollout['id']}/")
+    assert (row["phase"], row["reason"]) == ("awaiting_approval", "decision"), (row["words"], scored)
+    finding = next(one for one in row["judgement"]["findings"] if one["metric"] == "score")
+    assert finding["difference"] == pytest.approx(0.4, abs=0.05), finding
+    assert row["weight_bp"] == 5000
+    house.cli("rollout", "promote", "scored", "--reason", "the score says so")
+    assert _ended(house, rollout)["phase"] == "succeeded"
+
+
+def test_it_goes_on_when_everything_around_it_is_killed(house: House, tmp_path: Path) -> None:
+    """The controller's worker, Valkey and PostgreSQL are killed in turn, a step of the rollout between each."""
+    version = _stage(house, "survivor", tmp_path, {"factor": 2.0}, {"factor": 2.0, "sleep_ms": 6})
+    steps: list[dict[str, Any]] = []
+    for weight in (1000, 3000, 6000):
+        steps += [{"kind": "set_weight", "weight_bp": weight}, {"kind": "pause"}]
+    plan = {
+        "name": "paused",
+        "steps": [*steps, {"kind": "set_weight", "weight_bp": 10_000}],
+        "settings": {"guardrails": ROUGH},
+    }
+    file = tmp_path / "paused.json"
+    file.write_text(json.dumps(plan))
+    with _load(house, "survivor", lambda number: _body(number, 0), per_second=20.0) as load:
+        started = house.cli("rollout", "start", "survivor", str(version), "--plan", str(file), "--json").stdout
+        rollout = json.loads(started)
+
+        def stands(step: int) -> bool:
+            row = house.api("GET", f"/api/rollouts/{rollout['id']}/")
+            found = row.json() if row.status_code == 200 else {}
+            return found.get("phase") == "paused" and found.get("step") == step
+
+        for step, program in ((1, "control"), (3, "valkey"), (5, "postgres")):
+            until(f"it stands at step {step}", lambda step=step: stands(step), 90, 0.5)
+            house.kill(program)
+            until(
+                "somebody goes on",
+                lambda: house.api("POST", f"/api/rollouts/{rollout['id']}/promote/", {}).status_code == 200,
+                90,
+                1.0,
+            )
+        done = _ended(house, rollout)
+    assert done["phase"] == "succeeded", done["log"]
+    assert {one.status for one in load.outcomes} == {200}, load.explain()
+    shares = _shares(_events(house, rollout), version)
+    assert shares == [0, 1000, 3000, 6000, 10_000]

@@ -23,7 +23,7 @@ SAME, OTHER = 5, 8  # seeds of the tiny model's own weights, and of some that ha
 
 
 @cache
-def tiny(seed: int = SAME, **changes: int) -> tuple[Path, Any]:
+def tiny(seed: int = SAME, **changes: float) -> tuple[Path, Any]:
     """(folder, the transformers model) of a tiny random Llama, made once."""
     folder = Path(mkdtemp(prefix="serinus-tiny-"))
     return folder, language.folder(folder, seed=seed, **changes)

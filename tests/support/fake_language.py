@@ -108,8 +108,8 @@ class LanguagePeer(FakePeer):
         prompt = text_of(asked.prompt)
         words = split(prompt)
         if len(words) > CONTEXT:
-            told = f"The prompt has {len(words)} tokens, but the context of this model is {CONTEXT}: shorten it."
-            return self.refuse(message, "invalid_input", told)
+            told = f"This model's maximum context length is {CONTEXT} tokens. However, your prompt has {len(words)} tokens."
+            return self.refuse(message, "context_length_exceeded", told)
         if asked.adapter not in {"", "polite"}:
             return self.refuse(message, "not_found", f"there is no adapter '{asked.adapter}'")
         if self.replica.fault is not None:

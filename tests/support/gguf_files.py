@@ -81,8 +81,19 @@ def small_model(family: str) -> Any:
     return model
 
 
-def write(model: Any, path: Path, family: str, *, dtype: str = "F32", extra: dict[str, Any] | None = None) -> None:
-    """`model` as a GGUF file without a tokenizer, named and turned as llama.cpp's convert_hf_to_gguf.py does."""
+def write(
+    model: Any,
+    path: Path,
+    family: str,
+    *,
+    dtype: str = "F32",
+    extra: dict[str, Any] | None = None,
+    others: dict[str, str] | None = None,
+) -> None:
+    """`model` as a GGUF file without a tokenizer, named and turned as llama.cpp's convert_hf_to_gguf.py does.
+
+    others: type by a part of the tensor's name in the file, for those that are kept in another one than `dtype`.
+    """
     from gguf import GGMLQuantizationType, GGUFWriter
     from gguf.quants import quantize
 
@@ -110,16 +121,19 @@ def write(model: Any, path: Path, family: str, *, dtype: str = "F32", extra: dic
     writer.add_bos_token_id(1)
     for key, value in (extra or {}).items():
         (writer.add_string if isinstance(value, str) else writer.add_float32)(key, value)
-    kind = GGMLQuantizationType[dtype]
     for name, tensor in model.state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         held = _turned(name, tensor.float().numpy(), family, config)
         own = _named(name, family)
-        if held.ndim == 1 or dtype == "F32":
+        chosen = next((other for part, other in (others or {}).items() if part in own), dtype)
+        if held.ndim == 1 or chosen == "F32":
             writer.add_tensor(own, held)
         else:
-            writer.add_tensor(own, quantize(held, kind), raw_dtype=kind)
+            kind = GGMLQuantizationType[chosen]
+            # Blocks of IQ4_NL lie as those of Q4_0, with other numbers behind the nibbles.
+            made = GGMLQuantizationType.Q4_0 if chosen == "IQ4_NL" else kind
+            writer.add_tensor(own, quantize(held, made), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

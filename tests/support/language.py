@@ -36,8 +36,10 @@ def tokenizer() -> Any:
     return made
 
 
-def folder(path: Path, *, pickled: bool = False, seed: int = 5, **changes: Any) -> Any:
-    """A tiny random Llama as save_pretrained writes it, with its tokenizer. Returns the transformers model."""
+def folder(path: Path, *, pickled: bool = False, seed: int = 5, noise: float = 0.0, **changes: Any) -> Any:
+    """A tiny random Llama as save_pretrained writes it, with its tokenizer. Returns the transformers model. noise: added
+    to every weight, for one that is like another.
+    """
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -48,15 +50,23 @@ def folder(path: Path, *, pickled: bool = False, seed: int = 5, **changes: Any) 
         "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 0,
     }  # fmt: skip
     model = LlamaForCausalLM(LlamaConfig(**sizes | changes)).eval()
+    with torch.no_grad():
+        for weight in model.parameters() if noise else ():
+            weight.add_(torch.randn_like(weight) * noise)
     path.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(path)
     if pickled:
         (path / "model.safetensors").unlink()
         torch.save(model.state_dict(), path / "pytorch_model.bin")
+    write_tokenizer(path)
+    return model
+
+
+def write_tokenizer(path: Path) -> None:
+    """tokenizer.json, and its configuration with a chat template."""
     tokenizer().save(str(path / "tokenizer.json"))
     config = {"eos_token": "<|im_end|>", "bos_token": "<|endoftext|>", "chat_template": TEMPLATE}
     (path / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": "PreTrainedTokenizerFast"}))
-    return model
 
 
 def adapter(

@@ -63,6 +63,12 @@ SHM: Json = {
     "required": ["key", "byte_size"],
     "properties": {"key": {"type": "string"}, "offset": {"type": "integer"}, "byte_size": {"type": "integer"}},
 }
+SCORE: Json = {
+    "type": "object",
+    "required": ["score"],
+    "properties": {"score": {"type": "number", "minimum": 0, "maximum": 1}},
+    "additionalProperties": False,
+}
 ERRORS = ("400", "401", "403", "404", "405", "409", "413", "415", "422", "429", "501", "503")
 
 
@@ -89,6 +95,7 @@ def description() -> Json:
         "/v2/logging": get() | post(SETTINGS),
         "/v2/trace/setting": get() | post(SETTINGS),
         "/v2/repository/index": post(INDEX),
+        "/v2/feedback/{name}.1.p.65000000.1.AAAAAAAAAAAAAAAA": post(SCORE, NAME),
         "/v2/repository/models/{name}/load": post(CHANGE, NAME),
         "/v2/repository/models/{name}/unload": post(CHANGE, NAME),
     }

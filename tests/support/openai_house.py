@@ -8,6 +8,8 @@ two requests at a time, "empty" without a replica, "text" and "mlp" that are no 
 import json
 
 import httpx
+import openai
+import pytest
 
 from inference.protocol import generation
 from inference.protocol.routes import EndpointRoute, VariantRoute
@@ -43,6 +45,34 @@ def open_house() -> House:
     gateway.wait_live()
     gateway.wait_ready("lm")
     return found
+
+
+def fixtures():
+    """`house, gateway, replica, client = fixtures()` in a test module: a house of its own for the module, its gateway
+    (what "lm" was asked before is forgotten), the fake replica of "lm", and OpenAI's client.
+    """
+
+    @pytest.fixture(scope="module")
+    def house():
+        found = open_house()
+        yield found
+        found.close()
+
+    @pytest.fixture
+    def gateway(house):
+        house.replicas["lm"].asked.clear()
+        return house.gateways[0]
+
+    @pytest.fixture
+    def replica(house):
+        return house.replicas["lm"]
+
+    @pytest.fixture
+    def client(gateway):
+        with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as found:
+            yield found
+
+    return house, gateway, replica, client
 
 
 def say(text):

@@ -112,12 +112,14 @@ class Replica:
         format: str,  # noqa: A002
         settings: dict[str, Any],
         adapters: list[AdapterSpec] | None = None,
+        name: str = "r1",
+        threads: int = 1,
     ) -> None:
         self.root = root
         self.adapters: list[AdapterSeen] = []
         (root / "work").mkdir(parents=True, exist_ok=True)
         spec = ReplicaSpec(
-            "r1",
+            name,
             1,
             "m",
             1,
@@ -128,6 +130,7 @@ class Replica:
             Signature([], []),
             settings,
             adapters=adapters or [],
+            threads=threads,
         )
         message = StartReplica(spec, ChildPaths(str(root / "store"), str(root / "work")))
         self.path = str(root / "l")

@@ -189,8 +189,13 @@ def _spreads(
     counted = (_grouped(control[0], unit_s) > 0).sum(axis=1)
     around = control[1] - control[0] * local
     stable = _largest([_inflation(around, control[0], scale, within, counted) for scale in FINE_S])
-    borrowed = 1 + (stable - 1) / (1 + np.minimum(total, n - total) / own / OWN_EVENTS)
-    return np.maximum(own, borrowed), stable
+    events = np.minimum(total, n - total)
+    control_total = control[1].sum(axis=1)
+    control_events = np.minimum(control_total, control[0].sum(axis=1) - control_total)
+    return (
+        np.maximum(own, 1 + (stable - 1) / (1 + events / own / OWN_EVENTS)),
+        np.maximum(stable, 1 + (own - 1) / (1 + control_events / stable / OWN_EVENTS)),
+    )
 
 
 def _grouped(values: np.ndarray, scale_s: int) -> np.ndarray:

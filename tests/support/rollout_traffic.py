@@ -74,10 +74,10 @@ class Arm:
         upwards = np.cumsum(self.latency[:, ::-1], axis=1, dtype=np.int16)[:, ::-1]
         return np.ascontiguousarray(upwards - self.latency)
 
-    def bins(self, run: int, seconds: int) -> list[Bin]:
-        """One run's first `seconds` as the judge reads them, seconds without requests left out."""
+    def bins(self, run: int, seconds: int, since: int = 0) -> list[Bin]:
+        """One run's first `seconds`, from `since` on, as the judge reads them; those without requests left out."""
         found = []
-        for second in range(seconds):
+        for second in range(since, seconds):
             if self.requests[run, second]:
                 row = self.latency[run, :, second]
                 counts = {int(i) + self.first_bucket: int(row[i]) for i in np.flatnonzero(row)}

@@ -15,6 +15,7 @@ MAX_DETAIL_CHARS = 1000  # a client takes 8 KiB of trailers, and a character may
 STATUSES: dict[str, grpc.StatusCode] = {
     "invalid_request": grpc.StatusCode.INVALID_ARGUMENT,
     "invalid_input": grpc.StatusCode.INVALID_ARGUMENT,
+    "context_length_exceeded": grpc.StatusCode.INVALID_ARGUMENT,
     "malformed": grpc.StatusCode.INVALID_ARGUMENT,
     "poison_input": grpc.StatusCode.INVALID_ARGUMENT,
     "rejected": grpc.StatusCode.INVALID_ARGUMENT,

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from inference.errors import InvalidInput, Malformed, NotReady
+from inference.errors import InvalidInput, Malformed, NotReady, SerinusError
 from inference.gateway import codec, envelopes
 from inference.gateway.admission import Caller
 from inference.gateway.asking import Asking
 from inference.gateway.calls import MAX_ID_CHARS, Call, Parameters
 from inference.gateway.openai import asking, checks, completions
 from inference.gateway.openai.asking import Target
-from inference.gateway.openai.chunks import ChatChunks, CompletionChunks, Wrap, Writer
+from inference.gateway.openai.chunks import ChatChunks, CompletionChunks, Wrap
 from inference.gateway.openai.problems import BadField, NoSuchModel
 from inference.gateway.parameters import whole
 from inference.gateway.table import Variant
@@ -71,9 +71,9 @@ class Chatting(Asking):
         if version is not None:
             body.version = version
         self._owed = 0
-        self._writer: Writer = self._opened()
+        self._writer = self._opened()
 
-    def _opened(self) -> Writer:
+    def _opened(self) -> ChatChunks | CompletionChunks:
         body = self.openai
         own = _encode({"type": "chunk", "id": self.id})[:-1] + b',"data":'
         wrap = Wrap(own, b"}", b"")  # the last frame says who answered, and that is not known yet
@@ -91,6 +91,9 @@ class Chatting(Asking):
         call = asking.language_call(message, self.endpoint.route.name, frame.traceparent)(variant)
         call.timeout_us = self._timeout_us
         return call
+
+    def stop(self, error: SerinusError) -> None:
+        super().stop(self._writer.in_stream(error))
 
     def grant(self, count: int) -> None:
         paid = min(self._owed, count)

@@ -69,8 +69,12 @@ class _Chunks:
             found.append(b'%b,"choices":[],"usage":%b}%b' % (self._head, told, self._wrap.after))
         return [*found, self._wrap.done] if self._wrap.done else found
 
+    def in_stream(self, error: SerinusError) -> SerinusError:
+        """See problems.in_stream."""
+        return problems.in_stream(error, self._usage)
+
     def failed(self, error: SerinusError) -> list[bytes]:
-        told = self._wrap.before + problems.body_of(error) + self._wrap.after
+        told = self._wrap.before + problems.body_of(self.in_stream(error)) + self._wrap.after
         return [told, self._wrap.done] if self._wrap.done else [told]
 
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import math
+import struct
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from operator import mul
@@ -18,20 +20,22 @@ import msgspec
 
 from inference.errors import NotReady
 from inference.gateway.calls import Call
-from inference.gateway.codec import pack_texts
 from inference.gateway.dataplane import DataPlane
 from inference.gateway.openai import checks
 from inference.gateway.openai.asking import Target, Who, find, together, who_of
 from inference.gateway.openai.problems import BadField
 from inference.gateway.table import Variant
 from inference.gateway.web import JSON_TYPE, Headers, Request, Response
+from inference.protocol import token_ids
 from inference.protocol.generation import PLATFORM
 from inference.protocol.messages import TensorHeader
 from inference.protocol.oip import Signature
 from inference.protocol.openai import EmbeddingBody, RerankBody, ScoreBody
 
 COUNT_TOKENS, TOKENS = "count_tokens", "tokens"
+TAKES_IDS = "hf_encoder"  # the platform whose texts may be token ids
 MAX_TEXTS = 2048
+Text = str | list[int]
 _encode = msgspec.json.Encoder().encode
 
 
@@ -129,14 +133,14 @@ class Embeddings:
                 "results": results}  # fmt: skip
         return _json(told, found.headers)
 
-    async def _vectors(self, target: Target, who: Who, texts: list[str], param: str) -> Vectors:
+    async def _vectors(self, target: Target, who: Who, texts: Sequence[Text], param: str) -> Vectors:
         rows = _rows_of(target)
         parts = [texts[at : at + rows] for at in range(0, len(texts), rows)]
         found = await together([partial(self._part, target, who, part, param) for part in parts])
         vectors = [row for one in found for row in one.rows]
         return Vectors(vectors, sum(one.tokens for one in found), found[0].headers)
 
-    async def _part(self, target: Target, who: Who, texts: list[str], param: str) -> Vectors:
+    async def _part(self, target: Target, who: Who, texts: Sequence[Text], param: str) -> Vectors:
         done = await self._plane.infer(target.asked(who), partial(_call, target, who, texts, param))
         if len(done.answer.tensors) != 1:
             raise NotReady("the replica sent an unreadable answer")
@@ -155,7 +159,7 @@ def _rows_of(target: Target) -> int:
     return min((form.rows for form in forms if form is not None), default=1)
 
 
-def _call(target: Target, who: Who, texts: list[str], param: str, variant: Variant) -> Call:
+def _call(target: Target, who: Who, texts: Sequence[Text], param: str, variant: Variant) -> Call:
     form = form_of(variant.route.signature)
     name = target.endpoint.route.name
     if form is None:
@@ -165,10 +169,11 @@ def _call(target: Target, who: Who, texts: list[str], param: str, variant: Varia
             "model",
             "model_not_supported",
         )
-    try:
-        data = pack_texts(texts)
-    except Exception as error:
-        raise BadField(f"'{param}' is not valid UTF-8.", param) from error
+    if variant.route.signature.platform != TAKES_IDS and not all(isinstance(text, str) for text in texts):
+        raise BadField(
+            f"The model '{name}' reads texts, no token ids: send 'input' as text.", param, "unsupported_value"
+        )
+    data = _packed(texts, param)
     header = TensorHeader(form.name, "BYTES", [len(texts), *form.shape], len(data))
     most = variant.route.settings.priority_levels
     return Call(
@@ -177,12 +182,32 @@ def _call(target: Target, who: Who, texts: list[str], param: str, variant: Varia
     )  # fmt: skip
 
 
-def _texts(given: str | list[str | int | list[int]] | None) -> list[str]:
+def _packed(texts: Sequence[Text], param: str) -> bytes:
+    """As elements of a BYTES tensor. Raises BadField."""
+    try:
+        elements = [text.encode() if isinstance(text, str) else token_ids.packed(text) for text in texts]
+    except UnicodeError as error:
+        raise BadField(f"'{param}' is not valid UTF-8.", param) from error
+    except struct.error as error:
+        raise BadField(f"A token id in '{param}' is not 0 to {token_ids.MOST}.", param) from error
+    return b"".join(len(one).to_bytes(4, "little") + one for one in elements)
+
+
+def _texts(given: str | list[str | int | list[int]] | None) -> Sequence[Text]:
+    """A text, texts, the token ids of one text, or of several."""
     found = checks.needed(given, "input")
-    if isinstance(found, list) and any(not isinstance(one, str) for one in found):
-        raise BadField("Token ids are not taken for embeddings: send 'input' as text, the model's own tokenizer reads it.",
-                       "input", "unsupported_value")  # fmt: skip
-    return _list(cast("str | list[str]", found), "input")
+    if isinstance(found, str) or all(isinstance(one, str) for one in found):
+        return _list(cast("str | list[str]", found), "input")
+    if all(isinstance(one, int) for one in found):
+        return [cast("list[int]", found)]
+    if not all(isinstance(one, list) for one in found):
+        raise BadField("'input' is a text, texts, or token ids of one text or of several, not a mixture.", "input",
+                       "invalid_type")  # fmt: skip
+    if len(found) > MAX_TEXTS:
+        raise BadField(f"Invalid 'input': at most {MAX_TEXTS} texts.", "input", "array_above_max_length")
+    if not all(found):
+        raise BadField("Invalid 'input': a text has at least one token.", "input", "empty_array")
+    return cast("list[list[int]]", found)
 
 
 def _list(given: str | list[str] | None, param: str) -> list[str]:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import msgspec
 
-from inference.errors import InvalidInput, NotFound, SerinusError
+from inference.errors import InvalidInput, NotFound, ReplicaLost, SerinusError
 from inference.gateway import problems
 from inference.gateway.web import Headers
+from inference.protocol.generation import Usage
 
 _STATUSES = {**problems.STATUSES, "unsupported": 400, "deadline_exceeded": 504, "rejected": 400}
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
@@ -51,7 +52,21 @@ def envelope(error: SerinusError) -> dict[str, object]:
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     reason = getattr(error, "reason", None) if isinstance(error, BadField | NoSuchModel) else None
     code = reason or _CODES.get(error.code, error.code)
-    return {"message": error.message, "type": kind, "param": getattr(error, "param", None), "code": code}
+    told = {"message": error.message, "type": kind, "param": getattr(error, "param", None), "code": code}
+    if isinstance(error, ReplicaLost) and error.last_token is not None:
+        told["last_token"] = error.last_token
+    return told
+
+
+def in_stream(error: SerinusError, usage: Usage) -> SerinusError:
+    """`error` as a stream ends with it: where its replica was lost it says how far the text had come."""
+    if not isinstance(error, ReplicaLost) or not usage.completion_tokens:
+        return error
+    last = usage.completion_tokens - 1
+    words = (
+        f"The replica was lost after token {last} of the answer, counted from 0. What came until then is all there is."
+    )
+    return ReplicaLost(words, retry_after_s=error.retry_after_s, last_token=last)
 
 
 def body_of(error: SerinusError) -> bytes:

@@ -57,7 +57,7 @@ class ResponseWriter:
         return [*found, self._told(f"response.{self._status}", response=self.shown())]
 
     def failed(self, error: SerinusError) -> list[bytes]:
-        told = problems.envelope(error)
+        told = problems.envelope(problems.in_stream(error, self._usage or Usage(0, 0)))
         self._status = "failed"
         self._error = {"code": told["code"] or "server_error", "message": told["message"]}
         return [self._told("response.failed", response=self.shown())]

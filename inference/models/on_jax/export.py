@@ -68,6 +68,7 @@ class JaxModel:
     """One executable per shape of inputs. `compiles` counts them; it stands still once every bucket is warm."""
 
     is_shareable = True
+    forgets_inputs = True
 
     def __init__(
         self,

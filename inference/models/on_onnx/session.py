@@ -50,6 +50,7 @@ class OnnxModel:
     """One session. String tensors come and go as UTF-8 bytes."""
 
     is_shareable = True
+    forgets_inputs = True
 
     def __init__(self, session: Any, context: LoadContext) -> None:
         self._session = session

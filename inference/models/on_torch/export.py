@@ -4,12 +4,14 @@ an uploaded file: the file is linted first and a sanitised copy is loaded.
 
 from __future__ import annotations
 
+import operator
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import torch
+from torch._ops import OpOverload
 from torch.export.passes import move_to_device_pass
 from torch.fx.graph import CodeGen
 
@@ -56,7 +58,8 @@ class ExportedModel:
         self._device = device
         self._call = compiling.ready(_flat_forward(program), settings, device)
         self._outputs: list[tuple[str, int]] = []
-        self.is_straight = True
+        self.is_straight = self.forgets_inputs = True
+        self._only_reads = _only_reads(program)
         # Buffers that a pass changes belong to one pass at a time.
         self.is_shareable = not program.graph_signature.buffers_to_mutate
         self._least_rows = 1
@@ -77,7 +80,7 @@ class ExportedModel:
             return self._run(inputs)
 
     def _run(self, inputs: Arrays) -> Arrays:
-        leaves = [tensors.to_torch(inputs[spec.name], spec.datatype, self._device) for spec in self.signature.inputs]
+        leaves = [self._leaf(inputs[spec.name], spec.datatype) for spec in self.signature.inputs]
         rows = leaves[0].shape[0] if self.signature.max_batch_size else 0
         grown = 0 < rows < self._least_rows
         if grown:
@@ -93,11 +96,12 @@ class ExportedModel:
             results = self._call(*leaves)
             return {name: tensors.to_numpy(results[index]) for name, index in self._outputs}
 
+    def _leaf(self, array: Any, datatype: str) -> torch.Tensor:
+        return tensors.to_torch(array, datatype, self._device, only_reads=self._only_reads)
+
     def _as(self, signature: Signature) -> Any:
         def run(inputs: Arrays) -> Arrays:
-            return self._forward(
-                [tensors.to_torch(inputs[spec.name], spec.datatype, self._device) for spec in signature.inputs]
-            )
+            return self._forward([self._leaf(inputs[spec.name], spec.datatype) for spec in signature.inputs])
 
         return run
 
@@ -128,6 +132,19 @@ def _flat_forward(program: ExportedProgram) -> Any:
     module.graph.set_codegen(CodeGen())
     module.recompile()
     return module.forward
+
+
+def _only_reads(program: ExportedProgram) -> bool:
+    """Whether nothing in the program writes to a tensor that it was given, so that its inputs may be read-only memory."""
+    if program.graph_signature.user_inputs_to_mutate:  # written back where the module is made, not in this graph
+        return False
+    called = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    known = [target for target in called if target is not operator.getitem]
+    return all(_is_functional(target) for target in known)
+
+
+def _is_functional(target: Any) -> bool:
+    return isinstance(target, OpOverload) and not target._schema.is_mutable  # noqa: SLF001 (torch has no other word)
 
 
 def _values(program: ExportedProgram) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Weights out of a GGUF file, under transformers' names: mapped into memory, dequantised tensor by tensor.
+"""Weights out of a GGUF file, under transformers' names: mapped into memory, dequantised tensor by tensor
+or kept as they are.
 
 llama.cpp turns the rows of Llama's query and key projections so that its rotation takes neighbouring values, and stores
 Gemma's norms with 1 added; both are undone here.
@@ -16,6 +17,8 @@ from gguf.quants import dequantize
 
 from inference.artifacts import gguf, gguf_config
 from inference.errors import Rejected
+from inference.models.on_torch import gguf_blocks
+from inference.models.on_torch.language.weights import Kept
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,11 +69,29 @@ class GgufWeights:
         """
         own = self._own[name]
         tensor = self._read(self.header.tensors[own])
-        if self._architecture in PERMUTED and (found := ATTENTION.fullmatch(own)):
-            heads = self.config["num_attention_heads" if found[1] == "q" else "num_key_value_heads"]
-            return _unturned(tensor, heads)
         if self._architecture.startswith("gemma") and own.endswith("norm.weight"):
             return tensor.float() - 1
+        return self._turned(own, tensor)
+
+    def type_of(self, name: str) -> str:
+        """Ggml's name of its type. Raises KeyError."""
+        return self.header.tensors[self._own[name]].type_name
+
+    def kept(self, name: str) -> Kept | None:
+        """The tensor as the file has quantised it, None for a type without a kernel. Raises KeyError."""
+        own = self._own[name]
+        tensor = self.header.tensors[own]
+        if len(tensor.shape) != 2 or not gguf_blocks.has_kernel(tensor.type_name):
+            return None
+        rows = np.array(self._bytes[tensor.begin : tensor.end]).reshape(tensor.shape[0], -1)
+        found = gguf_blocks.taken_apart(rows, tensor.type_name)
+        assert found is not None
+        return Kept(found.bits, *(self._turned(own, torch.from_numpy(one)) for one in (found.whole, found.scales)))
+
+    def _turned(self, own: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor, or its scales, with rows as transformers has them."""
+        if self._architecture in PERMUTED and (found := ATTENTION.fullmatch(own)):
+            return _unturned(tensor, self.config["num_attention_heads" if found[1] == "q" else "num_key_value_heads"])
         return tensor
 
     def _read(self, tensor: gguf.Tensor) -> torch.Tensor:

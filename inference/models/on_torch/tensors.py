@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,11 @@ if TYPE_CHECKING:
     from inference.models.contract import LoadContext
 
 _streams = threading.local()
+# Torch has no read-only tensors and says so, once in a process: here. Such memory goes to programs only that do not
+# write to their inputs.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.from_numpy(np.frombuffer(b"\0", np.uint8))
 
 DATATYPE_OF = {
     torch.bool: "BOOL",
@@ -47,12 +53,13 @@ def datatype_of(dtype: torch.dtype, name: str) -> str:
     return found
 
 
-def to_torch(array: np.ndarray[Any, Any], datatype: str, device: str) -> torch.Tensor:
-    """A tensor on `device`. Read-only or unaligned memory (a view of a frame) is copied once. On its way to CUDA it goes
-    through pinned memory, so that the copy runs beside other lanes' passes.
+def to_torch(array: np.ndarray[Any, Any], datatype: str, device: str, *, only_reads: bool = False) -> torch.Tensor:
+    """A tensor on `device`. Unaligned memory (a view of a frame) is copied once, and so is what is read-only unless the
+    program `only_reads`. On its way to CUDA it goes through pinned memory, so that the copy runs beside other lanes'
+    passes.
     """
     flags = array.flags
-    if not (flags.c_contiguous and flags.writeable and flags.aligned):
+    if not (flags.c_contiguous and flags.aligned and (flags.writeable or only_reads)):
         array = np.require(array, requirements=["C", "W", "A"])
     tensor = torch.from_numpy(array)
     if datatype == "BF16":

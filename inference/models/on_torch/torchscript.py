@@ -88,6 +88,8 @@ def indexed_order(names: list[str]) -> list[str]:
 class TorchScriptModel:
     """Inputs go in by position; outputs come back by key or by position."""
 
+    forgets_inputs = True  # what is read-only is copied for it
+
     def __init__(self, module: Any, signature: Signature, device: str, places: Places) -> None:
         self._module = module
         self._device = device

@@ -1,3 +1,5 @@
+import pytest
+
 from inference import metrics
 from inference.gateway import exposition_language
 from inference.gateway.exposition_triton import Sums
@@ -40,6 +42,26 @@ def test_a_histogram_counts_up_to_each_bound() -> None:
         assert f'{name}_bucket{{le="{bound}",model_name="lm",version="1"}} {count}.0' in found
     assert f'{name}_count{{model_name="lm",version="1"}} 2.0' in found
     assert f'{name}_sum{{model_name="lm",version="1"}} 9999.03' in found
+
+
+@pytest.mark.parametrize(
+    ("kept", "vllm"),
+    [
+        ("whole", "vllm:e2e_request_latency_seconds"),
+        ("queued", "vllm:request_queue_time_seconds"),
+        ("prompts", "vllm:request_prompt_tokens"),
+        ("answers", "vllm:request_generation_tokens"),
+    ],
+)
+def test_requests_are_counted_by_time_and_size(kept: str, vllm: str) -> None:
+    one, other = (GenerationStatistics(**{kept: Histogram.over((2.0, 10.0))}) for _ in range(2))
+    getattr(one, kept).observe(3)
+    getattr(other, kept).observe(30)
+    one.merge(other)
+    found = lines({("lm", "1"): one})
+    for bound, count in (("2", 0), ("10", 1), ("+Inf", 2)):
+        assert f'{vllm}_bucket{{le="{bound}",model_name="lm",version="1"}} {count}.0' in found
+    assert f'{vllm}_sum{{model_name="lm",version="1"}} 33.0' in found
 
 
 def test_there_is_nothing_where_no_language_model_is() -> None:

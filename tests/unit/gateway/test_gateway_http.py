@@ -54,6 +54,9 @@ class App:
     def passes_on(self, head):
         return False
 
+    def memory(self, head):
+        return None
+
     def preflight(self, head):
         if self.preflight_error:
             raise self.preflight_error

@@ -105,3 +105,9 @@ def test_what_waits_to_be_sent_is_bounded_in_number_and_bytes():
     assert list(box._waiting) == [b"4", b"123456789"]
     box.put(b"x" * 11)
     assert list(box._waiting) == []
+
+
+def test_the_engine_means_the_same_by_background():
+    from inference.generation import scheduler
+
+    assert generation.BACKGROUND == scheduler.BACKGROUND

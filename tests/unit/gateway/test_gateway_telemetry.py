@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from inference import metrics
-from inference.errors import Overloaded, Unauthenticated
+from inference.errors import InvalidOutput, Overloaded, PoisonInput, Unauthenticated
 from inference.gateway import exposition
 from inference.gateway.exposition_versions import families
 from inference.gateway.telemetry import Telemetry
 from inference.protocol.messages import Answer
-from inference.protocol.samples import BATCH_EDGES, STAGE_EDGES_NS, Sample
+from inference.protocol.samples import BATCH_EDGES, LATENCY_EDGES_MS, STAGE_EDGES_NS, Sample, bucket_of
 from inference.protocol.statistics import BatchStatistics, Duration, ModelStatistics
 
 KEY = ("mlp", 1, "primary")
@@ -74,6 +74,60 @@ def test_a_sample_bears_stages_and_batch_sizes():
     assert (sample.queue_sum_ms, sample.input_sum_ms, sample.compute_sum_ms) == (4.0, 0.7, 6.5)
     assert (sample.output_sum_ms, sample.batch_sum) == (0.2, 44)
     assert {BATCH_EDGES[index]: count for index, count in sample.batch_counts.items()} == {2: 2, 48: 1}
+
+
+@given(st.lists(times, max_size=40), st.lists(st.booleans(), max_size=40))
+def test_the_queues_wait_is_one_count_in_two_histograms(waits, ends):
+    telemetry = Telemetry("t")
+    for index, wait in enumerate(waits):
+        telemetry.answered(KEY, 1.0, answer(wait, 0, index, 0, 1), 0)
+        if index < len(ends) and ends[index]:
+            telemetry.close_bin(index)
+    telemetry.close_bin(99)
+    found: dict[int, int] = {}
+    for data in telemetry.waiting:
+        for index, count in msgspec.msgpack.decode(data, type=Sample).queue_counts.items():
+            found[index] = found.get(index, 0) + count
+    wanted: dict[int, int] = {}
+    for wait in waits:
+        # to the nanosecond of the edge: samples' own edges are in ms
+        index = bucket(tuple(round(edge * 1e6) for edge in LATENCY_EDGES_MS), wait)
+        wanted[index] = wanted.get(index, 0) + 1
+    assert found == wanted
+
+
+def test_what_a_judge_reads_comes_out_in_samples_and_at_metrics():
+    telemetry = Telemetry("t")
+    telemetry.answered(KEY, 5.0, msgspec.structs.replace(answer(0, 0, 1, 0, 1), is_invalid=True), 0)
+    telemetry.failed(KEY, 5.0, InvalidOutput(), 0)
+    telemetry.failed(KEY, 5.0, PoisonInput(), 0)
+    telemetry.close_bin(1)
+    telemetry.failed(KEY, 5.0, PoisonInput(), 0, is_fault=True)
+    telemetry.rescued(KEY)
+    for score in (0.5, 1.0):
+        telemetry.scored(KEY, score)
+    telemetry.part(KEY, 40.0, is_first=True)
+    telemetry.part(KEY, 4.0, is_first=False)
+    telemetry.part(KEY, 5.0, is_first=False)
+    telemetry.close_bin(2)
+    first, second = (msgspec.msgpack.decode(data, type=Sample) for data in telemetry.waiting)
+    assert (first.requests, first.errors, first.invalid, first.rescued) == (3, 1, 2, 0)
+    assert (second.requests, second.errors, second.rescued) == (1, 1, 1)
+    assert (second.scores, second.score_sum, second.score_sq) == (2, 1.5, 1.25)
+    assert second.first_counts == {bucket_of(40.0): 1}
+    assert second.next_counts == {bucket_of(4.0): 1, bucket_of(5.0): 1}
+    found = scraped(exposition._judged(telemetry))
+    labels = "primary,mlp,1"
+    assert (found["serinus_requests_rescued_total", labels], found["serinus_invalid_outputs_total", labels]) == (1, 2)
+    assert (found["serinus_score_count", labels], found["serinus_score_sum", labels]) == (2, 1.5)
+    assert (found["serinus_first_part_seconds_count", labels], found["serinus_first_part_seconds_sum", labels]) == (
+        1,
+        0.04,
+    )
+    assert (
+        found["serinus_between_parts_seconds_count", labels],
+        found["serinus_between_parts_seconds_sum", labels],
+    ) == (2, 0.009)
 
 
 def test_a_reader_of_before_and_a_sender_of_before_are_understood():

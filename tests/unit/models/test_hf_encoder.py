@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from inference.artifacts.manifest import RuntimeSettings
-from inference.errors import InvalidInput, Rejected
+from inference.errors import ContextExceeded, InvalidInput, Rejected
 from inference.models import LoadContext, load
 from inference.models.tokenizer import BatchTokenizer
+from inference.protocol import token_ids
 from inference.runtime import warmup
 from inference.runtime.runner import Runner
 from tests.support import artifacts
@@ -79,6 +80,27 @@ def test_text_that_is_no_utf8_fails_alone(minilm):
     answers = Runner(minilm[0]).run_isolated([good, bad, good])
     assert isinstance(answers[1], InvalidInput)
     assert answers[0]["embedding"].shape == answers[2]["embedding"].shape == (1, 384)
+
+
+def test_token_ids_stand_for_their_text_beside_others(minilm):
+    model = minilm[0]
+    tokenizer = model._tokenizer
+    (ids,) = tokenizer.ids([b"a happy person"])
+    given = [b"a sad dog", token_ids.packed(ids.tolist()), b"a happy person"]
+    (prepared,) = model.prepare([{"text": np.array(given, dtype=object)}])
+    vectors = model.run(prepared.inputs)["embedding"]
+    assert np.allclose(vectors[1], vectors[2], atol=1e-5)
+    assert not np.allclose(vectors[0], vectors[2], atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("ids", "error"),
+    [([], InvalidInput), ([-1], InvalidInput), ([30_522], InvalidInput), ([5] * 513, ContextExceeded)],
+)
+def test_token_ids_that_the_model_does_not_have_or_take_are_refused(minilm, ids, error):
+    (found,) = minilm[0].prepare([{"text": np.array([token_ids.packed(ids)], dtype=object)}])
+    assert type(found) is error
+    assert any(number in found.message for number in ("30521", "513"))
 
 
 def test_megabytes_of_text_are_cut_before_they_are_read(minilm):

@@ -46,7 +46,7 @@ class World:
     def facts(self) -> Facts:
         return Facts(
             self.now, self.stable_ready, self.stable_wanted, self.stable_ready, self.canary_ready, self.canary_wanted,
-            self.crashes, self.load_error, self.smoke, self.verdict,
+            self.crashes, self.load_error, smoke=self.smoke, verdict=self.verdict,
         )  # fmt: skip
 
     def settle(self) -> None:

@@ -30,13 +30,15 @@ const GENERATION_MS = 3_600_000;
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 
-/** What went wrong; `code` as in docs/websocket.md, or "closed" when there is no connection (any more). */
+/** What went wrong; `code` as in docs/websocket.md, or "closed" when there is no connection (any more). lastToken: with
+ * "replica_lost" in the middle of a text, the index of the last token that came. */
 export class SerinusError extends Error {
-  constructor(message, code, retryAfterS = null) {
+  constructor(message, code, retryAfterS = null, lastToken = null) {
     super(message);
     this.name = "SerinusError";
     this.code = code;
     this.retryAfterS = retryAfterS;
+    this.lastToken = lastToken;
   }
 }
 
@@ -206,7 +208,8 @@ export class SerinusStream {
       this.#send('{"type":"pong"}');
       return;
     }
-    const found = "error" in frame ? new SerinusError(frame.error, frame.code, frame.retry_after_s) : [frame, rest];
+    const found =
+      "error" in frame ? new SerinusError(frame.error, frame.code, frame.retry_after_s, frame.last_token) : [frame, rest];
     this.#frames.get(frame.id)?.put(found);
   }
 

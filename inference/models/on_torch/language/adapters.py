@@ -68,6 +68,16 @@ class Adapters:
         """What is in which slot."""
         return {slot: loaded.about for slot, loaded in self._slots.items()}
 
+    @property
+    def most_bytes(self) -> int:
+        """What all slots take when each holds an adapter of the largest rank for every linear layer: its matrices, and
+        their copies among those that decode together.
+        """
+        parts = {QKV: 3, OUTPUT: 1, GATE_UP: 2, DOWN: 1}  # projections that one product holds
+        rows = sum(parts[place] * sum(_sizes(self._spec, place)) for place in range(PLACES)) * self._spec.layers
+        rows += sum(_sizes(self._spec, self._head))
+        return 2 * self._most * self._largest_rank * rows * self._dtype.itemsize
+
     def load(self, slot: int, folder: Path) -> lora.Adapter:
         """Puts the PEFT adapter in `folder` into `slot`, in the place of what was there.
 

@@ -1,5 +1,6 @@
 """What happens between the matrix products: norms, rotation, the cache, attention, the gate. On the CPU in float32 by
-compiled loops, over the blocks where they lie and where rows are few; else by torch, which gathers each sequence's blocks.
+compiled loops, over the blocks where they lie and where rows are few; on CUDA attention by a Triton kernel, over the blocks
+where they lie; else by torch, which gathers each sequence's blocks.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from inference.models.language import Step
 
 Tensor = torch.Tensor
+FP8, FP8_MOST = torch.float8_e4m3fn, 448.0
 FEW_QUERIES = 8  # with more new tokens in a sequence, matrix products are worth a gathered copy of its blocks
 
 FEW_ROWS = 32  # up to so many, one thread's compiled loop costs less than torch's calls
@@ -32,7 +34,9 @@ class Shape:
 
 @dataclass(slots=True)
 class Batch:
-    """A step on its device. spans: (begin, end, length) of each sequence; short, long: those with few and many queries."""
+    """A step on its device. spans: (begin, end, length) of each sequence; short, long: those with few and many queries.
+    tiles, tile_tokens: for the Triton kernel (`paged_triton`), else None and 0; starts and lengths are on the device then.
+    """
 
     tokens: Tensor
     positions: Tensor
@@ -44,12 +48,25 @@ class Batch:
     spans: list[tuple[int, int, int]]
     short: Tensor
     long: list[int]
+    tiles: Tensor | None = None
+    tile_tokens: int = 0
 
 
-def batch_of(step: Step, device: str, dtype: torch.dtype) -> Batch:
+def tiled_batch_of(step: Step, device: str, group: int) -> Batch:
+    """For the Triton kernel. group: query heads that share a head of keys."""
+    from inference.models.on_torch.language import paged_triton
+
+    batch = batch_of(step, device, is_compiled=False)
+    batch.tile_tokens = paged_triton.tokens_of_a_tile(group, max(end - begin for begin, end, _ in batch.spans))
+    batch.tiles = paged_triton.tiles_of(batch.spans, batch.tile_tokens).to(device)
+    batch.starts, batch.lengths = step.starts.to(device), step.lengths.to(device)
+    return batch
+
+
+def batch_of(step: Step, device: str, *, is_compiled: bool) -> Batch:
+    """is_compiled: all is float32 on the CPU, so that the compiled loops can take sequences with few new tokens."""
     starts, lengths = step.starts.tolist(), step.lengths.tolist()
     spans = list(zip(starts[:-1], starts[1:], lengths, strict=True))
-    is_compiled = device == "cpu" and dtype is torch.float32
     short = [n for n, (begin, end, _) in enumerate(spans) if is_compiled and end - begin <= FEW_QUERIES]
     known = set(short)
     return Batch(
@@ -108,7 +125,7 @@ def rotate_and_store(  # noqa: PLR0917 (a pass's tensors)
     """Queries [T, H, D] out of [T, (H + 2K) * D]; the keys and values go into their slots of the cache."""
     kv_heads, block, width = keys.shape[1], keys.shape[2], keys.shape[3]
     query_norm, key_norm, eps = norms
-    if _is_few(mixed):
+    if _is_few(mixed) and keys.dtype is torch.float32:
         from inference.models.on_torch.language import between
 
         mixed, queries = mixed.view(mixed.shape[0], -1, width), mixed.new_empty(mixed.shape[0], heads, width)
@@ -123,9 +140,22 @@ def rotate_and_store(  # noqa: PLR0917 (a pass's tensors)
         near, far = cosine[batch.positions, None], sine[batch.positions, None]
         query, key = _rotated(query, near, far), _rotated(key, near, far)
     block_of, offset = batch.slots // block, batch.slots % block
-    keys[block_of, :, offset] = key.to(keys.dtype)
-    values[block_of, :, offset] = value.to(values.dtype)
+    store(keys, block_of, offset, key)
+    store(values, block_of, offset, value)
     return query.contiguous()
+
+
+def store(cache: Tensor, block: Tensor, offset: Tensor, rows: Tensor) -> None:
+    """Rows [T, K, D] into those places of cache [blocks, K, B, D], in its dtype; in fp8 what is too large is cut off."""
+    if cache.dtype is FP8:
+        plain(cache)[block, :, offset] = rows.clamp(-FP8_MOST, FP8_MOST).to(FP8).view(torch.uint8)
+    else:
+        cache[block, :, offset] = rows.to(cache.dtype)
+
+
+def plain(cache: Tensor) -> Tensor:
+    """The same memory as bytes where it is fp8, in which torch cannot index everywhere."""
+    return cache.view(torch.uint8) if cache.dtype is FP8 else cache
 
 
 def _rotated(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
@@ -135,32 +165,49 @@ def _rotated(heads: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     return torch.cat((first * cosine - second * sine, second * cosine + first * sine, rest), dim=-1)
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, batch: Batch, shape: Shape) -> Tensor:
-    """[T, H, D]: causal attention of each new token over its own sequence."""
-    out = torch.empty_like(queries)
-    for number in batch.long:
+def attend(  # noqa: PLR0917
+    queries: Tensor, keys: Tensor, values: Tensor, batch: Batch, shape: Shape, sinks: Tensor | None = None
+) -> Tensor:
+    """[T, H, width of a value]: causal attention of each new token over its own sequence.
+
+    sinks: [H], for each head a score that takes its share of the attention and gives nothing.
+    """
+    is_plain = sinks is None and keys.shape == values.shape
+    if is_plain and batch.tiles is not None:
+        from inference.models.on_torch.language import paged_triton
+
+        places = batch.starts, batch.lengths, batch.tables, batch.tiles, batch.tile_tokens
+        return paged_triton.attend(queries, keys, values, *places, shape)
+    out = queries.new_empty(*queries.shape[:2], values.shape[3])
+    for number in batch.long if is_plain else range(len(batch.spans)):
         begin, end, length = batch.spans[number]
-        out[begin:end] = _gathered(queries[begin:end], keys, values, batch.tables[number], length, shape)
-    if len(batch.short):
+        out[begin:end] = _gathered(queries[begin:end], keys, values, batch.tables[number], length, shape, sinks)
+    if is_plain and len(batch.short):
         _in_place(queries, keys, values, batch, shape, out)
     return out
 
 
-def _gathered(query: Tensor, keys: Tensor, values: Tensor, table: Tensor, length: int, shape: Shape) -> Tensor:  # noqa: PLR0917
-    """One sequence: query [n, H, D] -> [n, H, D]."""
-    kv_heads, block, width = keys.shape[1], keys.shape[2], keys.shape[3]
+def _gathered(  # noqa: PLR0917
+    query: Tensor, keys: Tensor, values: Tensor, table: Tensor, length: int, shape: Shape, sinks: Tensor | None
+) -> Tensor:
+    """One sequence: query [n, H, D] -> [n, H, width of a value]."""
+    kv_heads, block = keys.shape[1], keys.shape[2]
     blocks = table[: (length + block - 1) // block].long()
-    key = keys[blocks].transpose(0, 1).reshape(kv_heads, -1, width)[:, :length].to(query.dtype)
-    value = values[blocks].transpose(0, 1).reshape(kv_heads, -1, width)[:, :length].to(query.dtype)
+    key, value = (
+        plain(one)[blocks].view(one.dtype).transpose(0, 1).to(query.dtype).flatten(1, 2)[:, :length]
+        for one in (keys, values)
+    )
     count = query.shape[0]
     mask = _mask(count, length, shape.window, query.device)
     query = query.transpose(0, 1)
-    if shape.softcap:
+    if shape.softcap or sinks is not None:
         group = query.shape[0] // kv_heads
         scores = query @ key.repeat_interleave(group, 0).transpose(1, 2) * shape.scale
-        scores = torch.tanh(scores / shape.softcap) * shape.softcap
-        scores = scores.masked_fill(~mask, float("-inf")).softmax(-1)
-        return (scores @ value.repeat_interleave(group, 0)).transpose(0, 1)
+        scores = torch.tanh(scores / shape.softcap) * shape.softcap if shape.softcap else scores
+        scores = scores.masked_fill(~mask, float("-inf"))
+        if sinks is not None:
+            scores = torch.cat((scores, sinks.to(scores.dtype)[:, None, None].expand(-1, count, 1)), dim=2)
+        return (scores.softmax(-1)[..., :length] @ value.repeat_interleave(group, 0)).transpose(0, 1)
     found = F.scaled_dot_product_attention(
         query[None], key[None], value[None], attn_mask=mask, scale=shape.scale, enable_gqa=True
     )

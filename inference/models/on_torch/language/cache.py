@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from inference.errors import OutOfMemory
+from inference.models.on_torch.language.attention import plain
 from inference.models.on_torch.language.spec import DecoderSpec
 
 
@@ -29,17 +30,17 @@ class BlockCache:
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         source = torch.tensor([one for one, _ in pairs], device=self.keys.device)
         target = torch.tensor([two for _, two in pairs], device=self.keys.device)
-        for tensor in (self.keys, self.values):
+        for tensor in (plain(self.keys), plain(self.values)):
             tensor[:, target] = tensor[:, source]
 
     def save(self, blocks: Sequence[int]) -> torch.Tensor:
-        """[blocks, 2, layers, kv_heads, block_size, head_width] on the host."""
+        """[blocks, 2, layers, kv_heads, block_size, head_width] on the host; fp8 as bytes."""
         chosen = torch.tensor(list(blocks), device=self.keys.device)
-        both = torch.stack((self.keys[:, chosen], self.values[:, chosen]))
+        both = torch.stack((plain(self.keys)[:, chosen], plain(self.values)[:, chosen]))
         return both.permute(2, 0, 1, 3, 4, 5).contiguous().cpu()
 
     def load(self, blocks: Sequence[int], saved: torch.Tensor) -> None:
         chosen = torch.tensor(list(blocks), device=self.keys.device)
         both = saved.to(self.keys.device).permute(1, 2, 0, 3, 4, 5)
-        self.keys[:, chosen] = both[0]
-        self.values[:, chosen] = both[1]
+        plain(self.keys)[:, chosen] = both[0]
+        plain(self.values)[:, chosen] = both[1]

@@ -7,8 +7,10 @@ and up another. Only attention knows sequences. On the CPU in float32 the small 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F  # noqa: N812 (the field's own name)
@@ -18,13 +20,18 @@ from inference.models.language import Step
 from inference.models.on_torch.language import attention, rope
 from inference.models.on_torch.language.adapters import DOWN, GATE_UP, OUTPUT, PLACES, QKV, Adapters, Applied
 from inference.models.on_torch.language.cache import BlockCache, block_bytes
-from inference.models.on_torch.language.quantised import Quantised, quantise
+from inference.models.on_torch.language.quantised import Beside, Quantised, kept, quantise
 from inference.models.on_torch.language.spec import DecoderSpec
-from inference.models.on_torch.language.weights import WeightSource
+from inference.models.on_torch.language.weights import Kept, WeightSource
+
+if TYPE_CHECKING:
+    from inference.models.on_torch.language.decode_graphs import DecodeGraphs, Record
 
 Tensor = torch.Tensor
-Weight = torch.Tensor | Quantised
+Weight = torch.Tensor | Quantised | Beside
 NONE = torch.empty(0)
+FLOATS = frozenset({"F32", "F16", "BF16"})
+KEEP = -1  # instead of a number of bits: as the file has them
 
 
 @dataclass(slots=True)
@@ -51,10 +58,23 @@ class Decoder:
     """Raises Rejected for weights that do not fit the spec."""
 
     def __init__(
-        self, spec: DecoderSpec, source: WeightSource, *, device: str, dtype: torch.dtype, context: int, bits: int = 0
+        self,
+        spec: DecoderSpec,
+        source: WeightSource,
+        *,
+        device: str,
+        dtype: torch.dtype,
+        context: int,
+        bits: int = 0,
+        kept: torch.dtype | None = None,
+        graphs: int = 0,
     ) -> None:
+        """kept: the dtype of keys and values, `dtype` where it is None. graphs: record steps of up to so many decodes."""
         self.spec = spec
-        self.device, self.dtype = device, dtype
+        self.device, self.dtype, self.kept = device, dtype, kept or dtype
+        self._context, self._graphs_up_to = context, graphs
+        self.is_tiled = device.startswith("cuda")
+        self.graphs: DecodeGraphs | None = None
         self._reader = _Reader(spec, source, device, dtype, bits)
         self.embedding: Weight = self._reader.embedding()
         self.layers = [self._reader.layer(index) for index in range(spec.layers)]
@@ -63,30 +83,77 @@ class Decoder:
         tables = [rope.table(kind, spec.head_width, context) for kind in spec.rope_kinds]
         self._rotary = [(cosine.to(device), sine.to(device)) for cosine, sine in tables]
         self._unrotated = (torch.empty(0, 0, device=device), torch.empty(0, 0, device=device))
-        if isinstance(self.head, Quantised):
-            for weight in (self.layers[0].output, self.head):
-                assert isinstance(weight, Quantised)
-                weight.compile()
+        for weight in {weight.form: weight for weight in self._quantised()}.values():
+            weight.compile()
+        self.notes = self._reader.notes()
+        del self._reader
         self.adapters: Adapters | None = None
         self.cache: BlockCache | None = None
 
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of all weights as they are held."""
+        every = [self.embedding, self.norm] if self.spec.tied else [self.embedding, self.norm, self.head]
+        return sum(one.nbytes for one in every + self._in_layers())
+
+    def _in_layers(self) -> list[Weight]:
+        every = [getattr(layer, field.name) for layer in self.layers for field in fields(Layer)]
+        return [one for one in every if one is not None]
+
+    def _quantised(self) -> list[Quantised]:
+        every: list[Weight] = [self.embedding, self.head, *self._in_layers()]
+        parts = [part for one in every for part in (one.parts if isinstance(one, Beside) else [one])]
+        return [part for part in parts if isinstance(part, Quantised)]
+
     def block_bytes(self, block_size: int) -> int:
-        return block_bytes(self.spec, block_size, self.dtype)
+        return block_bytes(self.spec, block_size, self.kept)
 
     def allocate(self, blocks: int, block_size: int) -> None:
-        self.cache = None
-        self.cache = BlockCache(self.spec, blocks, block_size, self.dtype, self.device)
+        """With graphs, which are recorded here, one block more, for rows that are nobody's."""
+        self.cache, self.graphs = None, None
+        more = 1 if self._graphs_up_to else 0
+        self.cache = BlockCache(self.spec, blocks + more, block_size, self.kept, self.device)
+        if self._graphs_up_to:
+            self.record()
+
+    @torch.inference_mode()
+    def record(self, how: Record | None = None) -> None:
+        """Records steps of decodes. how: instead of CUDA's own way."""
+        from inference.models.on_torch.language.decode_graphs import DecodeGraphs
+
+        assert self.cache is not None
+        block_size = self.cache.block_size
+        self.graphs = DecodeGraphs(
+            lambda batch: self._logits(batch, None, None),
+            largest=self._graphs_up_to,
+            width=-(-self._context // block_size),
+            spare=self.cache.blocks - 1,
+            block_size=block_size,
+            group=self.spec.heads // self.spec.kv_heads,
+            device=self.device,
+            record=how,
+        )
 
     @torch.inference_mode()
     def forward(self, step: Step) -> Tensor:
         """Logits, float32 [L, vocabulary]."""
         assert self.cache is not None, "allocate comes first"
+        if self.device == "cpu":
+            _share_threads()
+        if self.graphs is not None and (found := self.graphs.forward(step)) is not None:
+            return found
+        if self.is_tiled:
+            batch = attention.tiled_batch_of(step, self.device, self.spec.heads // self.spec.kv_heads)
+        else:
+            is_compiled = self.device == "cpu" and self.dtype is self.kept is torch.float32
+            batch = attention.batch_of(step, self.device, is_compiled=is_compiled)
+        return self._logits(batch, *self._adapted(step))
+
+    def _logits(self, batch: attention.Batch, inside: Applied | None, above: Applied | None) -> Tensor:
         spec = self.spec
-        batch = attention.batch_of(step, self.device, self.dtype)
         hidden = self._embedded(batch.tokens)
         if spec.embedding_scale != 1.0:
             hidden = hidden * torch.tensor(spec.embedding_scale, dtype=self.dtype)
-        inside, above = self._adapted(step)
         added = NONE
         for index, layer in enumerate(self.layers):
             place = index * PLACES
@@ -121,12 +188,13 @@ class Decoder:
         self.cache.load(blocks, saved)
 
     def close(self) -> None:
-        self.cache = None
+        self.cache, self.graphs = None, None
 
     def _embedded(self, tokens: Tensor) -> Tensor:
-        if isinstance(self.embedding, Quantised):
-            return self.embedding.rows(tokens).to(self.dtype)
-        return F.embedding(tokens, self.embedding)
+        if isinstance(self.embedding, torch.Tensor):
+            return F.embedding(tokens, self.embedding)
+        assert isinstance(self.embedding, Quantised), "a table of rows is in one piece"
+        return self.embedding.rows(tokens).to(self.dtype)
 
     def _adapted(self, step: Step) -> tuple[Applied, Applied] | tuple[None, None]:
         """What adapters add in the layers, and above them."""
@@ -153,9 +221,18 @@ class Decoder:
         return attention.attend(queries, keys, values, batch, shape).flatten(1)
 
 
+def _share_threads() -> None:
+    """The compiled loops run on as many threads as torch's products: numba, left alone, gives each thread that calls it
+    all cores, whatever part of them this replica was given.
+    """
+    import numba
+
+    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+
+
 def _linear(x: Tensor, weight: Weight, bias: Tensor | None, applied: Applied | None, place: int) -> Tensor:
     """[rows, outputs]: x @ weight.T + bias, and what the adapters add at that place."""
-    out = weight.product(x, bias) if isinstance(weight, Quantised) else F.linear(x, weight, bias)
+    out = F.linear(x, weight, bias) if isinstance(weight, torch.Tensor) else weight.product(x, bias)
     if applied is not None:
         applied.add(place, x, out)
     return out
@@ -164,12 +241,23 @@ def _linear(x: Tensor, weight: Weight, bias: Tensor | None, applied: Applied | N
 class _Reader:
     """Takes weights out of a source by transformers' names, fuses them, checks their shapes, and quantises (bits: 8, 4,
     or 0 for none) those of linear layers; the head, and queries, keys and values (whose errors cost most for their size),
-    to 8 bits even then.
+    to 8 bits even then. bits KEEP: those that the file has quantised stay as they are, where there is a kernel for it.
+    kept, opened: how many tensors of which of the file's types were kept, and dequantised.
     """
 
     def __init__(self, spec: DecoderSpec, source: WeightSource, device: str, dtype: torch.dtype, bits: int) -> None:
         self._spec, self._source, self._device, self._dtype, self._bits = spec, source, device, dtype, bits
         self._names = set(source.names())
+        self.kept: Counter[str] = Counter()
+        self.opened: Counter[str] = Counter()
+
+    def notes(self) -> list[str]:
+        """What became of the file's quantised weights, for the report."""
+        if self._bits != KEEP:
+            return []
+        found = [f"kept as the file has them: {_listed(self.kept)}"] if self.kept else []
+        opened = f"dequantised to {str(self._dtype).removeprefix('torch.')}, for want of a kernel"
+        return found + ([f"{opened}: {_listed(self.opened)}"] if self.opened else [])
 
     def get(self, name: str, *shape: int) -> Tensor:
         if name not in self._names:
@@ -193,17 +281,17 @@ class _Reader:
         gates = [("gate_proj", inner), ("up_proj", inner)]
         return Layer(
             self.norm(prefix + "input_layernorm.weight"),
-            self._fitted(self._fused(attention_, "qkv_proj", queries, spec.width), 8 if bits else 0),
+            self._fused(attention_, "qkv_proj", queries, 8 if bits > 0 else bits),
             self._bias(attention_, "qkv_proj", queries, wanted=spec.attention_bias),
             self._head_norm(attention_ + "q_norm.weight"),
             self._head_norm(attention_ + "k_norm.weight"),
-            self._fitted(self.get(attention_ + "o_proj.weight", spec.width, out), bits),
+            self._linear([(attention_ + "o_proj.weight", spec.width)], out, bits),
             self.get(attention_ + "o_proj.bias", spec.width) if spec.output_bias else None,
             self.norm(prefix + "post_attention_layernorm.weight") if spec.post_norms else NONE,
             self.norm(prefix + second + ".weight"),
-            self._fitted(self._fused(mlp, "gate_up_proj", gates, spec.width), bits),
+            self._fused(mlp, "gate_up_proj", gates, bits),
             self._bias(mlp, "gate_up_proj", gates, wanted=spec.mlp_bias),
-            self._fitted(self.get(mlp + "down_proj.weight", spec.width, inner), bits),
+            self._linear([(mlp + "down_proj.weight", spec.width)], inner, bits),
             self.get(mlp + "down_proj.bias", spec.width) if spec.mlp_bias else None,
             self.norm(prefix + "post_feedforward_layernorm.weight") if spec.post_norms else NONE,
         )
@@ -216,21 +304,59 @@ class _Reader:
     def embedding(self) -> Weight:
         """A tied one is the head too, and quantised with it."""
         name = "model.embed_tokens.weight"
-        return self.head(name) if self._spec.tied else self.get(name, self._spec.vocabulary, self._spec.width)
+        if self._spec.tied or self._bits == KEEP:
+            return self.head(name)
+        return self.get(name, self._spec.vocabulary, self._spec.width)
 
     def head(self, name: str) -> Weight:
-        found = self.get(name, self._spec.vocabulary, self._spec.width)
-        return quantise(found, 8) if self._bits else found
+        bits = 8 if self._bits > 0 else self._bits
+        return self._linear([(name, self._spec.vocabulary)], self._spec.width, bits)
 
-    def _fitted(self, weight: Tensor, bits: int) -> Weight:
-        return quantise(weight, bits) if bits else weight
-
-    def _fused(self, prefix: str, fused: str, parts: list[tuple[str, int]], width: int) -> Tensor:
+    def _fused(self, prefix: str, fused: str, parts: list[tuple[str, int]], bits: int) -> Weight:
         """[sum of the parts' rows, width]; Phi-3 has them fused already."""
         name = f"{prefix}{fused}.weight"
         if name in self._names:
-            return self.get(name, sum(rows for _, rows in parts), width)
-        return torch.cat([self.get(f"{prefix}{part}.weight", rows, width) for part, rows in parts]).contiguous()
+            return self._linear([(name, sum(rows for _, rows in parts))], self._spec.width, bits)
+        return self._linear([(f"{prefix}{part}.weight", rows) for part, rows in parts], self._spec.width, bits)
+
+    def _linear(self, parts: list[tuple[str, int]], width: int, bits: int) -> Weight:
+        """The weights of those names, one below the other. parts: (name, rows)."""
+        if bits == KEEP:
+            return self._as_in_the_file(parts, width)
+        every = [self.get(name, rows, width) for name, rows in parts]
+        whole = torch.cat(every).contiguous() if len(every) > 1 else every[0]
+        return quantise(whole, bits) if bits else whole
+
+    def _as_in_the_file(self, parts: list[tuple[str, int]], width: int) -> Weight:
+        """In one piece where all parts are kept alike, else side by side."""
+        runs: list[list[Kept | Tensor]] = []
+        for name, rows in parts:
+            found = self._taken(name, rows, width)
+            if runs and _are_alike(runs[-1][-1], found):
+                runs[-1].append(found)
+            else:
+                runs.append([found])
+        whole = [self._joined(run) for run in runs]
+        return whole[0] if len(whole) == 1 else Beside(whole)
+
+    def _taken(self, name: str, rows: int, width: int) -> Kept | Tensor:
+        found = self._source.kept(name) if name in self._names else None
+        if found is None:
+            tensor = self.get(name, rows, width)
+            if (own := self._source.type_of(name)) not in FLOATS:
+                self.opened[own] += 1
+            return tensor
+        if tuple(found.whole.shape) != (rows, width):
+            raise _unfit(f"{name} has shape {list(found.whole.shape)}, config.json says {[rows, width]}")
+        self.kept[self._source.type_of(name)] += 1
+        return found
+
+    def _joined(self, run: list[Kept | Tensor]) -> Tensor | Quantised:
+        if isinstance(run[0], torch.Tensor):
+            return torch.cat([one for one in run if isinstance(one, torch.Tensor)]).contiguous()
+        held = [one for one in run if not isinstance(one, torch.Tensor)]
+        whole, scales = torch.cat([one.whole for one in held]), torch.cat([one.scales for one in held])
+        return kept(whole.to(self._device), scales.to(self._device), run[0].bits)
 
     def _bias(self, prefix: str, fused: str, parts: list[tuple[str, int]], *, wanted: bool) -> Tensor | None:
         if not wanted:
@@ -239,6 +365,16 @@ class _Reader:
         if name in self._names:
             return self.get(name, sum(rows for _, rows in parts))
         return torch.cat([self.get(f"{prefix}{part}.bias", rows) for part, rows in parts])
+
+
+def _listed(types: Counter[str]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in types.most_common())
+
+
+def _are_alike(one: Kept | Tensor, two: Kept | Tensor) -> bool:
+    if isinstance(one, torch.Tensor) or isinstance(two, torch.Tensor):
+        return isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor)
+    return (one.bits, one.scales.dtype, one.scales.shape[1:]) == (two.bits, two.scales.dtype, two.scales.shape[1:])
 
 
 def _unfit(reason: str) -> Rejected:

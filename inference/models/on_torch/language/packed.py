@@ -3,13 +3,14 @@
 Weights lie in panels of 32 outputs: [panels, inputs, 32], so that a vector register holds 16 outputs' weights of one
 input, and nothing is summed across a register. The inner loop is written as vectors in LLVM's own terms, since numba's
 loops become half as wide here; LLVM makes of it what the machine has (AVX2, AVX-512, NEON). A row's result does not
-depend on the rows beside it.
+depend on the rows beside it. Each form of weights is compiled for itself, when it is first met.
 """
 
 # mypy: disable-error-code="misc, no-untyped-call, untyped-decorator, no-any-return, call-arg, import-untyped"
 from __future__ import annotations
 
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -21,10 +22,25 @@ Array = np.ndarray[Any, Any]
 PANEL = 32  # outputs that lie together
 LANES = 16
 AHEAD = 2048  # bytes: how far before their use weights are asked for
-KINDS = {8: 1, 4: 2}  # numbers that a group of weights has: its scale, and with 4 bits its least weight
 _FLOATS = ir.VectorType(ir.FloatType(), LANES)
 _INTS = ir.VectorType(ir.IntType(32), LANES)
 _FLAGS: Any = {"nogil": True, "error_model": "numpy"}
+_SCALE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+class Form(NamedTuple):
+    """bits: 8 or 4 of a weight; kinds: numbers that a group has, 1 for its scale, 2 with the offset that is added; scale:
+    their dtype. 8 bits are signed; 4 bits are 0 to 15 with an offset, else -8 to 7, kept 8 higher.
+    """
+
+    bits: int
+    kinds: int
+    scale: str
+
+    @property
+    def line(self) -> int:
+        """Bytes of one group's numbers, of a panel."""
+        return _SCALE_BYTES[self.scale] * PANEL * self.kinds
 
 
 def _vector(builder: Any, address: Any, element: Any) -> Any:
@@ -37,32 +53,40 @@ def _splat(builder: Any, value: Any, kind: Any) -> Any:
     return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(_INTS, [0] * LANES))
 
 
-def _unpacked(builder: Any, address: Any, bits: int) -> list[Any]:
+def _unpacked(builder: Any, address: Any, form: Form) -> list[Any]:
     """Whole numbers of 16 outputs as floats, for one input (8 bits) or two (4 bits: the low half comes first)."""
     held = _vector(builder, address, ir.IntType(8))
-    if bits == 8:
+    if form.bits == 8:
         return [builder.sitofp(builder.sext(held, _INTS), _FLOATS)]
     both = builder.zext(held, _INTS)
     low, high = (
         builder.and_(both, ir.Constant(_INTS, [15] * LANES)),
         builder.lshr(both, ir.Constant(_INTS, [4] * LANES)),
     )
+    if form.kinds == 1:
+        eights = ir.Constant(_INTS, [8] * LANES)
+        low, high = builder.sub(low, eights), builder.sub(high, eights)
     return [builder.sitofp(low, _FLOATS), builder.sitofp(high, _FLOATS)]
 
 
-def _factors(builder: Any, address: Any, bits: int) -> list[tuple[Any, ...]]:
-    """Of both halves of a panel: (scale,), or with 4 bits (scale, least weight)."""
+def _factors(builder: Any, address: Any, form: Form) -> list[tuple[Any, ...]]:
+    """Of both halves of a panel: (scale,) or (scale, offset)."""
+    size = _SCALE_BYTES[form.scale]
     return [
         tuple(
-            _widened(builder, builder.add(address, ir.IntType(64)(2 * (kind * PANEL + n * LANES))))
-            for kind in range(KINDS[bits])
+            _widened(builder, builder.add(address, ir.IntType(64)(size * (kind * PANEL + n * LANES))), form.scale)
+            for kind in range(form.kinds)
         )
         for n in range(2)
     ]
 
 
-def _widened(builder: Any, address: Any) -> Any:
-    """16 bfloat16 numbers as floats."""
+def _widened(builder: Any, address: Any, scale: str) -> Any:
+    """16 numbers of that dtype as floats."""
+    if scale == "float32":
+        return _vector(builder, address, ir.FloatType())
+    if scale == "float16":
+        return builder.fpext(_vector(builder, address, ir.HalfType()), _FLOATS)
     whole = builder.zext(_vector(builder, address, ir.IntType(16)), _INTS)
     return builder.bitcast(builder.shl(whole, ir.Constant(_INTS, [16] * LANES)), _FLOATS)
 
@@ -78,14 +102,14 @@ def _fused(builder: Any, one: Any, two: Any, added: Any) -> Any:
     )
 
 
-def _panel_code(bits: int, rows: int) -> Any:
+def _panel_code(form: Form, rows: int) -> Any:
     """A compiled function: `rows` rows times one panel.
 
-    weights, scales, x, out: addresses; strides in floats. Scales are bfloat16, [inputs / group, KINDS, 32].
+    weights, scales, x, out: addresses; strides in floats. Scales lie as [inputs / group, kinds, 32].
     """
 
     def generate(context: Any, builder: Any, _signature: Any, given: Any) -> Any:
-        _write_panel(builder, bits, rows, given)
+        _write_panel(builder, form, rows, given)
         return context.get_dummy_value()
 
     @intrinsic
@@ -111,20 +135,20 @@ def _panel_code(bits: int, rows: int) -> Any:
     return run
 
 
-def _write_panel(builder: Any, bits: int, rows: int, given: Any) -> None:
+def _write_panel(builder: Any, form: Form, rows: int, given: Any) -> None:
     weights, scales, x, x_stride, out, out_stride, inputs, group = given
-    word, at_once = ir.IntType(64), 8 // bits
+    word, at_once = ir.IntType(64), 8 // form.bits
     zero = ir.Constant(_FLOATS, [0.0] * LANES)
     sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(2)] for _ in range(rows)]
     lines = [_at(builder, x, builder.mul(x_stride, word(row)), 4) for row in range(rows)]
     with cgutils.for_range(builder, builder.sdiv(inputs, group)) as of_group:
-        factors = _factors(builder, _at(builder, scales, of_group.index, 2 * PANEL * KINDS[bits]), bits)
+        factors = _factors(builder, _at(builder, scales, of_group.index, form.line), form)
         first = builder.mul(of_group.index, builder.sdiv(group, word(at_once)))
         with cgutils.for_range(builder, builder.sdiv(group, word(at_once))) as of_input:
             k = builder.add(first, of_input.index)
             line = _at(builder, weights, k, PANEL)
             _prefetch(builder, builder.add(line, word(AHEAD)))
-            unpacked = [_unpacked(builder, builder.add(line, word(n * LANES)), bits) for n in range(2)]
+            unpacked = [_unpacked(builder, builder.add(line, word(n * LANES)), form) for n in range(2)]
             for part in range(at_once):
                 scaled = [_weights(builder, unpacked[n][part], factors[n]) for n in range(2)]
                 for row in range(rows):
@@ -155,10 +179,11 @@ def _accumulate(builder: Any, scaled: list[Any], value: Any, sums: list[Any]) ->
         builder.store(_fused(builder, scaled[n], spread, builder.load(sums[n])), sums[n])
 
 
-def _product_code(bits: int) -> Any:
+@cache
+def product_of(form: Form) -> Any:
     """A compiled function: x [rows, inputs] times packed weights, into out [rows, outputs]; all C-contiguous."""
-    eight, four, two, one = (_panel_code(bits, rows) for rows in (8, 4, 2, 1))
-    at_once, kinds = 8 // bits, KINDS[bits]
+    eight, four, two, one = (_panel_code(form, rows) for rows in (8, 4, 2, 1))
+    at_once, line = 8 // form.bits, form.line
 
     @numba.njit(parallel=True, **_FLAGS)
     def product(weights: Array, scales: Array, x: Array, out: Array) -> None:
@@ -168,7 +193,7 @@ def _product_code(bits: int) -> Any:
         for panel in numba.prange(weights.shape[0]):
             rest = np.empty((8, PANEL), np.float32)
             held = np.intp(weights.ctypes.data) + panel * (inputs // at_once) * PANEL
-            factors = np.intp(scales.ctypes.data) + panel * groups * PANEL * 2 * kinds
+            factors = np.intp(scales.ctypes.data) + panel * groups * line
             width = min(PANEL, outputs - panel * PANEL)
             row = 0
             while row < rows:
@@ -199,15 +224,11 @@ def _product_code(bits: int) -> Any:
     return product
 
 
-product_int8 = _product_code(8)
-product_int4 = _product_code(4)
-
-
-def _unpack_code(bits: int) -> Any:
+def _unpack_code(form: Form) -> Any:
     """A compiled function: one panel as floats, out [inputs, 32 of out_stride]."""
 
     def generate(context: Any, builder: Any, _signature: Any, given: Any) -> Any:
-        _write_unpack(builder, bits, given)
+        _write_unpack(builder, form, given)
         return context.get_dummy_value()
 
     @intrinsic
@@ -221,17 +242,17 @@ def _unpack_code(bits: int) -> Any:
     return run
 
 
-def _write_unpack(builder: Any, bits: int, given: Any) -> None:
+def _write_unpack(builder: Any, form: Form, given: Any) -> None:
     weights, scales, out, out_stride, inputs, group = given
-    word, at_once = ir.IntType(64), 8 // bits
+    word, at_once = ir.IntType(64), 8 // form.bits
     steps = builder.sdiv(group, word(at_once))
     with cgutils.for_range(builder, builder.sdiv(inputs, group)) as of_group:
-        factors = _factors(builder, _at(builder, scales, of_group.index, 2 * PANEL * KINDS[bits]), bits)
+        factors = _factors(builder, _at(builder, scales, of_group.index, form.line), form)
         with cgutils.for_range(builder, steps) as of_input:
             k = builder.add(builder.mul(of_group.index, steps), of_input.index)
             line = _at(builder, weights, k, PANEL)
             for n in range(2):
-                unpacked = _unpacked(builder, builder.add(line, word(n * LANES)), bits)
+                unpacked = _unpacked(builder, builder.add(line, word(n * LANES)), form)
                 for part in range(at_once):
                     row = builder.add(builder.mul(k, word(at_once)), word(part))
                     place = _at(builder, out, builder.add(builder.mul(row, out_stride), word(n * LANES)), 4)
@@ -239,10 +260,11 @@ def _write_unpack(builder: Any, bits: int, given: Any) -> None:
                     builder.store(_weights(builder, unpacked[part], factors[n]), kind, align=4)
 
 
-def _dense_code(bits: int) -> Any:
+@cache
+def dense_of(form: Form) -> Any:
     """A compiled function: packed weights as float32 [inputs, outputs], into out."""
-    unpack = _unpack_code(bits)
-    at_once, kinds = 8 // bits, KINDS[bits]
+    unpack = _unpack_code(form)
+    at_once, line = 8 // form.bits, form.line
 
     @numba.njit(parallel=True, **_FLAGS)
     def dense(weights: Array, scales: Array, out: Array) -> None:
@@ -250,7 +272,7 @@ def _dense_code(bits: int) -> Any:
         groups = scales.shape[1]
         for panel in numba.prange(weights.shape[0]):
             held = np.intp(weights.ctypes.data) + panel * (inputs // at_once) * PANEL
-            factors = np.intp(scales.ctypes.data) + panel * groups * PANEL * 2 * kinds
+            factors = np.intp(scales.ctypes.data) + panel * groups * line
             width = min(PANEL, outputs - panel * PANEL)
             if width == PANEL:
                 there = np.intp(out.ctypes.data) + panel * PANEL * 4
@@ -261,7 +283,3 @@ def _dense_code(bits: int) -> Any:
                 out[:, panel * PANEL :] = rest[:, :width]
 
     return dense
-
-
-dense_int8 = _dense_code(8)
-dense_int4 = _dense_code(4)

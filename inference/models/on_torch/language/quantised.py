@@ -1,4 +1,5 @@
-"""Weights of a linear layer in 8 or 4 bits, quantised when they are loaded; inputs and outputs stay floating-point.
+"""Weights of a linear layer in 8 or 4 bits, quantised when they are loaded or kept as a GGUF file has them; inputs and
+outputs stay floating-point.
 
 By groups of inputs of each output, as llama.cpp's Q8_0 and Q4_1: with 8 bits a weight is whole number * scale, with 4
 bits it is whole number * scale + the group's least weight (without that, a small model's perplexity grows three times as
@@ -33,8 +34,8 @@ TINY = 1e-30
 @dataclass(slots=True, eq=False)
 class Quantised:
     """weights: int8 [panels, inputs, 32], or with 4 bits [panels, inputs / 2, 32], of two inputs the first one's in the
-    low half; scales: bfloat16 [panels, groups, 1 or 2, 32]: the scale, and with 4 bits the least weight.
-    Panels are filled up with zeros.
+    low half; scales: bfloat16, float16 or float32 [panels, groups, 1 or 2, 32]: the scale, and the group's offset where
+    there is one. 4 bits without an offset are 8 higher than their values. Panels are filled up with zeros.
     """
 
     bits: int
@@ -46,7 +47,17 @@ class Quantised:
 
     def __post_init__(self) -> None:
         on_host = self.weights.device.type == "cpu"
-        self._arrays = (self.weights.numpy(), self.scales.view(torch.int16).numpy()) if on_host else ()
+        plain = self.scales if self.scales.dtype is torch.float32 else self.scales.view(torch.int16)
+        self._arrays = (self.weights.numpy(), plain.numpy()) if on_host else ()
+
+    @property
+    def form(self) -> tuple[int, int, str]:
+        """(bits, numbers of a group, their dtype), by which its kernels are told apart."""
+        return self.bits, self.scales.shape[2], str(self.scales.dtype).removeprefix("torch.")
+
+    @property
+    def nbytes(self) -> int:
+        return self.weights.nbytes + self.scales.nbytes
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """[rows, outputs]: x [rows, inputs] times the weights, plus the bias, in x's dtype."""
@@ -56,8 +67,7 @@ class Quantised:
         from inference.models.on_torch.language import packed
 
         out = torch.empty(len(x), self.outputs)
-        multiply = packed.product_int8 if self.bits == 8 else packed.product_int4
-        multiply(*self._arrays, x.to(torch.float32).contiguous().numpy(), out.numpy())
+        packed.product_of(packed.Form(*self.form))(*self._arrays, x.to(torch.float32).contiguous().numpy(), out.numpy())
         found = out if x.dtype is torch.float32 else out.to(x.dtype)
         return found if bias is None else found.add_(bias)
 
@@ -72,8 +82,7 @@ class Quantised:
             from inference.models.on_torch.language import packed
 
             out = torch.empty(self.inputs, self.outputs)
-            unpack = packed.dense_int8 if self.bits == 8 else packed.dense_int4
-            unpack(*self._arrays, out.numpy())
+            packed.dense_of(packed.Form(*self.form))(*self._arrays, out.numpy())
             return out
         return self._taken(self.weights, self.scales).transpose(0, 1).flatten(1)[:, : self.outputs]
 
@@ -86,9 +95,35 @@ class Quantised:
         """[..., inputs, n] out of weights [..., inputs or half of them, n] and scales [..., groups, 1 or 2, n]."""
         if self.bits == 4:
             weights = torch.stack((weights & 15, (weights >> 4) & 15), dim=2).flatten(1, 2)
+            weights = weights - 8 if scales.shape[2] == 1 else weights
         every = scales.float().repeat_interleave(self.inputs // scales.shape[1], 1)
         found = weights.float() * every[:, :, 0]
-        return found + every[:, :, 1] if self.bits == 4 else found
+        return found + every[:, :, 1] if scales.shape[2] == 2 else found
+
+
+@dataclass(slots=True, eq=False)
+class Beside:
+    """The weights of one linear layer in parts that are kept in different ways, their outputs one after another."""
+
+    parts: list[Tensor | Quantised]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+    def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        """As `Quantised.product`."""
+        every = [part.product(x, None) if isinstance(part, Quantised) else F.linear(x, part) for part in self.parts]
+        found = torch.cat(every, dim=1)
+        return found if bias is None else found.add_(bias)
+
+
+def kept(whole: Tensor, scales: Tensor, bits: int) -> Quantised:
+    """Of what is quantised already. whole: int8 [outputs, inputs]; scales: [outputs, groups, 1 or 2]."""
+    outputs, inputs = whole.shape
+    more = -outputs % PANEL
+    held = _packed(F.pad(whole, (0, 0, 0, more)), F.pad(scales, (0, 0, 0, 0, 0, more)), bits)
+    return Quantised(bits, outputs, inputs, *held)
 
 
 def quantise(weight: Tensor, bits: int) -> Quantised:

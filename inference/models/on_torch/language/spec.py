@@ -73,6 +73,11 @@ class DecoderSpec:
     final_softcap: float = 0.0
 
 
+def knows(config: Mapping[str, Any]) -> bool:
+    """Whether `config` is of a family that our own decoder runs."""
+    return config.get("model_type") in FAMILIES
+
+
 def spec_of(config: Mapping[str, Any]) -> DecoderSpec:
     """The decoder that `config` describes. Raises Rejected naming what is missing or not known."""
     family = str(config.get("model_type", ""))

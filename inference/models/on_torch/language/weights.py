@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import torch
 from safetensors import safe_open
 
 from inference.errors import Rejected
+
+
+class Kept(NamedTuple):
+    """whole: int8 [outputs, inputs]; scales: float16 or float32 [outputs, groups, 1 or 2]; see `quantised.kept`."""
+
+    bits: int
+    whole: torch.Tensor
+    scales: torch.Tensor
 
 
 class WeightSource(Protocol):
@@ -21,6 +29,14 @@ class WeightSource(Protocol):
 
     def get(self, name: str) -> torch.Tensor:
         """The tensor, in the file's dtype (or dequantised). Raises KeyError."""
+        ...
+
+    def type_of(self, name: str) -> str:
+        """How the file keeps it: "F32", "Q4_1", ... Raises KeyError."""
+        ...
+
+    def kept(self, name: str) -> Kept | None:
+        """A tensor [outputs, inputs] as the file has quantised it, None for one that cannot be kept so. Raises KeyError."""
         ...
 
 
@@ -48,6 +64,14 @@ class SafetensorsWeights:
         opened, own = self._files[name]
         found: torch.Tensor = opened.get_tensor(own)
         return found
+
+    def type_of(self, name: str) -> str:
+        opened, own = self._files[name]
+        return str(opened.get_slice(own).get_dtype())
+
+    def kept(self, name: str) -> Kept | None:
+        """Safetensors are never quantised here."""
+        return None
 
 
 def plain_name(name: str) -> str:
