@@ -20,7 +20,7 @@ from rollouts.actions import APPROVERS
 from rollouts.models import Reading, Rollout, RolloutEvent
 from rollouts.phases import ACTIVE, ON_THE_WAY, REASONS, Phase
 from rollouts.plans import Approve, Plan
-from rollouts.preflight import LIVE
+from rollouts.preflight import LIVE, rate_of
 from rollouts.writing import plan_of
 from telemetry.queries import Summary, series, summary
 from telemetry.shadow_report import ShadowReport, shadow_report
@@ -92,7 +92,9 @@ def last_of(actor: Actor, endpoint: Endpoint, most: int = 3) -> list[Line]:
 def endpoint_rollouts(actor: Actor, endpoint: Endpoint) -> Data:
     """What an endpoint's page says of rollouts: the active one, those before, where it could go back to."""
     found = active_of(actor, endpoint)
-    return {"moving": found, "moved": last_of(actor, endpoint), "back": None if found else back_of(endpoint)}
+    back = None if found else back_of(endpoint)
+    rate = rate_of(endpoint) if back else 0.0
+    return {"moving": found, "moved": last_of(actor, endpoint), "back": back, "rate": rate}
 
 
 def endpoint_stamp(endpoint: Endpoint) -> str:
@@ -286,8 +288,8 @@ def stamps(rollout: Rollout) -> dict[str, str]:
     """A mark for each part of the page that is asked for anew when it would look different."""
     judged = rollout.judgement or {}
     return {
-        "rollout": stamp(rollout.revision, rollout.phase, rollout.step, rollout.held, len(rollout.approvals),
-                         rollout.smoke is not None, rollout.old_stage),
+        "rollout": stamp(rollout.revision, rollout.phase, rollout.step, rollout.held, len(rollout.approvals), rollout.old_stage),
+        "gates": stamp(rollout.smoke, rollout.override),
         "judge": stamp(judged.get("verdict"), judged.get("findings"), judged.get("srm_p")),
         "events": stamp(rollout.events_count),
     }  # fmt: skip

@@ -25,7 +25,8 @@ from rollouts.phases import ACTIVE
 
 PAGE_SIZE = 30
 MAX_REASON = 400
-PARTS = {"rollout": "part/rollout.html", "judge": "part/rollout_judge.html", "events": "part/rollout_events.html"}
+PARTS = {"rollout": "part/rollout.html", "judge": "part/rollout_judge.html", "events": "part/rollout_events.html",
+         "gates": "part/rollout_gates.html"}  # fmt: skip
 DO: dict[str, tuple[Callable[..., Rollout], dict[str, Any], str]] = {
     "promote": (actions.promote, {}, "It goes on."),
     "promote_full": (actions.promote, {"full": True}, "It gets all of the traffic as soon as its replicas carry it."),
