@@ -108,7 +108,8 @@ def endpoint_data(pk: int) -> Data:
     endpoint = Endpoint.objects.filter(pk=pk).first()
     if endpoint is None:
         raise NotFound("This endpoint has been deleted.")
-    versions = list(endpoint.variants.values_list("version_id", flat=True))
+    shares = list(endpoint.variants.values_list("version_id", "weight_bp"))
+    versions = [version for version, _ in shares]
     replicas = replicas_of([*versions, *step_ids(versions)])
     serving = [replica for replica in replicas if replica.phase == "ready" and replica.wanted == "run"]
     marks = [
@@ -126,7 +127,7 @@ def endpoint_data(pk: int) -> Data:
         "stamps": {
             "replicas": stamp(marks, endpoint.revision),
             "rollout": rollouts.endpoint_stamp(endpoint),
-            "split": stamp(list(endpoint.variants.values_list("version_id", "weight_bp")), endpoint.steering is None),
+            "split": stamp(shares, endpoint.steering is None),
         },
     }
 

@@ -30,7 +30,7 @@ NOW_S = 30
 MAX_LISTED = 50
 MAX_EVENTS = 200
 EVENTS_SHOWN = 60
-MAX_ACTIVE = 12
+MAX_BEFORE = 3
 PLOT_POINTS = 240
 Data = dict[str, Any]
 
@@ -78,23 +78,17 @@ def active_first(actor: Actor) -> list[Line]:
     return [line(row) for row in rows(actor).filter(phase__in=ACTIVE).order_by("-created_at")[:MAX_LISTED]]
 
 
-def active_of(actor: Actor, endpoint: Endpoint) -> Line | None:
-    found = rows(actor).filter(endpoint=endpoint, phase__in=ACTIVE).first()
-    return line(found) if found is not None else None
-
-
-def last_of(actor: Actor, endpoint: Endpoint, most: int = 3) -> list[Line]:
-    """The newest that have ended."""
-    ended = rows(actor).filter(endpoint=endpoint).exclude(phase__in=ACTIVE).order_by("-created_at")
-    return [line(row) for row in ended[:most]]
-
-
 def endpoint_rollouts(actor: Actor, endpoint: Endpoint) -> Data:
     """What an endpoint's page says of rollouts: the active one, those before, where it could go back to."""
-    found = active_of(actor, endpoint)
-    back = None if found else back_of(endpoint)
-    rate = rate_of(endpoint) if back else 0.0
-    return {"moving": found, "moved": last_of(actor, endpoint), "back": back, "rate": rate}
+    newest = list(rows(actor).filter(endpoint=endpoint).order_by("-created_at")[: MAX_BEFORE + 1])
+    found = next((line(row) for row in newest if row.is_active), None)
+    back = back_of(endpoint) if newest and found is None else None
+    return {
+        "moving": found,
+        "moved": [line(row) for row in newest if not row.is_active][:MAX_BEFORE],
+        "back": back,
+        "rate": rate_of(endpoint) if back else 0.0,
+    }
 
 
 def endpoint_stamp(endpoint: Endpoint) -> str:

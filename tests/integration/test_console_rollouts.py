@@ -7,11 +7,14 @@ import uuid
 from typing import Any
 
 import pytest
+from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 
 from accounts.models import AuditEntry, Membership, Role
 from console.live import feed_of
 from inference.errors import NotFound
+from rollouts.actions import pause, resume
 from rollouts.models import Rollout
 from rollouts.plans import Analyze, Approve, Pause, Plan, SetWeight
 from tests.support.cast import Cast, make_cast
@@ -79,6 +82,22 @@ def test_the_page_tells_where_it_stands(cast: Cast) -> None:
     assert buttons(html) == ["promote", "pause", "extend", "promote_full", "abort"]
     assert re.search(r"Moves 10 % = about \d[\d.]* requests/s back to version 1", html)
     assert len(html.encode()) < 100_000
+
+
+@pytest.mark.parametrize(("part", "most"), [("", 18), ("?part=rollout", 18), ("?part=judge", 18), ("?part=events", 18)])
+def test_a_page_takes_few_queries_however_much_has_happened(cast: Cast, part: str, most: int) -> None:
+    rollout = running(cast)
+    traffic(rollout, seconds=30)
+    judged(rollout, looks=20)
+    for _ in range(40):
+        pause(rollout=rollout, actor=cast.actor("developer"))
+        resume(rollout=rollout, actor=cast.actor("developer"))
+    client = client_of(cast.developer)
+    with CaptureQueriesContext(connection) as taken:
+        response = client.get(url_of(rollout) + part)
+    assert response.status_code == 200
+    assert len(response.content) < 150_000
+    assert len(taken) <= most, "\n".join(query["sql"][:200] for query in taken)
 
 
 def test_a_viewer_sees_all_and_may_nothing(cast: Cast) -> None:
