@@ -278,7 +278,12 @@ def deeds(rollout: Rollout, plan: Plan, *, may_deploy: bool, may_approve: bool) 
         found += _on_the_way(rollout, plan, step)
     if rollout.is_active and phase is not Phase.ABORTING:
         stable, candidate = rollout.stable.number, rollout.candidate.number
-        says = f"Moves {{rate}} back to version {stable}, within a second. Version {candidate} gets no more requests."
+        how = (
+            "within a second"
+            if plan.settings.surge
+            else "as far as its replicas carry it at once, the rest replica by replica"
+        )
+        says = f"Moves {{rate}} back to version {stable}, {how}. Version {candidate} gets no more requests."
         if not rollout.weight_bp:
             says = f"Version {stable} has all of the traffic and keeps it. Version {candidate} is put away."
         found.append(Deed("abort", "Abort now", "Abort this rollout?", says, rollout.weight_bp, is_danger=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ from telemetry.shadow_report import ShadowReport, shadow_report
 
 CHART_S = 300
 NOW_S = 30
+COPIES_EVERY_S = 10
 MAX_LISTED = 50
 MAX_EVENTS = 200
 EVENTS_SHOWN = 60
@@ -163,28 +165,56 @@ def events_of(rollout: Rollout) -> list[RolloutEvent]:
 
 
 def page_data(actor: Actor, rollout: Rollout) -> Data:
-    """What the page and its parts show."""
-    plan, now, events = plan_of(rollout), timezone.now(), events_of(rollout)
-    figures = arms_now(rollout)
-    rate = sum(arm["rps"] for arm in figures.values() if arm["is_live"])
+    """What the page shows, its copies apart: these are read by a part of their own."""
+    events = events_of(rollout)
+    return {
+        **state_data(actor, rollout, events),
+        **judge_data(rollout),
+        "events": told_events(rollout, events),
+        "arms": arms_now(rollout),
+        "has_copies": has_copies(rollout),
+    }
+
+
+def part_data(actor: Actor, rollout: Rollout, part: str) -> Data:
+    """What one part of the page shows: rollout, judge, gates, copies or events."""
+    if part == "rollout":
+        return state_data(actor, rollout, events_of(rollout))
+    if part == "judge":
+        return judge_data(rollout)
+    if part == "events":
+        return {"rollout": rollout, "events": told_events(rollout, events_of(rollout))}
+    return {"rollout": rollout, "shadow": shadow_of(rollout) if part == "copies" else None}
+
+
+def state_data(actor: Actor, rollout: Rollout, events: list[RolloutEvent]) -> Data:
+    """Where it stands, and what this person may do about it."""
+    plan, now = plan_of(rollout), timezone.now()
     found = deeds_of(actor, rollout, plan)
+    rate = sum(arm["rps"] for arm in arms_now(rollout).values() if arm["is_live"]) if found else 0.0
+    stable, candidate = rollout.stable.number, rollout.candidate.number
     return {
         "rollout": rollout,
-        "plan": plan,
         "track": words.track(rollout, plan, events, now),
         "waits_for": words.waits_for(rollout, plan, now),
         "reason": REASONS.get(rollout.reason, ""),
-        "events": told_events(rollout, events),
         "deeds": [{"deed": deed, "asks": deed.asks(rate)} for deed in found],
         "approve": _approve_step(rollout, plan),
         "back": goes_back_to(rollout) if can(actor, Verb.DEPLOY, rollout) else None,
-        "guards": words.guards(rollout.judgement),
+        "shares": [(f"v{stable}", WEIGHT_TOTAL_BP - rollout.weight_bp), (f"v{candidate}", rollout.weight_bp)],
+    }
+
+
+def judge_data(rollout: Rollout) -> Data:
+    """The newest judgement."""
+    found = words.guards(rollout.judgement)
+    return {
+        "rollout": rollout,
+        "guards": found,
+        "score": next((one for one in found if one.metric == "score"), None),
         "silent": words.silent(rollout.judgement),
         "judged": words.JUDGED.get((rollout.judgement or {}).get("verdict", "none"), ("", "")),
-        "shares": [(f"v{rollout.stable.number}", WEIGHT_TOTAL_BP - rollout.weight_bp), (f"v{rollout.candidate.number}", rollout.weight_bp)],
-        "arms": figures,
-        "shadow": shadow_of(rollout),
-    }  # fmt: skip
+    }
 
 
 def _approve_step(rollout: Rollout, plan: Plan) -> Approve | None:
@@ -194,9 +224,13 @@ def _approve_step(rollout: Rollout, plan: Plan) -> Approve | None:
     return step if isinstance(step, Approve) else None
 
 
+def has_copies(rollout: Rollout) -> bool:
+    return rollout.judged_from is not None and any(one.get("kind") == "mirror" for one in rollout.plan.get("steps", []))
+
+
 def shadow_of(rollout: Rollout) -> ShadowReport | None:
     """What copies said, where there were any."""
-    if rollout.judged_from is None or not any(one.get("kind") == "mirror" for one in rollout.plan.get("steps", [])):
+    if rollout.judged_from is None or not has_copies(rollout):
         return None
     found = shadow_report(rollout.endpoint_name, rollout.candidate.number, rollout.judged_from.timestamp())
     return found if found["candidate"]["requests"] else None
@@ -286,6 +320,7 @@ def stamps(rollout: Rollout) -> dict[str, str]:
         "gates": stamp(rollout.smoke, rollout.override),
         "judge": stamp(judged.get("verdict"), judged.get("findings"), judged.get("srm_p")),
         "events": stamp(rollout.events_count),
+        "copies": stamp(int(time.time() / COPIES_EVERY_S) if rollout.mirror_bp else None, has_copies(rollout)),
     }  # fmt: skip
 
 

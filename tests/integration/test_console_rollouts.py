@@ -84,7 +84,10 @@ def test_the_page_tells_where_it_stands(cast: Cast) -> None:
     assert len(html.encode()) < 100_000
 
 
-@pytest.mark.parametrize(("part", "most"), [("", 18), ("?part=rollout", 18), ("?part=judge", 18), ("?part=events", 18)])
+@pytest.mark.parametrize(
+    ("part", "most"),
+    [("", 18), ("?part=rollout", 18), ("?part=judge", 8), ("?part=copies", 8), ("?part=gates", 8), ("?part=events", 8)],
+)
 def test_a_page_takes_few_queries_however_much_has_happened(cast: Cast, part: str, most: int) -> None:
     rollout = running(cast)
     traffic(rollout, seconds=30)
@@ -208,7 +211,12 @@ def test_a_failed_one_shows_where_it_ended(cast: Cast) -> None:
 
 def test_parts_are_fragments(cast: Cast) -> None:
     rollout = running(cast)
-    for part, has in (("rollout", "track"), ("judge", "Guardrails"), ("events", "What happened")):
+    for part, has in (
+        ("rollout", "track"),
+        ("judge", "Guardrails"),
+        ("events", "What happened"),
+        ("gates", "Preflight"),
+    ):
         html = page_of(cast.developer, f"{url_of(rollout)}?part={part}")
         assert has in html
         assert "<html" not in html
@@ -255,7 +263,7 @@ def test_copies_are_the_candidates_figures_while_it_has_no_other(cast: Cast) -> 
     told = feed_of(cast.actor("teammate"), f"rollout:{rollout.pk}").read()
     assert told["candidate_rps"] > 0
     assert told["rate_per_s"] == told["stable_rps"], "copies are no callers"
-    assert "Compared" in page_of(cast.teammate, url_of(rollout))
+    assert "Compared" in page_of(cast.teammate, f"{url_of(rollout)}?part=copies")
 
 
 def test_the_list_has_the_active_ones_first(cast: Cast) -> None:

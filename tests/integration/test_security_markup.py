@@ -33,7 +33,7 @@ from tests.support.showroom import IMAGE, furnish, report, version
 ATTACK = "\"'><img src=x onerror=alert(1)></script><script>alert(1)</script><svg/onload=alert(1)>{{7*7}}[a](javascript:alert(1))"
 SHORT = "<b onclick=a>"
 PARTS = ("", "?part=overview", "?part=list", "?part=version", "?part=replicas", "?part=fleet",
-         "?part=rollout", "?part=judge", "?part=events", "?part=rollouts")  # fmt: skip
+         "?part=rollout", "?part=judge", "?part=events", "?part=copies", "?part=gates", "?part=split", "?part=rollouts")  # fmt: skip
 # Columns that code and not people choose, or whose form a rule fixes: slugs, states, digests.
 FIXED = {"name", "username", "password", "role", "access", "status", "state", "phase", "wanted", "digest", "sha256",
          "salt", "id", "kind", "device", "address", "route_address", "boot", "wanted_alias", "tier", "format"}  # fmt: skip

@@ -25,8 +25,13 @@ from rollouts.phases import ACTIVE
 
 PAGE_SIZE = 30
 MAX_REASON = 400
-PARTS = {"rollout": "part/rollout.html", "judge": "part/rollout_judge.html", "events": "part/rollout_events.html",
-         "gates": "part/rollout_gates.html"}  # fmt: skip
+PARTS = {
+    "rollout": "part/rollout.html",
+    "judge": "part/rollout_judge.html",
+    "copies": "part/rollout_copies.html",
+    "gates": "part/rollout_gates.html",
+    "events": "part/rollout_events.html",
+}
 DO: dict[str, tuple[Callable[..., Rollout], dict[str, Any], str]] = {
     "promote": (actions.promote, {}, "It goes on."),
     "promote_full": (actions.promote, {"full": True}, "It gets all of the traffic as soon as its replicas carry it."),
@@ -79,10 +84,10 @@ def _moment(text: str) -> datetime | None:
 def rollout(request: HttpRequest, rollout: uuid.UUID) -> HttpResponse:
     actor = actor_of(request)
     found = reading.named(actor, rollout)
+    part = request.GET.get("part", "")
+    if part in PARTS:
+        return render(request, PARTS[part], reading.part_data(actor, found, part))
     context = reading.page_data(actor, found)
-    part = PARTS.get(request.GET.get("part", ""))
-    if part is not None:
-        return render(request, part, context)
     topic = f"rollout:{found.pk}"
     versions = {"stable": found.stable.number, "candidate": found.candidate.number}
     context |= {
