@@ -12,8 +12,10 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from accounts.models import AuditEntry, Membership, Role
+from console import rollout_words as words
 from console.live import feed_of
 from inference.errors import NotFound
+from rollouts import plans
 from rollouts.actions import pause, resume
 from rollouts.models import Rollout
 from rollouts.plans import Analyze, Approve, Pause, Plan, SetWeight
@@ -264,6 +266,19 @@ def test_copies_are_the_candidates_figures_while_it_has_no_other(cast: Cast) -> 
     assert told["candidate_rps"] > 0
     assert told["rate_per_s"] == told["stable_rps"], "copies are no callers"
     assert "Compared" in page_of(cast.teammate, f"{url_of(rollout)}?part=copies")
+
+
+def test_an_ab_test_has_its_score_on_top(cast: Cast) -> None:
+    rollout = running(cast, plans.TEMPLATES["ab"])
+    traffic(rollout, seconds=100, scores=(0.3, 0.6))
+    judged(rollout, looks=3)
+    html = page_of(cast.teammate, f"{url_of(rollout)}?part=judge")
+    score = html.split("Business score")[1].split("</section>")[0]
+    found = {one["metric"]: one for one in rollout.judgement["findings"]}["score"]
+    assert found["difference"] == pytest.approx(0.3, abs=0.05)
+    assert words.value_words("score", found["difference"], signed=True) in score
+    assert "Passes" in score
+    assert 'value="score" selected' in page_of(cast.teammate, url_of(rollout))
 
 
 def test_the_list_has_the_active_ones_first(cast: Cast) -> None:

@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 import pytest
 from axe_playwright_python.sync_playwright import Axe
 from django.db import connection
+from django.utils.timezone import now
 
 from accounts.models import Membership, Role
 from rollouts import plans
 from rollouts.actions import abort, extend
 from rollouts.models import Reading, Rollout
 from rollouts.plans import Analyze, Approve, Plan, SetWeight
-from telemetry.models import StoredSample
+from telemetry.models import ShadowDiff, StoredSample
 from tests.support.browser import Visitor, chromium, console_server, executable, screenshots
 from tests.support.cast import Cast, make_cast
 from tests.support.rollout_show import begin, controller, judged, tick_until, traffic
@@ -124,6 +125,28 @@ def test_a_rollout_in_every_shape(cast: Cast, url: str, tmp_path: Path) -> None:
         new = "/endpoints/digits/rollouts/new/?plan=cautious"
         troubles += shown(browser, url, {"rollout-aborted": place, "rollout-new": new, "plans": "/plans/"}, shots)
     assert troubles == []
+
+
+def test_copies_and_scores_in_every_shape(cast: Cast, url: str, tmp_path: Path) -> None:
+    dev = cast.actor("developer")
+    paths = {}
+    for name, plan, phase in (
+        ("copies", plans.TEMPLATES["shadow-only"], "digits"),
+        ("score", plans.TEMPLATES["ab"], "moods"),
+    ):
+        endpoint, _, candidate = stage(dev, name=phase, of=cast.red)
+        ticker, _, _ = controller()
+        going = tick_until(begin(endpoint, candidate, plan, dev), ticker, "progressing", step=1)
+        is_copies = name == "copies"
+        traffic(going, seconds=100, arm="shadow" if is_copies else "canary", scores=None if is_copies else (0.40, 0.43))
+        judged(going)
+        paths[f"rollout-{name}"] = f"/rollouts/{going.pk}/"
+    ShadowDiff.objects.create(
+        source="g", sequence=1, at=now(), endpoint="digits", stable=1, candidate=2, distance=0.4, is_drift=True, output="scores",
+        kind="cosine", detail="cosine distance 0.4, tolerated 0.01", request='{"inputs": [{"name": "x"}]}', stable_ms=3.0, candidate_ms=4.0,
+    )  # fmt: skip
+    with chromium() as browser:
+        assert shown(browser, url, paths, screenshots(tmp_path)) == []
 
 
 def test_it_is_started_watched_and_approved(cast: Cast, url: str, tmp_path: Path) -> None:

@@ -51,9 +51,11 @@ def traffic(
     errors: float = 0.0,
     slower: float = 1.0,
     arm: str = "canary",
+    scores: tuple[float, float] | None = None,
 ) -> None:
     """Samples of both versions over the last `seconds`, by the share that the rollout has; errors, slower: the
-    candidate's. What the rollout has done is put before them.
+    candidate's; scores: the chance that a caller of the stable version, or the candidate, reports 1 and not 0. What the
+    rollout has done is put before them.
     """
     chance, now = random.Random(11), datetime.now(UTC).replace(microsecond=0)
     share = rollout.weight_bp / 10_000 or 1.0
@@ -68,11 +70,19 @@ def traffic(
                 bucket = str(bucket_of(8.0 * factor * chance.lognormvariate(0, 0.35)))
                 counts[bucket] = counts.get(bucket, 0) + 1
             failed = sum(chance.random() < wrong for _ in range(requests))
+            more = (
+                {"compared": requests, "drifted": requests // 20, "drift_sum": requests / 40}
+                if side == "shadow"
+                else {}
+            )
+            if scores is not None:
+                likes = sum(chance.random() < scores[number == rollout.candidate.number] for _ in range(requests))
+                more = {"scores": requests, "score_sum": likes, "score_sq": likes}
             rows.append(
                 StoredSample(
-                    source=f"show-{number}", sequence=back, at=at, endpoint=rollout.endpoint_name, version=number, arm=side,
+                    source=f"{rollout.endpoint_name}-{number}", sequence=back, at=at, endpoint=rollout.endpoint_name, version=number, arm=side,
                     requests=requests, errors=failed, error_counts={"internal": failed} if failed else {}, drawn=requests,
-                    latency_counts=counts, queue_counts=counts, latency_sum_ms=8.0 * factor * requests,
+                    latency_counts=counts, queue_counts=counts, latency_sum_ms=8.0 * factor * requests, **more,
                 )
             )  # fmt: skip
     StoredSample.objects.bulk_create(rows)
