@@ -307,6 +307,9 @@ def _on_the_way(rollout: Rollout, plan: Plan, step: Any) -> list[Deed]:
     following = rollout.step + 1
     if following < len(plan.steps):
         found.append(_next_step(rollout, plan, following))
+    elif following == len(plan.steps) and plan.settings.outcome == "report":
+        says = f"The plan ends here with its report. Version {rollout.stable.number} keeps all of the traffic."
+        found.append(Deed("promote", "End the plan", "End the plan?", says))
     if rollout.held:
         says = f"{keeps}, and the step's time begins anew."
         found.append(Deed("resume", "Resume", "Resume this rollout?", says, weight, is_main=True))

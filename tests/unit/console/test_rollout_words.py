@@ -105,6 +105,14 @@ def test_a_button_says_its_effect_in_numbers() -> None:
     assert asks("abort", weight_bp=0).startswith("Version 7 has all of the traffic and keeps it")
 
 
+def test_a_plan_that_only_reports_can_be_ended() -> None:
+    plan = Plan("report", [SetWeight(1000), Analyze()], PlanSettings(outcome="report"))
+    assert "ends here with its report" in asks("promote", plan)
+    assert "promote" not in [
+        one.verb for one in words.deeds(rollout(), Plan("end", plan.steps), may_deploy=True, may_approve=False)
+    ]
+
+
 def test_without_surge_nothing_is_promised_within_a_second() -> None:
     plan = Plan("tight", RAMP.steps, PlanSettings(surge=False))
     assert "within a second" not in asks("abort", plan)
