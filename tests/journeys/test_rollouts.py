@@ -384,4 +384,4 @@ def test_recorded_requests_are_a_gate_that_needs_no_live_traffic(
 
 
 def _count(page: Any) -> int:
-    return int(page["count"]) if "count" in page else len(page["results"])
+    return int(page["requests"])
