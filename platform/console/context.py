@@ -17,6 +17,7 @@ NAVIGATION = (
         (
             ("/models/", "box", "Models", Verb.VIEW),
             ("/endpoints/", "route", "Endpoints", Verb.VIEW),
+            ("/rollouts/", "steps", "Rollouts", Verb.VIEW),
             ("/playground/", "chat", "Playground", Verb.VIEW),
             ("/jobs/", "play", "Jobs", Verb.VIEW),
             ("/fleet/", "server", "Hosts and replicas", Verb.VIEW),

@@ -14,7 +14,7 @@ from typing import Any
 from django.db.models import Max
 
 from accounts.permissions import Actor, Verb, can, require, teams_where
-from console import batches
+from console import batches, rollouts
 from console.health import judge
 from console.logs import Tail
 from console.reading import (
@@ -59,20 +59,27 @@ def feed_of(actor: Actor, topic: str) -> Feed:
         return Feed(topic, lambda: endpoint_data(endpoint.pk))
     if kind == "logs":
         return logs_feed(actor, rest)
-    if kind == "job" and rest:
+    if topic in LISTS:
+        return Feed(f"{topic}/{batches.scope_of(actor)}", lambda: LISTS[topic](actor))
+    if rest and (found := _one_feed(actor, topic)) is not None:
+        return found
+    raise NotFound(f"There is no topic “{topic[:80]}”.")
+
+
+def _one_feed(actor: Actor, topic: str) -> Feed | None:
+    """Of one job, rollout or version."""
+    kind, _, rest = topic.partition(":")
+    if kind == "job":
         job = batches.named(actor, rest).batch
         return Feed(topic, lambda: batches.job_data(job.pk))
-    if topic == "jobs":
-        return Feed(f"jobs/{batches.scope_of(actor)}", lambda: batches.jobs_data(actor))
+    if kind == "rollout":
+        rollout = rollouts.named(actor, rest)
+        return Feed(topic, lambda: rollouts.rollout_data(rollout.pk))
     model, _, number = rest.rpartition(":")
     if kind == "version" and model and number.isascii() and number.isdigit() and len(number) < 10:
         version = version_numbered(actor, model, int(number))
         return Feed(topic, lambda: version_data(version.pk))
-    if topic in {"dashboard", "fleet"}:
-        scope = "all" if actor.superuser else ",".join(str(team) for team in sorted(actor.roles))
-        read = dashboard_data if topic == "dashboard" else fleet_data
-        return Feed(f"{topic}/{scope}", lambda: read(actor))
-    raise NotFound(f"There is no topic “{topic[:80]}”.")
+    return None
 
 
 def logs_feed(actor: Actor, rest: str) -> Feed:
@@ -116,7 +123,11 @@ def endpoint_data(pk: int) -> Data:
         "batches": [list(one) for one in batch_sizes(endpoint.name, BATCHES_S)],
         "window_s": CHART_S,
         "points": _points(endpoint.name),
-        "stamps": {"replicas": stamp(marks, endpoint.revision)},
+        "stamps": {
+            "replicas": stamp(marks, endpoint.revision),
+            "rollout": rollouts.endpoint_stamp(endpoint),
+            "split": stamp(list(endpoint.variants.values_list("version_id", "weight_bp")), endpoint.steering is None),
+        },
     }
 
 
@@ -207,7 +218,16 @@ def dashboard_data(actor: Actor) -> Data:
         **{f"p99:{name}": part.quantile_ms(0.99) for name, part in parts.items()},
         "ready": sum(state.ready_total for state in states),
         "hosts": facts.hosts - len(facts.lost_hosts),
-        "stamps": {"overview": stamp(health.tone, health.sentence, shape, facts.validating, newest)},
+        "stamps": {
+            "overview": stamp(
+                health.tone,
+                health.sentence,
+                shape,
+                facts.validating,
+                newest,
+                rollouts.list_stamp(rollouts.active_first(actor)),
+            )
+        },
     }
 
 
@@ -239,3 +259,12 @@ def running_checks(version: Version) -> list[Data]:
         return list(version.report.get("checks", []))
     run = version.validation_runs.filter(purpose=ValidationRun.Purpose.VALIDATE).order_by("-created_at").first()
     return list(run.checks) if run else []
+
+
+# Topics of what all one's teams have; who is in the same teams shares one poll.
+LISTS: dict[str, Callable[[Actor], Data]] = {
+    "dashboard": dashboard_data,
+    "fleet": fleet_data,
+    "jobs": batches.jobs_data,
+    "rollouts": rollouts.list_data,
+}

@@ -12,10 +12,13 @@ from console.views import (
     jobs,
     keys,
     models,
+    new_rollout,
     overview,
     people,
     pipelines,
+    plans,
     playground,
+    rollouts,
     session,
     tryout,
     upload,
@@ -27,6 +30,7 @@ app_name = "console"
 MODEL = "models/<slug:name>/"
 VERSION = f"{MODEL}versions/<int:number>/"
 ENDPOINT = "endpoints/<slug:name>/"
+ROLLOUT = "rollouts/<uuid:rollout>/"
 PERSON = "people/u/<str:username>/"
 
 urlpatterns = [
@@ -62,6 +66,16 @@ urlpatterns = [
     path(f"{ENDPOINT}golden/", tryout.save_golden, name="save_golden"),
     path(f"{ENDPOINT}versions/<int:number>/undeploy/", endpoints.undeploy, name="undeploy"),
     path(f"{ENDPOINT}versions/<int:number>/scale/", endpoints.scale, name="scale"),
+    path(f"{ENDPOINT}rollouts/new/", new_rollout.new, name="new_rollout"),
+    path(f"{ENDPOINT}rollouts/preview/", new_rollout.preview, name="preview_rollout"),
+    path(f"{ENDPOINT}rollouts/start/", new_rollout.start, name="start_rollout"),
+    path("plans/", plans.plans, name="plans"),
+    path("plans/save/", plans.save, name="save_plan"),
+    path(f"{ENDPOINT}rollback/", rollouts.rollback, name="rollback"),
+    path("rollouts/", rollouts.rollouts, name="rollouts"),
+    path(ROLLOUT, rollouts.rollout, name="rollout"),
+    path(f"{ROLLOUT}readings.json", rollouts.readings, name="rollout_readings"),
+    *(path(f"{ROLLOUT}{verb}/", rollouts.act(verb), name=f"{verb}_rollout") for verb in rollouts.DO),
     path("playground/", playground.playground, name="playground"),
     path("jobs/", jobs.jobs, name="jobs"),
     path("jobs/<slug:job>/", jobs.job, name="job"),

@@ -241,6 +241,7 @@ def rollback(*, endpoint: Endpoint, actor: Actor, reason: str = "") -> Rollout:
 
     Aborts an active rollout instead, when there is one. Raises Conflict when there is nothing to go back to.
     """
+    require(actor, Verb.DEPLOY, endpoint)
     active = active_of(endpoint)
     if active is not None:
         return abort(rollout=active, actor=actor, reason=reason)

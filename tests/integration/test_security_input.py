@@ -69,7 +69,7 @@ def test_no_id_is_a_path(cast: Cast, canary: Path, hostile: str) -> None:
     harmless = re.fullmatch(SLUG, hostile)  # a name that nothing has yet
     new_version(cast.actor("owner"), cast.red)
     good = {"key_id": "a" * 12, "team": "red", "username": "owner", "model": "digits", "number": 1, "alias": "a",
-            "name": "digits", "adapter": "fr", "pk": 1, "golden": 1, "webhook": 1, "key": "a" * 12, "replica": "0" * 8 + "-0000-4000-8000-" + "0" * 12}  # fmt: skip
+            "name": "digits", "adapter": "fr", "pk": 1, "golden": 1, "webhook": 1, "key": "a" * 12, "replica": "0" * 8 + "-0000-4000-8000-" + "0" * 12, "rollout": "0" * 8 + "-0000-4000-8000-" + "0" * 12}  # fmt: skip
     # A form of the console tells what is wrong on the page that it goes back to.
     allowed = (301, 302, 400, 404, 405, *((200, 409) if harmless else ()))
     for route, entry in ROUTES.items():

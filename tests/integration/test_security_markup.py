@@ -19,16 +19,21 @@ from fleet.models import Deployment, Device, Host, Replica
 from inference.protocol.generation import PLATFORM
 from jobs.models import Batch, File
 from registry.models import AliasChange, GoldenInput, Model, Upload, ValidationRun, Version
-from rollouts.models import Webhook, WebhookDelivery
+from rollouts import actions as rollouts
+from rollouts.models import Rollout, RolloutEvent, Webhook, WebhookDelivery
+from rollouts.plans import Approve, Plan, PlanSettings, SetWeight
 from rollouts.webhooks import create_webhook
+from telemetry.models import ShadowDiff
 from tests.support.batches import begin, line
 from tests.support.cast import Cast
+from tests.support.rollouts import stage
 from tests.support.routes import ROUTES, fill
 from tests.support.showroom import IMAGE, furnish, report, version
 
 ATTACK = "\"'><img src=x onerror=alert(1)></script><script>alert(1)</script><svg/onload=alert(1)>{{7*7}}[a](javascript:alert(1))"
 SHORT = "<b onclick=a>"
-PARTS = ("", "?part=overview", "?part=list", "?part=version", "?part=replicas", "?part=fleet")
+PARTS = ("", "?part=overview", "?part=list", "?part=version", "?part=replicas", "?part=fleet",
+         "?part=rollout", "?part=judge", "?part=events", "?part=rollouts")  # fmt: skip
 # Columns that code and not people choose, or whose form a rule fixes: slugs, states, digests.
 FIXED = {"name", "username", "password", "role", "access", "status", "state", "phase", "wanted", "digest", "sha256",
          "salt", "id", "kind", "device", "address", "route_address", "boot", "wanted_alias", "tier", "format"}  # fmt: skip
@@ -96,8 +101,53 @@ def hostile_batch(cast: Cast) -> Batch:
     return batch
 
 
+def hostile_rollout(cast: Cast) -> Rollout:
+    """Whoever started it chose its reason and its plan's words; the rest comes from a gateway or a model."""
+    endpoint, _, candidate = stage(cast.actor("owner"), name="moving", of=cast.red)
+    settings = PlanSettings(guardrails=[], unguarded=ATTACK)
+    plan = Plan("mine", [SetWeight(100), Approve("operator"), SetWeight(10_000)], settings, ATTACK)
+    rollouts.save_plan(team=cast.red, plan=plan, actor=cast.actor("owner"))
+    begun = rollouts.start(endpoint=endpoint, version=candidate, plan=plan, actor=cast.actor("owner"), reason=ATTACK)
+    finding = {
+        "metric": ATTACK, "stable": 0.1, "canary": 0.2, "difference": 0.1, "lower": 0.0, "upper": 0.3, "margin": 0.002, "ceiling": 0.005,
+        "verdict": ATTACK, "n_requests": 9, "n_units": 3, "needed_requests": 5, "eta_s": 3.0, "kind": "signal", "direction": "increase",
+    }  # fmt: skip
+    judgement = {
+        "verdict": "hold",
+        "words": ATTACK,
+        "srm_p": 0.5,
+        "canary_requests": 9,
+        "stable_requests": 9,
+        "findings": [finding],
+    }
+    smoke = {
+        "passed": False,
+        "words": ATTACK,
+        "cases": [{"name": ATTACK, "passed": False, "words": ATTACK, "took_ms": 1.0}],
+    }
+    preflight = {
+        "compatibility": {"kind": SHORT, "differences": [ATTACK]}, "capacity": {"words": ATTACK}, "duration": {"words": ATTACK},
+        "golden_inputs": 1, "warnings": [ATTACK], "blockers": [ATTACK],
+    }  # fmt: skip
+    approvals = [{"by": ATTACK, "at": "2026-01-01T00:00:00+00:00"}]
+    Rollout.objects.filter(pk=begun.pk).update(
+        phase="awaiting_approval", step=1, words=ATTACK, judgement=judgement, smoke=smoke, preflight=preflight, approvals=approvals,
+        override=ATTACK, creator=ATTACK[:200],
+    )  # fmt: skip
+    RolloutEvent.objects.create(
+        rollout=begun, seq=99, at=timezone.now(), actor_kind="user", actor=ATTACK[:200], kind="step", reason="step", words=ATTACK,
+        phase_before="smoke", phase_after="progressing", evidence={ATTACK: ATTACK, "findings": [finding]},
+    )  # fmt: skip
+    ShadowDiff.objects.create(
+        source="g", sequence=1, at=timezone.now(), endpoint="moving", stable=1, candidate=2, distance=1.0, is_drift=True,
+        output=ATTACK[:200], kind="exact", detail=ATTACK[:200], request=ATTACK, stable_ms=1.0, candidate_ms=1.0,
+    )  # fmt: skip
+    return begun
+
+
 @pytest.fixture
 def values(cast: Cast) -> dict[str, Any]:
+    rollout = hostile_rollout(cast)
     furnish(cast, traffic=False)
     made = hostile_version(cast)
     running = ValidationRun.objects.get()
@@ -128,7 +178,7 @@ def values(cast: Cast) -> dict[str, Any]:
     ApiKey.objects.update(name=ATTACK[:100])
     return {
         "name": "digits", "number": made.number, "model": "digits", "alias": "champion", "key": ApiKey.objects.first(),
-        "username": "teammate", "webhook": webhook.pk, "job": batch.public_id, "language": language.number, "running": running.version.number,
+        "username": "teammate", "webhook": webhook.pk, "rollout": rollout.pk, "job": batch.public_id, "language": language.number, "running": running.version.number,
         "replica": Replica.objects.filter(deployment__version__model__name="digits", phase="backoff")[0].pk,
     }  # fmt: skip
 
@@ -161,7 +211,8 @@ def test_every_page_shows_it_as_text(cast: Cast, values: dict[str, Any]) -> None
                 else:
                     assert response["X-Content-Type-Options"] == "nosniff", path
     assert shown >= {"/audit/", "/endpoints/<name>/", "/fleet/", "/keys/", "/models/<name>/",
-                     "/models/<name>/versions/<number>/", "/people/"}, shown  # fmt: skip
+                     "/models/<name>/versions/<number>/", "/people/",
+                     "/rollouts/", "/rollouts/<rollout>/", "/plans/"}, shown  # fmt: skip
 
 
 def test_a_language_models_pages_show_it_as_text(cast: Cast, values: dict[str, Any]) -> None:

@@ -15,11 +15,15 @@ from endpoints import actions as endpoints
 from fleet.models import Deployment, Host, Replica
 from registry import actions as registry
 from registry.golden import Golden
+from rollouts import actions as rollouts
+from rollouts.models import Rollout
+from rollouts.plans import Approve, Plan, SetWeight
 from rollouts.webhooks import create_webhook
 from tests.support.batches import begin, line, upload
 from tests.support.cast import Cast
 from tests.support.contents import ready_version
 from tests.support.hygiene import LEAKS
+from tests.support.rollouts import stage
 from tests.support.routes import GOLDEN, PREFIXES, ROUTES, Call, Route, expected, fill, walk
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
@@ -66,7 +70,8 @@ class World:
         values = dict(self.values)
         if "/hosts/" in route:
             values["name"] = values["host"]
-        values["pk"] = values["replica"] if route.startswith("/api/replicas/") else values["deployment"]
+        kind = route.removeprefix("/api/").partition("/")[0]
+        values["pk"] = values[{"replicas": "replica", "rollouts": "rollout"}.get(kind, "deployment")]
         return values
 
     def person(self, name: str) -> Caller:
@@ -82,10 +87,11 @@ class World:
 def world(cast: Cast, settings: Any) -> World:
     settings.MODEL_LOAD_TIMEOUT_S = 0.1  # no host here ever makes a replica ready
     owner = cast.actor("owner")
+    rollout = begun_rollout(cast)
     version = ready_version(owner, cast.red, alias="champion")
     endpoints.deploy(version=version, actor=owner)
     host = Host.objects.create(name="host-a")
-    deployment = Deployment.objects.get()
+    deployment = Deployment.objects.get(version=version)
     replica = Replica.objects.create(deployment=deployment, host=host)
     key = cast.key("developer")[4:16]
     golden = registry.save_golden(actor=owner, model=version.model, golden=Golden(GOLDEN["inputs"], GOLDEN["outputs"]))
@@ -105,9 +111,19 @@ def world(cast: Cast, settings: Any) -> World:
         "job": batch.public_id,
         "batch_id": batch.public_id,
         "file_id": file.public_id,
+        "rollout": rollout.pk,
     }
     return World(cast, {**common, "name": "digits", "pk": "", "host": host.name} | {
         "deployment": deployment.pk, "replica": replica.pk})  # fmt: skip
+
+
+def begun_rollout(cast: Cast) -> Rollout:
+    """One of another endpoint of team red, which waits for an approval."""
+    endpoint, _, candidate = stage(cast.actor("owner"), name="moving", of=cast.red)
+    plan = Plan("mine", [SetWeight(100), Approve("operator"), SetWeight(10_000)])
+    begun = rollouts.start(endpoint=endpoint, version=candidate, plan=plan, actor=cast.actor("owner"))
+    Rollout.objects.filter(pk=begun.pk).update(phase="awaiting_approval", step=1)
+    return begun
 
 
 def check_hygiene(response: Any) -> None:
@@ -205,6 +221,9 @@ UNCHANGED = {
     "/endpoints/<name>/try/",
     "/endpoints/<name>/weights/",
     "/logout/",
+    "/endpoints/<name>/rollback/",
+    "/endpoints/<name>/rollouts/preview/",
+    "/rollouts/<rollout>/resume/",
     "/models/<name>/versions/<number>/approve/",
     "/models/<name>/versions/<number>/archive/",
     "/models/<name>/versions/<number>/convert/",

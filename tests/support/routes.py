@@ -6,6 +6,7 @@ refusal is a refusal of the caller and not of the body.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -56,6 +57,8 @@ GOLDEN = {
     "inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0, 1, 2, 3]}],
     "outputs": [{"name": "y", "datatype": "FP32", "shape": [1, 4], "data": [0, 1, 2, 3]}],
 }
+PLAN = {"name": "mine", "steps": [{"kind": "set_weight", "weight_bp": 10_000}]}
+ROLLOUT = {"endpoint": "digits", "version": 2, "plan": "fast"}
 PREFIXES = {"/admin/": Route(page=True)}  # all below it is the superusers', checked as a whole
 ROUTES: dict[str, Route] = {
     "/livez": Route(GET, public=True),
@@ -136,6 +139,21 @@ ROUTES: dict[str, Route] = {
     "/v2/repository/index": Route({"POST": Call(body={})}),
     "/v2/repository/models/<name>/load": Route({"POST": Call(Verb.OPERATE, {})}, scoped=True),
     "/v2/repository/models/<name>/unload": Route({"POST": Call(Verb.OPERATE, {})}, scoped=True),
+    # rollouts
+    "/api/endpoints/<name>/rollback/": Route({"POST": Call(Verb.DEPLOY, REASON)}, scoped=True),
+    "/api/plans/": Route({**GET, "POST": Call(Verb.DEPLOY, {"plan": PLAN, "team": "red"})}),
+    "/api/rollouts/": Route({**GET, "POST": Call(Verb.DEPLOY, ROLLOUT)}),
+    "/api/rollouts/<pk>/": Route(GET, scoped=True),
+    "/api/rollouts/<pk>/promote/": Route({"POST": Call(Verb.DEPLOY, REASON)}, scoped=True),
+    "/api/rollouts/<pk>/promote_full/": Route({"POST": Call(Verb.DEPLOY, REASON)}, scoped=True),
+    "/api/rollouts/<pk>/pause/": Route({"POST": Call(Verb.DEPLOY, REASON)}, scoped=True),
+    "/api/rollouts/<pk>/resume/": Route({"POST": Call(Verb.DEPLOY, REASON)}, scoped=True),
+    "/api/rollouts/<pk>/extend/": Route({"POST": Call(Verb.DEPLOY, REASON)}, scoped=True),
+    "/api/rollouts/<pk>/approve/": Route({"POST": Call(Verb.OPERATE, REASON)}, scoped=True),
+    "/api/rollouts/<pk>/abort/": Route({"POST": Call(Verb.DEPLOY, REASON)}, scoped=True),
+    "/api/rollouts/<pk>/events/": Route(GET, scoped=True),
+    "/api/rollouts/<pk>/guardrails/": Route(GET, scoped=True),
+    "/api/rollouts/<pk>/readings/": Route(GET, scoped=True),
     "/api/webhooks/": Route({**GET, "POST": Call(Verb.OPERATE, WEBHOOK)}),
     "/api/webhooks/<webhook>/": Route(
         {"GET": Call(Verb.OPERATE), "PATCH": Call(Verb.OPERATE, {"enabled": False}), "DELETE": Call(Verb.OPERATE)},
@@ -211,6 +229,22 @@ ROUTES: dict[str, Route] = {
     "/webhooks/<webhook>/switch/": _post(Verb.OPERATE, {"enabled": "0"}),
     "/webhooks/<webhook>/delete/": _post(Verb.OPERATE),
     # jobs; POST /v1/files is a raw ASGI application (tests/integration/test_jobs_api.py)
+    "/endpoints/<name>/rollouts/new/": Route({"GET": Call(Verb.DEPLOY)}, scoped=True, page=True),
+    "/endpoints/<name>/rollouts/preview/": _post(Verb.DEPLOY, {"version": "2", "plan": "fast"}),
+    "/endpoints/<name>/rollouts/start/": _post(Verb.DEPLOY, {"version": "2", "plan": "fast"}),
+    "/plans/": Route(GET, page=True),
+    "/plans/save/": Route({"POST": Call(Verb.DEPLOY, {"team": "red", "plan": json.dumps(PLAN)})}, page=True),
+    "/endpoints/<name>/rollback/": _post(Verb.DEPLOY, REASON),
+    "/rollouts/": Route(GET, page=True),
+    "/rollouts/<rollout>/": Route(GET, scoped=True, page=True),
+    "/rollouts/<rollout>/readings.json": Route(GET, scoped=True, page=True),
+    "/rollouts/<rollout>/promote/": _post(Verb.DEPLOY, REASON),
+    "/rollouts/<rollout>/promote_full/": _post(Verb.DEPLOY, REASON),
+    "/rollouts/<rollout>/pause/": _post(Verb.DEPLOY, REASON),
+    "/rollouts/<rollout>/resume/": _post(Verb.DEPLOY, REASON),
+    "/rollouts/<rollout>/extend/": _post(Verb.DEPLOY, REASON),
+    "/rollouts/<rollout>/approve/": _post(Verb.OPERATE, REASON),
+    "/rollouts/<rollout>/abort/": _post(Verb.DEPLOY, REASON),
     "/playground/": Route(GET, page=True),
     "/jobs/": Route(GET, page=True),
     "/jobs/<job>/": Route(GET, scoped=True, page=True),

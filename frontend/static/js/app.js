@@ -7,8 +7,10 @@ const ISLANDS = {
   "batch-form": () => import("./islands/batch-form.js"),
   live: () => import("./islands/live.js"),
   "endpoint-charts": () => import("./islands/endpoint-charts.js"),
+  "interval-plot": () => import("./islands/interval-plot.js"),
   "inside-charts": () => import("./islands/inside-charts.js"),
   playground: () => import("./islands/playground.js"),
+  rollout: () => import("./islands/rollout.js"),
   "log-tail": () => import("./islands/log-tail.js"),
   split: () => import("./islands/split.js"),
   "try-it": () => import("./islands/try-it.js"),
@@ -76,12 +78,14 @@ document.addEventListener("keydown", (event) => {
   next.focus();
 });
 
-// A form with data-confirm asks first and says what will happen; one that is being sent cannot be sent twice.
+// A form, or a button of one, with data-confirm asks first and says what will happen; one that is being sent cannot be
+// sent twice.
 document.addEventListener("submit", async (event) => {
   const form = event.target;
-  if (form.dataset.confirm && !form.dataset.agreed) {
+  const asks = event.submitter?.dataset.confirm ? event.submitter.dataset : form.dataset;
+  if (asks.confirm && !form.dataset.agreed) {
     event.preventDefault();
-    const agreed = await ask({ title: form.dataset.title ?? "Are you sure?", message: form.dataset.confirm, agree: form.dataset.agree ?? "Continue", danger: "danger" in form.dataset });
+    const agreed = await ask({ title: asks.title ?? "Are you sure?", message: asks.confirm, agree: asks.agree ?? "Continue", danger: "danger" in asks });
     if (!agreed) return;
     form.dataset.agreed = "1";
     form.requestSubmit(event.submitter ?? undefined);

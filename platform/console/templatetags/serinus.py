@@ -13,6 +13,7 @@ from django.utils.safestring import SafeString
 from django.utils.timesince import timesince
 
 from console.prose import markdown
+from console.rollout_words import Guard
 from console.traffic import Traffic
 
 register = template.Library()
@@ -21,9 +22,15 @@ TONES = {
     "delivered": "good", "given_up": "bad", "completed": "good", "in_progress": "info", "finalizing": "info busy", "cancelling": "info busy",
     "validating": "info busy", "starting": "info busy", "loading": "info busy", "warming": "info busy",
     "pending": "info busy", "awaiting_approval": "warn", "draining": "warn", "backoff": "warn", "expired": "warn",
-    "rejected": "bad", "failed": "bad", "lost": "bad", "revoked": "bad", "deactivated": "bad",
+    "progressing": "info busy", "smoke": "info busy", "promoting": "info busy", "aborting": "bad busy", "paused": "warn",
+    "inconclusive": "warn", "succeeded": "good", "rolled_back": "bad", "rejected": "bad", "failed": "bad", "lost": "bad", "revoked": "bad", "deactivated": "bad",
 }  # fmt: skip
-WORDS = {"awaiting_approval": "Awaiting approval", "backoff": "Restarting"}
+WORDS = {
+    "awaiting_approval": "Awaiting approval",
+    "backoff": "Restarting",
+    "smoke": "Golden inputs",
+    "inconclusive": "Cannot tell",
+}
 MARKS = {"passed": "check", "failed": "cross", "running": "spin", "skipped": "dash"}
 NOTHING = "\N{EN DASH}"
 WARN_SHARE, BAD_SHARE = 0.8, 0.93
@@ -141,6 +148,21 @@ def bar(value: float, total: float, label: str, kind: str = "") -> SafeString:
     return format_html(
         '<svg class="bar {}" role="img" aria-label="{}"><rect class="{}" width="{}%" height="100%"/></svg>',
         kind, label, level, f"{share * 100:.1f}",
+    )  # fmt: skip
+
+
+@register.simple_tag
+def interval(guard: Guard) -> SafeString:
+    """A guardrail's interval against zero and its margin. The words beside it say the same."""
+    at = guard.picture
+    if at is None:
+        return format_html('<span class="muted">{}</span>', NOTHING)
+    beyond = (0.0, at["margin"]) if at["margin"] < 50 else (at["margin"], 100 - at["margin"])
+    return format_html(
+        '<svg class="interval {}" role="img" aria-label="{}"><rect class="beyond" x="{}%" width="{}%" height="100%"/>'
+        '<line class="zero" x1="50%" x2="50%" y1="0" y2="100%"/><line class="margin" x1="{}%" x2="{}%" y1="0" y2="100%"/>'
+        '<rect class="span" x="{}%" y="7" width="{}%" height="8"/><circle cx="{}%" cy="11" r="4"/></svg>',
+        guard.tone, guard.told, *beyond, at["margin"], at["margin"], at["low"], at["width"], at["at"],
     )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from console.live import endpoint_data
 from console.pages import attempt, page, rights
 from console.pipelines import pipeline_of
 from console.reading import MAX_SHOWN, endpoint_named, endpoint_states, replicas_of
+from console.rollouts import endpoint_rollouts
 from console.snippets import chat_snippets, needs_key, snippets
 from console.traffic import traffic_of
 from console.views.adapters import adapters_of_page
@@ -52,18 +53,22 @@ def endpoint(request: HttpRequest, name: str) -> HttpResponse:
     context = {"endpoint": found, "may": rights(actor, found), **_placed(found, variants)}
     if request.GET.get("part") == "replicas":
         return render(request, "part/endpoint_replicas.html", context)
+    context |= endpoint_rollouts(actor, found)
+    if request.GET.get("part") == "rollout":
+        return render(request, "part/endpoint_rollout.html", context)
+    context |= _split(found, variants)
+    if request.GET.get("part") == "split":
+        return render(request, "part/endpoint_split.html", context)
     signature = _signature(variants)
     chats = language_of([variant.version for variant in variants])
     now = endpoint_data(found.pk)
     numbers = [variant.version.number for variant in variants]
     context |= {
-        "shares": [(f"v{variant.version.number}", variant.weight_bp) for variant in variants],
         "now": now,
         "live": {"topic": f"endpoint:{name}", "stamps": now["stamps"]},
         "charts": {"topic": f"endpoint:{name}", "versions": numbers},
         "inside": {"topic": f"endpoint:{name}"},
         "logs": {"topic": f"logs:endpoint:{name}", "open": False},
-        "split": {"topic": f"endpoint:{name}", "versions": numbers, "weights": [v.weight_bp for v in variants]},
         "signature": signature,
         "numbers": numbers,
         "try_it": _try_it(found, signature, may_keep=can(actor, Verb.UPLOAD, found.model)),
@@ -71,6 +76,15 @@ def endpoint(request: HttpRequest, name: str) -> HttpResponse:
         "snippets": _calls(found, signature, chats),
     }
     return render(request, "endpoint.html", context)
+
+
+def _split(found: Endpoint, variants: list[Variant]) -> dict[str, Any]:
+    """The shares, and what the form that moves them begins with."""
+    numbers, weights = [one.version.number for one in variants], [one.weight_bp for one in variants]
+    return {
+        "shares": [(f"v{number}", weight) for number, weight in zip(numbers, weights, strict=True)],
+        "split": {"topic": f"endpoint:{found.name}", "versions": numbers, "weights": weights},
+    }
 
 
 def _calls(found: Endpoint, signature: dict[str, Any], chats: dict[str, Any]) -> list[dict[str, str]]:

@@ -14,10 +14,12 @@ from console.health import judge
 from console.live import dashboard_data
 from console.pages import page, rights
 from console.reading import EndpointState, endpoint_states, facts_of
+from console.rollouts import active_first
 from console.traffic import Traffic, total, traffic_of
 from registry.models import Model, Version, VersionStatus
 
 RECENT = 8
+MOVING = 12
 
 
 @require_GET
@@ -35,6 +37,7 @@ def overview(request: HttpRequest) -> HttpResponse:
         "checklist": _checklist(actor, states, whole),
         "recent": _recent(actor),
         "busy": _busy(actor),
+        "moving": active_first(actor)[:MOVING],
         "may": rights(actor),
     }
     if request.GET.get("part") == "overview":

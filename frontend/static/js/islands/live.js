@@ -24,11 +24,24 @@ export function mount(island) {
   });
 }
 
-// A person who is typing or choosing in a fragment is not interrupted: it is renewed when they leave it.
+// A person who is typing or choosing in a fragment, or is asked whether they mean it, is not interrupted: it is renewed
+// when they are done. The wait lets a click on a button that takes the focus away come first.
+const AGAIN_MS = 400;
+const isAsked = () => document.querySelector("dialog[open]") !== null;
+
+document.addEventListener("htmx:beforeSwap", (event) => {
+  const part = event.detail.target;
+  if (!isAsked() || !part?.matches?.("[data-stamp]")) return;
+  event.detail.shouldSwap = false;
+  setTimeout(() => refresh(part), AGAIN_MS);
+});
+
 function refresh(part) {
+  if (!part.isConnected) return;
+  if (isAsked()) { setTimeout(() => refresh(part), AGAIN_MS); return; }
   const held = document.activeElement;
   if (part.contains(held) && ["INPUT", "SELECT", "TEXTAREA"].includes(held.tagName)) {
-    held.addEventListener("blur", () => refresh(part), { once: true });
+    held.addEventListener("blur", () => setTimeout(() => refresh(part), AGAIN_MS), { once: true });
     return;
   }
   window.htmx.trigger(part, "stale");
