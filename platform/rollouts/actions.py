@@ -98,7 +98,9 @@ def start(
     if found is not None and not found.is_clear:
         raise Conflict(" ".join(found.blockers))
     now, before = database_now(), seen(version)
-    endpoints.deploy(version=version, endpoint_name=endpoint.name, replicas=before.wanted, actor=actor)
+    endpoints.deploy(
+        version=version, endpoint_name=endpoint.name, replicas=before.wanted, device=_device_of(stable), actor=actor
+    )
     rollout = Rollout(
         endpoint=endpoint, endpoint_name=endpoint.name, team=endpoint.team, stable=stable, candidate=version,
         plan=plans.as_json(plan), plan_name=plan.name, plan_number=plan_number, step_at=now, phase_at=now,

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 import msgspec
-from django.db import connection, transaction
+from django.db import DatabaseError, InterfaceError, connection, transaction
 from django.db.models import F, Q
 from django.db.models.functions import Now
 
@@ -94,6 +94,10 @@ class Controller:
                 log.warning("rollout %s waits: %s", pk, error)
             except LeaseLost:
                 log.info("rollout %s is held by somebody else now", pk)
+            except (DatabaseError, InterfaceError):
+                raise
+            except Exception:
+                log.exception("rollout %s cannot be moved", pk)
         return done + self.tidy()
 
     def advance(self, pk: UUID) -> int:

@@ -355,3 +355,33 @@ def test_it_goes_on_when_everything_around_it_is_killed(house: House, tmp_path: 
     assert {one.status for one in load.outcomes} == {200}, load.explain()
     shares = _shares(_events(house, rollout), version)
     assert shares == [0, 1000, 3000, 6000, 10_000]
+
+
+@pytest.mark.parametrize(("factor", "phase"), [(2.0, "succeeded"), (2.4, "failed")], ids=["the same", "other answers"])
+def test_recorded_requests_are_a_gate_that_needs_no_live_traffic(
+    house: House, tmp_path: Path, factor: float, phase: str
+) -> None:
+    name = f"replayed-{phase}"
+    version = _stage(house, name, tmp_path, {"factor": 2.0}, {"factor": factor, "sleep_ms": 6})
+    house.ok("POST", f"/api/endpoints/{name}/recording/", {"share_bp": 10_000})
+    recorded = f"/api/endpoints/{name}/recorded/"
+    with _load(house, name, lambda number: _body(number, 0), per_second=20.0):
+        until("requests are recorded", lambda: _count(house.ok("GET", recorded)) >= 40, 60, 0.5)
+    plan = {
+        "name": "replayed",
+        "steps": [{"kind": "set_weight", "weight_bp": 10_000}],
+        "settings": {"replay": True, "max_drift_share": 0.05, "comparison": {"kind": "close", "tolerance": 0.01}},
+    }
+    file = tmp_path / "replayed.json"
+    file.write_text(json.dumps(plan))
+    rollout = json.loads(house.cli("rollout", "start", name, str(version), "--plan", str(file), "--json").stdout)
+    done = _ended(house, rollout)
+    assert done["phase"] == phase, done["log"]
+    assert done["smoke"]["replay"], done["smoke"]
+    if phase == "failed":
+        assert _shares(_events(house, rollout), version) == [0]
+        assert done["reason"] == "smoke_failed"
+
+
+def _count(page: Any) -> int:
+    return int(page["requests"])
