@@ -67,7 +67,8 @@ async def test_a_chat_is_passed_on_for_those_who_see_the_endpoint(cast: Any, hou
     for name in ("teammate", "owner", "root"):
         socket = await joined(getattr(cast, name))
         await socket.say(frame("a b c", version=2))
-        assert await until_done(socket) == ("a b c", {"type": "done", "id": "1"})
+        text, last = await until_done(socket)
+        assert (text, last["type"], last["model_version"]) == ("a b c", "done", "2")
         await socket.disconnect()
     assert house.replicas["tiny-2"].asked[-1].prompt.messages[-1]["content"] == "a b c"
 

@@ -207,7 +207,7 @@ def test_what_goes_wrong_is_said_with_what_to_do(url: str, tmp_path: Path) -> No
         alert = page.locator(".turn").get_by_role("alert")
         say(page, "word " * 600)
         alert.wait_for()
-        assert "The prompt has 600 tokens, but the context of this model is 512" in alert.inner_text()
+        assert "maximum context length is 512 tokens. However, your prompt has 600 tokens" in alert.inner_text()
         assert "Clear the conversation" in alert.inner_text()
         page.get_by_role("button", name="Clear").click()
         say(page, "break a b c d")

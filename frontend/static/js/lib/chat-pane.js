@@ -20,7 +20,7 @@ const AT_ENDPOINT = { not_ready: true, deadline_exceeded: true, replica_lost: tr
 const share = (bp) => `${(bp / 100).toFixed(bp % 100 ? 1 : 0)} %`;
 
 function remedyOf({ code, message }) {
-  if (code === "invalid_input" && /context/.test(message)) return "Clear the conversation, write less, or lower the token limit.";
+  if (code === "context_length_exceeded" || (code === "invalid_input" && /context/.test(message))) return "Clear the conversation, write less, or lower the token limit.";
   return REMEDIES[code] ?? "";
 }
 
