@@ -245,7 +245,7 @@ def test_an_abort_returns_all_traffic_within_a_second(house: House, tmp_path: Pa
         time.sleep(1)
         late = load.outcomes[seen:]
     last = max((one.at_s for one in load.outcomes if one.version == str(version)), default=aborted_at)
-    print(f"the last request that the candidate answered was sent {last - aborted_at:+.2f} s after the abort's answer")  # noqa: T201
+    print(f"the last request that the candidate answered was sent {last - aborted_at:+.2f} s after the abort's answer")
     assert late
     assert {one.version for one in late} == {"1"}
     assert {one.status for one in load.outcomes} == {200}
