@@ -27,7 +27,7 @@ from inference.protocol.routes import EndpointRoute, ReplicaRoute, RoutingTable,
 from tests.support.gateway_house import Gateway, key  # noqa: E402
 from tests.support.replica_process import Replica  # noqa: E402
 
-A = Signature([TensorSpec("x", "FP32", [-1, 16])], [TensorSpec("output_0", "FP32", [-1, 4])], max_batch_size=64)
+A = Signature([TensorSpec("input", "FP32", [-1, 16])], [TensorSpec("output_0", "FP32", [-1, 4])], max_batch_size=64)
 B = Signature([TensorSpec("input", "FP32", [-1, 4])], [TensorSpec("output", "FP32", [-1, 4])], max_batch_size=32)
 PER_S = 5
 CONNECTIONS = 64
@@ -69,7 +69,7 @@ def body(name: str, size: int) -> bytes:
 
 def flood(url: str, folder: Path, seconds: float) -> subprocess.Popen[bytes]:
     """Begins to saturate A."""
-    (folder / "body").write_bytes(body("x", 16))
+    (folder / "body").write_bytes(body("input", 16))
     command = [
         sys.executable, str(ROOT / "tests" / "benchmarks" / "loadgen.py"), url, "--connections", str(CONNECTIONS),
         "--seconds", str(seconds), "--key", "ser_all.s2", "--body", str(folder / "body"),
