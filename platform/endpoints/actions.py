@@ -149,15 +149,20 @@ def delete_endpoint(*, endpoint: Endpoint, actor: Actor) -> None:
         send_on_commit(messages.PUBLISH)
 
 
-def set_access(*, endpoint: Endpoint, access: str, actor: Actor, revision: int | None = None) -> Endpoint:
-    """Opens an endpoint to everybody ("public") or to key holders only ("key")."""
+def set_access(
+    *, endpoint: Endpoint, access: str, actor: Actor, may_pin: bool | None = None, revision: int | None = None
+) -> Endpoint:
+    """Opens an endpoint to everybody ("public") or to key holders only ("key"). may_pin: whether callers may choose a
+    version by the header X-Model-Version, None to leave that as it is.
+    """
     require(actor, Verb.OPERATE, endpoint)
     _check_access(access)
     with transaction.atomic():
         endpoint = locked(endpoint, revision)
-        before = {"access": endpoint.access}
-        Endpoint.objects.filter(pk=endpoint.pk).update(access=access)
-        changed(endpoint, actor, "set_access", before=before, after={"access": access})
+        before = {"access": endpoint.access, "may_pin": endpoint.may_pin}
+        after = {"access": access, "may_pin": endpoint.may_pin if may_pin is None else may_pin}
+        Endpoint.objects.filter(pk=endpoint.pk).update(**after)
+        changed(endpoint, actor, "set_access", before=before, after=after)
     return endpoint
 
 

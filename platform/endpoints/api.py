@@ -107,7 +107,7 @@ class EndpointSerializer(serializers.ModelSerializer[Endpoint]):
     class Meta:
         model = Endpoint
         fields = (
-            "name", "model", "team", "access", "revision", "timeout_ms", "queue_limit", "variants", "adapters", "created_at"
+            "name", "model", "team", "access", "may_pin", "revision", "timeout_ms", "queue_limit", "variants", "adapters", "created_at"
         )  # fmt: skip
 
     @extend_schema_field(AdapterSerializer(many=True))
@@ -148,7 +148,10 @@ class WeightsSerializer(StrictSerializer):
 
 
 class AccessSerializer(StrictSerializer):
+    """Who may call. may_pin: whether callers may choose a version by the header X-Model-Version."""
+
     access = serializers.ChoiceField(choices=Endpoint.Access.choices)
+    may_pin = serializers.BooleanField(required=False)
     revision = serializers.IntegerField(required=False, min_value=1)
 
 

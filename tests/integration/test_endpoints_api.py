@@ -8,6 +8,7 @@ from rest_framework.test import APIClient
 from accounts import keys
 from accounts.models import ApiKey, Role, Team
 from endpoints.models import Endpoint
+from endpoints.publish import build_table
 from fleet import actions as fleet
 from fleet.models import Host, Replica
 from inference.protocol.supervision import Seen
@@ -83,8 +84,12 @@ def test_deploying_behind_a_named_endpoint(dev: APIClient) -> None:
 def test_access(dev: APIClient) -> None:
     deployed(dev)
     assert dev.put("/api/endpoints/front/access/", {"access": "public"}, format="json").status_code == 403
-    answer = caller(Role.OPERATOR).put("/api/endpoints/front/access/", {"access": "public"}, format="json")
-    assert answer.json()["access"] == "public"
+    operator = caller(Role.OPERATOR)
+    closed = operator.put("/api/endpoints/front/access/", {"access": "key", "may_pin": False}, format="json")
+    assert (closed.json()["access"], closed.json()["may_pin"]) == ("key", False)
+    assert build_table().endpoints[0].may_pin is False
+    answer = operator.put("/api/endpoints/front/access/", {"access": "public"}, format="json")
+    assert (answer.json()["access"], answer.json()["may_pin"]) == ("public", False)
 
 
 @pytest.mark.parametrize(
