@@ -11,10 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from celery.signals import task_postrun, worker_init, worker_shutting_down
 from django.db import DatabaseError, InterfaceError, close_old_connections
 
 TICK_S = 0.5
+CONTROL_QUEUE = "control"
 log = logging.getLogger(__name__)
 
 
@@ -73,3 +76,25 @@ class Pulse:
             log.exception("%s failed", name)
         finally:
             close_old_connections()
+
+
+def beside_control_worker(duties: Mapping[str, Duty]) -> None:
+    """Has a pulse with these duties, by their tasks' names, beat in this process for as long as it is a control worker."""
+    pulses: list[Pulse] = []
+
+    # Not worker_ready: that one waits for the broker, and this is for when there is none.
+    @worker_init.connect(weak=False)  # type: ignore[untyped-decorator]  # celery brings no types
+    def start(sender: Any = None, **_: object) -> None:
+        if not pulses and CONTROL_QUEUE in sender.app.amqp.queues.consume_from:
+            pulses.append(Pulse(duties))
+            pulses[0].start()
+
+    @task_postrun.connect(weak=False)  # type: ignore[untyped-decorator]
+    def done(task: Any = None, **_: object) -> None:
+        for pulse in pulses:
+            pulse.done(task.name)
+
+    @worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
+    def stop(**_: object) -> None:
+        while pulses:
+            pulses.pop().stop()

@@ -88,12 +88,7 @@ def start(
     _make_way(endpoint, plan, actor)
     stable = _stable_of(endpoint)
     _check_candidate(endpoint, stable, version)
-    capacity = max(1, seen(stable).wanted)
-    if not plan.settings.surge and capacity < 2:
-        raise Conflict(
-            "without surge the replicas are exchanged one by one, which needs at least two of the stable version: scale "
-            "it to two, or leave surge on"
-        )
+    capacity = _capacity_of(stable, plan)
     found = None if is_rollback else preflight(endpoint, version, plan, reason=reason)
     if found is not None and not found.is_clear:
         raise Conflict(" ".join(found.blockers))
@@ -111,7 +106,7 @@ def start(
     rollout.save(force_insert=True)
     steer(
         endpoint=endpoint, weights=shares(rollout, 0), steering=steering_of(rollout, plan, Traffic()), actor=actor,
-        verb="start_rollout", reason=reason, fresh_salt=True,
+        verb="rollout", reason=reason, fresh_salt=True,
     )  # fmt: skip
     words = f"From version {stable.number} to {version.number} by the plan '{plan.name}'."
     move(rollout, actor=actor, now=now, kind="started", reason=Reason.STARTED, words=f"{words} {reason}".strip())
@@ -187,6 +182,7 @@ def extend(*, rollout: Rollout, actor: Actor, reason: str = "") -> Rollout:
 @transaction.atomic
 def approve(*, rollout: Rollout, actor: Actor, reason: str = "") -> Rollout:
     """One approval of the step that asks for some. Nobody approves twice, nor what they started, unless a superuser."""
+    require(actor, Verb.DEPLOY, rollout)
     found = locked(rollout.pk)
     plan = plan_of(found)
     step = plan.steps[found.step] if found.step < len(plan.steps) else None
@@ -306,6 +302,17 @@ def _check_candidate(endpoint: Endpoint, stable: Version, version: Version) -> N
         raise Conflict(f"{version} is {version.status.replace('_', ' ')}: only a ready version can be a candidate")
     if is_adapter(version):
         raise InvalidInput(f"{version} is an adapter and has no traffic of its own: roll out a version that it changes")
+
+
+def _capacity_of(stable: Version, plan: Plan) -> int:
+    """Replicas that carry all of the traffic. Raises Conflict where these cannot be exchanged one by one."""
+    capacity = max(1, seen(stable).wanted)
+    if not plan.settings.surge and capacity < 2:
+        raise Conflict(
+            "without surge the replicas are exchanged one by one, which needs at least two of the stable version: scale "
+            "it to two, or leave surge on"
+        )
+    return capacity
 
 
 def _device_of(version: Version) -> str:

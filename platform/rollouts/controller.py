@@ -17,7 +17,7 @@ from uuid import UUID
 
 import msgspec
 from django.db import DatabaseError, InterfaceError, connection, transaction
-from django.db.models import F, Q
+from django.db.models import Q
 from django.db.models.functions import Now
 
 from accounts.wakeups import send_on_commit
@@ -123,13 +123,13 @@ class Controller:
     def _claim(self, pk: UUID) -> int | None:
         """The fencing token of a new lease; None while somebody holds an older one, or the rollout has ended."""
         free = Q(lease_until__isnull=True) | Q(lease_until__lte=Now())
-        taken = Rollout.objects.filter(free, pk=pk, phase__in=ACTIVE).update(
-            fence=F("fence") + 1, lease_owner=self._owner, lease_until=Now() + LEASE
-        )
-        if not taken:
-            return None
-        row = Rollout.objects.filter(pk=pk, lease_owner=self._owner).values_list("fence", flat=True).first()
-        return int(row) if row is not None else None
+        with transaction.atomic():
+            row = Rollout.objects.select_for_update(skip_locked=True).filter(free, pk=pk, phase__in=ACTIVE).first()
+            if row is None:
+                return None
+            fence = row.fence + 1
+            Rollout.objects.filter(pk=pk).update(fence=fence, lease_owner=self._owner, lease_until=Now() + LEASE)
+        return fence
 
     def _judge(self, pk: UUID, fence: int) -> Judged | None:
         """Judges the traffic so far and keeps the figures; None in a phase without traffic."""
@@ -143,7 +143,8 @@ class Controller:
         crashes = max(0, seen(rollout.candidate).crashes - rollout.crashes_before)
         judged = self._judging(rollout, plan_of(rollout), crashes, now)
         if judged.record is not None:
-            Rollout.objects.filter(pk=pk, fence=fence).update(judgement=judged.record, judged_at=now)
+            if not Rollout.objects.filter(pk=pk, fence=fence).update(judgement=judged.record, judged_at=now):
+                raise LeaseLost
             _keep_reading(rollout, judged.record, now)
         return judged
 
@@ -227,6 +228,8 @@ def _carry_out(rollout: Rollout, state: State, decision: Decision, now: datetime
     fields: dict[str, Any] = {}
     if decision.phase is Phase.SUCCEEDED and decision.traffic == Traffic(10_000):
         fields = _replaced(rollout, now)
+    if state.phase is Phase.SMOKE and decision.phase is Phase.PROGRESSING:
+        fields = {"crashes_before": seen(rollout.candidate).crashes}  # what follows is counted against it
     move(
         rollout,
         actor=AUTOPILOT,

@@ -8,7 +8,7 @@ Every input must be given in each request: a new one breaks, too. Dimensions are
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import Literal
@@ -21,6 +21,7 @@ from inference.protocol.signatures import public_signature
 Kind = Literal["compatible", "additive", "breaking"]
 _ORDER: tuple[Kind, ...] = ("compatible", "additive", "breaking")
 _Finding = tuple[Kind, str]
+_OfShape = Callable[[str, Sequence[int], Sequence[int]], Iterator[_Finding]]
 NO_ROWS = "the candidate takes the first dimension of each input for rows, all the same and up to"
 
 
@@ -90,16 +91,24 @@ def _ways(stable: RuntimeSettings, candidate: RuntimeSettings) -> Iterator[_Find
 
 
 def _inputs(stable: Sequence[TensorSpec], candidate: Sequence[TensorSpec]) -> Iterator[_Finding]:
-    before, after = {spec.name: spec for spec in stable}, {spec.name: spec for spec in candidate}
-    for name, spec in before.items():
-        if name not in after:
-            yield "breaking", f"input '{name}' is gone: requests that give it would be refused"
-            continue
-        if spec.datatype != after[name].datatype:
-            yield "breaking", f"input '{name}': datatype {spec.datatype} became {after[name].datatype}"
-        yield from _input_shape(name, spec.shape, after[name].shape)
-    for name in after.keys() - before.keys():
+    yield from _kept("input", stable, candidate, _input_shape, gone=": requests that give it would be refused")
+    for name in sorted({spec.name for spec in candidate} - {spec.name for spec in stable}):
         yield "breaking", f"input '{name}' is new: requests of today do not give it"
+
+
+def _kept(
+    what: str, stable: Sequence[TensorSpec], candidate: Sequence[TensorSpec], shape: _OfShape, *, gone: str = ""
+) -> Iterator[_Finding]:
+    """What became of the stable version's tensors of one side. gone: what that means for clients."""
+    after = {spec.name: spec for spec in candidate}
+    for spec in stable:
+        if spec.name not in after:
+            yield "breaking", f"{what} '{spec.name}' is gone{gone}"
+            continue
+        new = after[spec.name]
+        if spec.datatype != new.datatype:
+            yield "breaking", f"{what} '{spec.name}': datatype {spec.datatype} became {new.datatype}"
+        yield from shape(spec.name, spec.shape, new.shape)
 
 
 def _input_shape(name: str, before: Sequence[int], after: Sequence[int]) -> Iterator[_Finding]:
@@ -136,15 +145,8 @@ def _rows(stable: Signature, candidate: Signature) -> Iterator[_Finding]:
 
 
 def _outputs(stable: Sequence[TensorSpec], candidate: Sequence[TensorSpec]) -> Iterator[_Finding]:
-    before, after = {spec.name: spec for spec in stable}, {spec.name: spec for spec in candidate}
-    for name, spec in before.items():
-        if name not in after:
-            yield "breaking", f"output '{name}' is gone"
-            continue
-        if spec.datatype != after[name].datatype:
-            yield "breaking", f"output '{name}': datatype {spec.datatype} became {after[name].datatype}"
-        yield from _output_shape(name, spec.shape, after[name].shape)
-    for name in after.keys() - before.keys():
+    yield from _kept("output", stable, candidate, _output_shape)
+    for name in sorted({spec.name for spec in candidate} - {spec.name for spec in stable}):
         yield "additive", f"output '{name}' is new"
 
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from celery import shared_task
-from celery.signals import task_postrun, worker_init, worker_shutting_down
 
 from accounts.wakeups import send
-from endpoints.pulse import Duty, Pulse
-from endpoints.tasks import CONTROL_QUEUE
+from endpoints.pulse import Duty, beside_control_worker
 from rollouts import first_requests, replay
 from rollouts.actions import TICK, ask_smoke_again, record_smoke, to_be_smoked
 from rollouts.controller import SMOKE, Controller
 from rollouts.judging import judge_rollout
 from rollouts.webhook_delivery import deliver_due, expire_deliveries
 from rollouts.webhooks import DELIVER
+from telemetry.tasks import drain
 
 controller = Controller(judge_rollout)
-_pulses: list[Pulse] = []
 
 
 @shared_task(name=TICK)  # type: ignore[untyped-decorator]  # celery brings no types
@@ -42,24 +38,8 @@ def smoke(pk: str) -> bool:
     return True
 
 
-# As the endpoints' pulse does for publishing: rollouts go on, and roll back, while there is no broker.
-@worker_init.connect(weak=False)  # type: ignore[untyped-decorator]
-def start_pulse(sender: Any = None, **_: object) -> None:
-    if not _pulses and CONTROL_QUEUE in sender.app.amqp.queues.consume_from:
-        _pulses.append(Pulse({TICK: Duty(1.5, controller.tick)}))
-        _pulses[0].start()
-
-
-@task_postrun.connect(weak=False)  # type: ignore[untyped-decorator]
-def note_done(task: Any = None, **_: object) -> None:
-    for pulse in _pulses:
-        pulse.done(task.name)
-
-
-@worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
-def stop_pulse(**_: object) -> None:
-    while _pulses:
-        _pulses.pop().stop()
+# Rollouts go on, and roll back, by what they have seen while no message comes.
+beside_control_worker({TICK: Duty(1.5, controller.tick), drain.name: Duty(3.0, drain)})
 
 
 @shared_task(name=DELIVER)  # type: ignore[untyped-decorator]  # celery brings no types

@@ -54,8 +54,7 @@ def move(
     Raises Conflict for a phase that does not follow from the one the rollout is in.
     """
     old, new = Phase(rollout.phase), phase or Phase(rollout.phase)
-    if phase is not None and new is not old and new not in MOVES[old]:
-        raise Conflict(f"a rollout that is {old.replace('_', ' ')} cannot become {new.replace('_', ' ')}")
+    _check_move(old, new)
     weights_before = _weights(rollout)
     change: dict[str, Any] = {"reason": reason, "words": words[:WORDS_MAX], **(fields or {})}
     if new is not old:
@@ -75,23 +74,17 @@ def move(
     rollout.events_count += 1
     rollout.save(update_fields=[*change, "revision", "events_count"])
     event = RolloutEvent.objects.create(
-        rollout=rollout,
-        seq=rollout.events_count,
-        at=now,
-        actor_kind=actor.kind,
-        actor=actor.name,
-        kind=kind,
-        reason=reason,
-        words=words[:WORDS_MAX],
-        phase_before=old,
-        phase_after=new,
-        step=rollout.step,
-        weights_before=weights_before,
-        weights_after=_weights(rollout),
-        evidence=dict(evidence or {}),
-    )
+        rollout=rollout, seq=rollout.events_count, at=now, actor_kind=actor.kind, actor=actor.name, kind=kind,
+        reason=reason, words=words[:WORDS_MAX], phase_before=old, phase_after=new, step=rollout.step,
+        weights_before=weights_before, weights_after=_weights(rollout), evidence=dict(evidence or {}),
+    )  # fmt: skip
     webhooks.tell(event)
     return rollout
+
+
+def _check_move(old: Phase, new: Phase) -> None:
+    if new is not old and new not in MOVES[old]:
+        raise Conflict(f"a rollout that is {old.replace('_', ' ')} cannot become {new.replace('_', ' ')}")
 
 
 def plan_of(rollout: Rollout) -> Plan:
