@@ -16,8 +16,9 @@ from rest_framework.views import APIView
 from accounts.api import actor
 from accounts.models import Team
 from accounts.pagination import KeysetPagination
-from accounts.permissions import Actor, Verb, actor_of, teams_where, visible
+from accounts.permissions import Actor, Verb, actor_of, visible
 from accounts.serializers import StrictSerializer
+from accounts.teams import team_for
 from endpoints.models import Endpoint
 from inference.errors import InvalidInput, NotFound
 from registry.models import Version
@@ -250,7 +251,8 @@ class Plans(APIView):
         who, asked = actor(request), SavePlanSerializer(data=request.data)
         asked.is_valid(raise_exception=True)
         plan = plans.read(asked.validated_data["plan"])
-        saved = actions.save_plan(team=_team(who, asked.validated_data.get("team")), plan=plan, actor=who)
+        team = team_for(who, Verb.DEPLOY, asked.validated_data.get("team", ""))
+        saved = actions.save_plan(team=team, plan=plan, actor=who)
         return Response(_plan(plan, team=saved.team.name, number=saved.number), status.HTTP_201_CREATED)
 
 
@@ -279,19 +281,6 @@ def version_numbered(endpoint: Endpoint, number: int) -> Version:
     if found is None:
         raise NotFound(f"model '{endpoint.model.name}' has no version {number}")
     return found
-
-
-def _team(who: Actor, name: str | None) -> Team:
-    rows = Team.objects.all() if who.superuser else Team.objects.filter(pk__in=teams_where(who, Verb.DEPLOY))
-    if name is not None:
-        found = rows.filter(name=name.replace("\0", "")).first()
-        if found is None:
-            raise NotFound(f"there is no team '{name[:64]}' in which you may save plans")
-        return found
-    few = list(rows.order_by("name")[:2])
-    if len(few) != 1:
-        raise InvalidInput("say whose plan it shall be: 'team' is needed")
-    return few[0]
 
 
 def _plan(plan: Plan, *, team: str | None, number: int) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from rollouts.bins import Bin, by_second, coarsened
+from rollouts.contrasts import SLOW
 from rollouts.findings import Finding, findings_of
 from rollouts.guardrails import DEFAULT_GUARDRAILS, METRICS, Guardrail, JudgeSettings
 from rollouts.hard_stops import hard_stop
@@ -85,6 +86,8 @@ def judge(
     findings = findings_of(before, after, settings, now_unix_s)
     srm_p = _split_p(before, after, expected_share, settings)
     verdict, reason = _verdict(findings, srm_p, settings, requests[0])
+    if verdict == "pass" and _is_warming(after, settings):
+        verdict, reason = "hold", "The new version warms up; how long it takes is judged from then on."
     if stop is not None:
         verdict, reason = "fail", stop
     return Judgement(verdict, reason, findings, stop is not None, srm_p, *requests)
@@ -97,6 +100,12 @@ def _concurrent(stable: Sequence[Bin], canary: Sequence[Bin], now_unix_s: float)
         return (), ()
     before = by_second(item for item in stable if start <= item.at_unix_s <= now_unix_s)
     return before, tuple(item for item in after if item.at_unix_s >= start)
+
+
+def _is_warming(canary: Sequence[Bin], settings: JudgeSettings) -> bool:
+    """Whether times are to be judged, and none have come that count: a busy endpoint is sure of the rest in a second."""
+    is_timed = any(item.metric in SLOW for item in settings.guardrails)
+    return is_timed and bool(canary) and canary[-1].at_unix_s < canary[0].at_unix_s + settings.warmup_s
 
 
 def _split_p(

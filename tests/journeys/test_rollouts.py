@@ -18,74 +18,25 @@ import pytest
 
 from tests.support import artifacts
 from tests.support.house import House, until
-from tests.support.load import Load
+from tests.support.rolling import (
+    ENDED,
+    MAGIC,
+    PLAN,
+    ROUGH,
+    SHARE_BP,
+    body,
+    ended,
+    events_of,
+    offered,
+    shares_of,
+    stage,
+    start,
+    versions_of,
+)
 
 from .conftest import write_echo
 
 pytestmark = pytest.mark.timeout(420)
-MAGIC = 13.0
-SHARE_BP = 2500
-ENDED = ("succeeded", "rolled_back", "failed")
-# A quarter of 40 requests a second, so that a verdict takes seconds where the default plans take minutes.
-PLAN: dict[str, Any] = {
-    "name": "quick",
-    "steps": [
-        {"kind": "set_weight", "weight_bp": SHARE_BP},
-        {"kind": "analyze", "max_duration_s": 240, "min_duration_s": 2, "min_requests": 30},
-        {"kind": "set_weight", "weight_bp": 10_000},
-    ],
-}
-ROUGH = [{"metric": "error_rate", "margin": 0.05}, {"metric": "invalid_rate", "margin": 0.05}]
-
-
-def _body(number: int, every: int) -> dict[str, Any]:
-    """Every so many requests hold the value that faults wait for."""
-    last = MAGIC if every and number % every == 0 else 4.0
-    return {"inputs": [{"name": "input", "datatype": "FP32", "shape": [1, 4], "data": [1.0, 2.0, number % 7, last]}]}
-
-
-def _stage(house: House, name: str, tmp_path: Path, stable: dict[str, Any], candidate: dict[str, Any]) -> int:
-    """Endpoint `name` with a stable version that serves; the number of a validated candidate."""
-    first = house.upload(name, write_echo(tmp_path / f"{name}1", **stable))
-    house.deploy(name, first["number"])
-    second = house.upload(name, write_echo(tmp_path / f"{name}2", **candidate))
-    assert second["status"] == "ready", second
-    house.serves(name, _body(1, 0))
-    return int(second["number"])
-
-
-def _start(house: House, endpoint: str, version: int, tmp_path: Path, **settings: Any) -> dict[str, Any]:
-    file = tmp_path / "plan.json"
-    file.write_text(json.dumps({**PLAN, "settings": settings}))
-    return dict(json.loads(house.cli("rollout", "start", endpoint, str(version), "--plan", str(file), "--json").stdout))
-
-
-def _ended(house: House, rollout: dict[str, Any], timeout_s: float = 200) -> dict[str, Any]:
-    def look() -> dict[str, Any] | None:
-        row: dict[str, Any] = house.ok("GET", f"/api/rollouts/{rollout['id']}/")
-        return row if row["phase"] in ENDED else None
-
-    found: dict[str, Any] = until("the rollout ends", look, timeout_s, 0.5)
-    found["log"] = [f"{event['kind']}: {event['words']}" for event in _events(house, rollout)]
-    return found
-
-
-def _events(house: House, rollout: dict[str, Any]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = house.ok("GET", f"/api/rollouts/{rollout['id']}/events/")
-    return found
-
-
-def _load(house: House, endpoint: str, body: Any, per_second: float = 40.0) -> Load:
-    url = f"{house.gateway_url}/v2/models/{endpoint}/infer"
-    return Load(url, body, house.key, per_second=per_second, max_s=300, vary_session=False)
-
-
-def _versions(load: Load) -> Counter[str]:
-    return Counter(one.version for one in load.outcomes if one.status == 200)
-
-
-def _shares(events: list[dict[str, Any]], version: int) -> list[int]:
-    return list(dict.fromkeys(event["weights_after"][str(version)] for event in events))
 
 
 @pytest.fixture(scope="module")
@@ -117,21 +68,21 @@ def test_the_jax_version_takes_over_from_the_torch_version_by_itself(
     kept = {"name": "three", "inputs": _digit(3)["inputs"], "outputs": golden["outputs"], "tolerance": 0.5}
     house.ok("POST", f"/api/models/{endpoint}/golden/", kept)
     bodies = [_digit(number) for number in range(50)]
-    with _load(house, endpoint, lambda number: bodies[number % 50]) as load:
+    with offered(house, endpoint, lambda number: bodies[number % 50]) as load:
         until("it serves", lambda: len(load.outcomes) > 20, 30)
-        rollout = _start(house, endpoint, version, tmp_path, guardrails=ROUGH)
-        done = _ended(house, rollout)
+        rollout = start(house, endpoint, version, tmp_path, guardrails=ROUGH)
+        done = ended(house, rollout)
         time.sleep(2)
     assert done["phase"] == "succeeded", done["log"]
     assert {one.status for one in load.outcomes} == {200}
     assert load.outcomes[-1].version == str(version)
     assert "golden input" in done["smoke"]["words"]
-    events = _events(house, rollout)
-    assert _shares(events, version) == [0, SHARE_BP, 10_000]
+    events = events_of(house, rollout)
+    assert shares_of(events, version) == [0, SHARE_BP, 10_000]
     assert [event["kind"] for event in events if event["actor"] != "serinus"] == ["started"]
     back = json.loads(house.cli("rollout", "back", endpoint, "--json").stdout)
     until("one click goes back", lambda: house.infer(endpoint, _digit(1)).headers["X-Model-Version"] == "1", 10)
-    assert _ended(house, back)["phase"] == "succeeded"
+    assert ended(house, back)["phase"] == "succeeded"
 
 
 @pytest.mark.parametrize(
@@ -148,35 +99,40 @@ def test_a_candidate_that_fails_is_rolled_back_and_costs_no_client_an_error(
 ) -> None:
     name = f"bad-{fault}"
     candidate = {"factor": 2.0, "faults": [{"value": MAGIC, "kind": fault}]}
-    version = _stage(house, name, tmp_path, {"factor": 2.0}, candidate)
-    with _load(house, name, lambda number: _body(number, every)) as load:
+    version = stage(house, name, tmp_path, {"factor": 2.0}, candidate)
+    with offered(house, name, lambda number: body(number, every)) as load:
         until("it serves", lambda: len(load.outcomes) > 20, 30)
-        rollout = _start(house, name, version, tmp_path)
-        done = _ended(house, rollout)
+        rollout = start(house, name, version, tmp_path)
+        done = ended(house, rollout)
         time.sleep(1)
     assert done["phase"] == "rolled_back", done["log"]
-    events = _events(house, rollout)
+    events = events_of(house, rollout)
     abort = next(event for event in events if event["kind"] == "aborting")
     assert abort["reason"] in reasons, abort
     assert said in abort["words"], abort["words"]
     assert abort["weights_after"][str(version)] == 0
     statuses = Counter(one.status for one in load.outcomes)
     if fault == "nan":
-        share = sum(one.status != 200 or "NaN" in one.text for one in load.outcomes) / len(load.outcomes)
-        assert share <= SHARE_BP / 10_000 / every + 0.03
+        # JSON has no word for NaN: it is null there.
+        wrong = sum(one.status != 200 or "null" in one.text for one in load.outcomes)
+        print(f"wrong answers: {wrong} of {len(load.outcomes)}")
+        assert wrong >= 3, "the judge has seen three of them"
+        assert wrong / len(load.outcomes) <= SHARE_BP / 10_000 / every + 0.03
     else:
         assert statuses == {200: len(load.outcomes)}, statuses
-    assert _versions(load)["1"] > len(load.outcomes) / 2
+    assert versions_of(load)["1"] > len(load.outcomes) / 2
+    watched = house.cli("rollout", "status", name, "--watch", "--json", check=False)
+    assert (watched.returncode, json.loads(watched.stdout)["phase"]) == (1, "rolled_back")
 
 
 def test_a_slower_candidate_is_rolled_back_by_the_judge(house: House, tmp_path: Path) -> None:
-    version = _stage(house, "bad-slow", tmp_path, {"factor": 2.0, "sleep_ms": 20}, {"factor": 2.0, "sleep_ms": 26})
-    with _load(house, "bad-slow", lambda number: _body(number, 0), per_second=20.0) as load:
+    version = stage(house, "bad-slow", tmp_path, {"factor": 2.0, "sleep_ms": 20}, {"factor": 2.0, "sleep_ms": 26})
+    with offered(house, "bad-slow", lambda number: body(number, 0), per_second=20.0) as load:
         until("it serves", lambda: len(load.outcomes) > 20, 30)
-        rollout = _start(house, "bad-slow", version, tmp_path)
-        done = _ended(house, rollout, 280)
+        rollout = start(house, "bad-slow", version, tmp_path)
+        done = ended(house, rollout, 280)
     assert (done["phase"], done["reason"]) == ("rolled_back", "guardrail"), done["log"]
-    abort = next(event for event in _events(house, rollout) if event["kind"] == "aborting")
+    abort = next(event for event in events_of(house, rollout) if event["kind"] == "aborting")
     assert abort["reason"] == "guardrail", abort
     assert any(one["metric"].startswith("slow") and one["verdict"] == "fail" for one in abort["evidence"]["findings"])
     assert {one.status for one in load.outcomes} == {200}
@@ -209,7 +165,7 @@ def test_a_candidate_that_no_longer_loads_fails_before_its_first_request(house: 
     name = "bad-load"
     first = house.upload(name, write_echo(tmp_path / "stable", factor=2.0))
     house.deploy(name, first["number"])
-    house.serves(name, _body(1, 0))
+    house.serves(name, body(1, 0))
     folder = tmp_path / "expiring"
     folder.mkdir()
     (folder / "serinus_model.py").write_text(EXPIRING)
@@ -220,22 +176,22 @@ def test_a_candidate_that_no_longer_loads_fails_before_its_first_request(house: 
     second = house.control.wait_version(name, second["number"], lambda _: None, 60)
     assert second["status"] == "ready", second
     time.sleep(max(0.0, end - time.time()) + 0.5)
-    with _load(house, name, lambda number: _body(number, 0), per_second=20.0) as load:
-        rollout = _start(house, name, int(second["number"]), tmp_path)
-        done = _ended(house, rollout)
+    with offered(house, name, lambda number: body(number, 0), per_second=20.0) as load:
+        rollout = start(house, name, int(second["number"]), tmp_path)
+        done = ended(house, rollout)
     assert done["phase"] == "failed", done["log"]
-    events = _events(house, rollout)
-    assert _shares(events, int(second["number"])) == [0]
+    events = events_of(house, rollout)
+    assert shares_of(events, int(second["number"])) == [0]
     assert any("RuntimeError" in event["words"] for event in events), done["log"]
     assert {one.status for one in load.outcomes} == {200}
-    assert set(_versions(load)) == {"1"}
+    assert set(versions_of(load)) == {"1"}
 
 
 def test_an_abort_returns_all_traffic_within_a_second(house: House, tmp_path: Path) -> None:
-    version = _stage(house, "aborted", tmp_path, {"factor": 2.0}, {"factor": 2.0, "sleep_ms": 6})
-    with _load(house, "aborted", lambda number: _body(number, 0)) as load:
-        _start(house, "aborted", version, tmp_path)
-        until("it has a share", lambda: _versions(load)[str(version)] > 10, 60)
+    version = stage(house, "aborted", tmp_path, {"factor": 2.0}, {"factor": 2.0, "sleep_ms": 6})
+    with offered(house, "aborted", lambda number: body(number, 0)) as load:
+        start(house, "aborted", version, tmp_path)
+        until("it has a share", lambda: versions_of(load)[str(version)] > 10, 60)
         row = house.ok("GET", "/api/rollouts/?endpoint=aborted")["results"][0]
         row = house.ok("POST", f"/api/rollouts/{row['id']}/abort/", {"reason": "a test"})
         aborted_at = time.monotonic()
@@ -257,7 +213,7 @@ def test_an_abort_returns_all_traffic_within_a_second(house: House, tmp_path: Pa
 
 def test_wrong_answers_are_found_in_copies_before_a_client_gets_one(house: House, tmp_path: Path) -> None:
     """The twin that drifts (row 32): every answer is five per cent off, and none reaches a client."""
-    version = _stage(house, "drifts", tmp_path, {"factor": 2.0}, {"factor": 2.1})
+    version = stage(house, "drifts", tmp_path, {"factor": 2.0}, {"factor": 2.1})
     plan = {
         "name": "copies",
         "steps": [
@@ -272,19 +228,19 @@ def test_wrong_answers_are_found_in_copies_before_a_client_gets_one(house: House
     }
     file = tmp_path / "copies.json"
     file.write_text(json.dumps(plan))
-    with _load(house, "drifts", lambda number: _body(number, 0)) as load:
+    with offered(house, "drifts", lambda number: body(number, 0)) as load:
         until("it serves", lambda: len(load.outcomes) > 20, 30)
         started = house.cli("rollout", "start", "drifts", str(version), "--plan", str(file), "--json").stdout
-        done = _ended(house, json.loads(started))
+        done = ended(house, json.loads(started))
     assert (done["phase"], done["reason"]) == ("rolled_back", "guardrail"), done["log"]
-    abort = next(event for event in _events(house, done) if event["kind"] == "aborting")
+    abort = next(event for event in events_of(house, done) if event["kind"] == "aborting")
     assert "utputs that differ" in abort["words"], abort["words"]
-    assert set(_versions(load)) == {"1"}
+    assert set(versions_of(load)) == {"1"}
     assert {one.status for one in load.outcomes} == {200}
 
 
 def test_an_ab_test_is_decided_by_the_score_that_comes_back(house: House, tmp_path: Path) -> None:
-    version = _stage(house, "scored", tmp_path, {"factor": 2.0}, {"factor": 2.0, "sleep_ms": 6})
+    version = stage(house, "scored", tmp_path, {"factor": 2.0}, {"factor": 2.0, "sleep_ms": 6})
     plan = {
         "name": "half",
         "steps": [
@@ -305,7 +261,7 @@ def test_an_ab_test_is_decided_by_the_score_that_comes_back(house: House, tmp_pa
     with httpx.Client(base_url=house.gateway_url, headers={"Authorization": f"Bearer {house.key}"}) as client:
         while row["phase"] not in {*ENDED, "awaiting_approval"} and time.monotonic() < end:
             for number in range(20):
-                answer = client.post("/v2/models/scored/infer", json=_body(number, 0))
+                answer = client.post("/v2/models/scored/infer", json=body(number, 0))
                 identity = answer.headers.get("X-Feedback-Id", "")
                 if identity:
                     arm = answer.headers["X-Rollout-Arm"]
@@ -318,12 +274,12 @@ def test_an_ab_test_is_decided_by_the_score_that_comes_back(house: House, tmp_pa
     assert finding["difference"] == pytest.approx(0.4, abs=0.05), finding
     assert row["weight_bp"] == 5000
     house.cli("rollout", "promote", "scored", "--reason", "the score says so")
-    assert _ended(house, rollout)["phase"] == "succeeded"
+    assert ended(house, rollout)["phase"] == "succeeded"
 
 
 def test_it_goes_on_when_everything_around_it_is_killed(house: House, tmp_path: Path) -> None:
     """The controller's worker, Valkey and PostgreSQL are killed in turn, a step of the rollout between each."""
-    version = _stage(house, "survivor", tmp_path, {"factor": 2.0}, {"factor": 2.0, "sleep_ms": 6})
+    version = stage(house, "survivor", tmp_path, {"factor": 2.0}, {"factor": 2.0, "sleep_ms": 6})
     steps: list[dict[str, Any]] = []
     for weight in (1000, 3000, 6000):
         steps += [{"kind": "set_weight", "weight_bp": weight}, {"kind": "pause"}]
@@ -334,7 +290,7 @@ def test_it_goes_on_when_everything_around_it_is_killed(house: House, tmp_path: 
     }
     file = tmp_path / "paused.json"
     file.write_text(json.dumps(plan))
-    with _load(house, "survivor", lambda number: _body(number, 0), per_second=20.0) as load:
+    with offered(house, "survivor", lambda number: body(number, 0), per_second=20.0) as load:
         started = house.cli("rollout", "start", "survivor", str(version), "--plan", str(file), "--json").stdout
         rollout = json.loads(started)
 
@@ -352,10 +308,10 @@ def test_it_goes_on_when_everything_around_it_is_killed(house: House, tmp_path: 
                 90,
                 1.0,
             )
-        done = _ended(house, rollout)
+        done = ended(house, rollout)
     assert done["phase"] == "succeeded", done["log"]
     assert {one.status for one in load.outcomes} == {200}, load.explain()
-    shares = _shares(_events(house, rollout), version)
+    shares = shares_of(events_of(house, rollout), version)
     assert shares == [0, 1000, 3000, 6000, 10_000]
 
 
@@ -364,10 +320,10 @@ def test_recorded_requests_are_a_gate_that_needs_no_live_traffic(
     house: House, tmp_path: Path, factor: float, phase: str
 ) -> None:
     name = f"replayed-{phase}"
-    version = _stage(house, name, tmp_path, {"factor": 2.0}, {"factor": factor, "sleep_ms": 6})
+    version = stage(house, name, tmp_path, {"factor": 2.0}, {"factor": factor, "sleep_ms": 6})
     house.ok("POST", f"/api/endpoints/{name}/recording/", {"share_bp": 10_000})
     recorded = f"/api/endpoints/{name}/recorded/"
-    with _load(house, name, lambda number: _body(number, 0), per_second=20.0):
+    with offered(house, name, lambda number: body(number, 0), per_second=20.0):
         until("requests are recorded", lambda: _count(house.ok("GET", recorded)) >= 40, 60, 0.5)
     plan = {
         "name": "replayed",
@@ -377,11 +333,11 @@ def test_recorded_requests_are_a_gate_that_needs_no_live_traffic(
     file = tmp_path / "replayed.json"
     file.write_text(json.dumps(plan))
     rollout = json.loads(house.cli("rollout", "start", name, str(version), "--plan", str(file), "--json").stdout)
-    done = _ended(house, rollout)
+    done = ended(house, rollout)
     assert done["phase"] == phase, done["log"]
     assert done["smoke"]["replay"], done["smoke"]
     if phase == "failed":
-        assert _shares(_events(house, rollout), version) == [0]
+        assert shares_of(events_of(house, rollout), version) == [0]
         assert done["reason"] == "smoke_failed"
 
 

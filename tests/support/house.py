@@ -65,6 +65,7 @@ class House:
             "SERINUS_HOST_NAME": "testhost",
             "SERINUS_LONE_ADMIN_APPROVES": "1",
             "SERINUS_VALIDATION_TIMEOUT_S": "20",
+            "SERINUS_WEBHOOKS_ALLOW_PRIVATE": "1",
             "HOME": str(folder),
         } | extra  # fmt: skip
         self.process: subprocess.Popen[str] | None = None

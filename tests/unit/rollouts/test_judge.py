@@ -194,6 +194,18 @@ def test_warming_up_counts_for_errors_only() -> None:
     assert finding(judged, "error_rate").n_requests == 1500
 
 
+def test_nothing_passes_before_times_are_judged() -> None:
+    """A very busy endpoint is sure of errors within a second or two, when no time counts yet."""
+    stable, canary = arm(60, 9000), arm(60, 1000)
+    warm = DEFAULTS.warmup_s
+    early = verdict(stable[:warm], canary[:warm], seconds=warm)
+    assert (early.verdict, finding(early, "error_rate").verdict, finding(early, "slow_p95").verdict) == (
+        "hold", "pass", "no_data",
+    )  # fmt: skip
+    assert "warms up" in early.reason
+    assert verdict(stable, canary, seconds=60).verdict == "pass"
+
+
 def test_a_signal_holds_and_does_not_roll_back() -> None:
     canary = arm(300, 5, compared=5, drifted=1, drift_sum=1)
     judged = verdict(arm(300, 45), canary, seconds=300)
