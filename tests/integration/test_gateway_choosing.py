@@ -5,27 +5,12 @@ import pytest
 
 from inference.protocol.routes import Match
 from tests.support.gateway_house import request, until
-from tests.support.rollout_house import DOORS, KEY, TENSOR_DOORS, RolloutHouse, by_grpc, by_rest, by_websocket, token
+from tests.support.rollout_house import DOORS, KEY, TENSOR_DOORS, by_grpc, by_rest, by_websocket, fixtures, says, token
 
 STABLE_SAYS, CANDIDATE_SAYS = ("1", "primary"), ("2", "canary")
 
 
-@pytest.fixture(scope="module")
-def opened():
-    found = RolloutHouse()
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def house(opened):
-    opened.quiet()
-    return opened
-
-
-def says(answer):
-    assert not answer.error, answer
-    return answer.version, answer.arm
+opened, house = fixtures()
 
 
 @pytest.mark.parametrize("door", DOORS)

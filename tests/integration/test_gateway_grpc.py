@@ -24,38 +24,15 @@ from tests.support.grpc_house import (
     FOREIGN,
     KEY,
     SERVICE,
-    grpc_house,
+    fixtures,
     infer,
     metadata,
     raw_request,
     refused,
-    settle,
     tensor,
 )
 
-
-@pytest.fixture(scope="module")
-def house():
-    with grpc_house() as found:
-        yield found
-
-
-@pytest.fixture
-def gateway(house):
-    yield house.gateways[0]
-    settle(house)
-
-
-@pytest.fixture
-def client(gateway):
-    with triton.InferenceServerClient(gateway.grpc_address) as found:
-        yield found
-
-
-@pytest.fixture
-def channel(gateway):
-    with grpc.insecure_channel(gateway.grpc_address) as found:
-        yield found
+house, gateway, client, channel = fixtures()
 
 
 # -- one answer ----------------------------------------------------------------------------------------------------------

@@ -6,36 +6,13 @@ import time
 
 import grpc
 import pytest
-import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from inference.gateway.grpc import wire
 from tests.support.gateway_house import until
-from tests.support.grpc_house import KEY, SERVICE, grpc_house, infer, metadata, raw_request, refused, settle, tensor
+from tests.support.grpc_house import KEY, SERVICE, fixtures, infer, metadata, raw_request, refused, tensor
 
-
-@pytest.fixture(scope="module")
-def house():
-    with grpc_house() as found:
-        yield found
-
-
-@pytest.fixture
-def gateway(house):
-    yield house.gateways[0]
-    settle(house)
-
-
-@pytest.fixture
-def client(gateway):
-    with triton.InferenceServerClient(gateway.grpc_address) as found:
-        yield found
-
-
-@pytest.fixture
-def channel(gateway):
-    with grpc.insecure_channel(gateway.grpc_address) as found:
-        yield found
+house, gateway, client, channel = fixtures()
 
 
 class Stream:

@@ -17,28 +17,18 @@ from tests.support.rollout_house import (
     DOORS,
     KEY,
     STABLE,
-    RolloutHouse,
     by_chat_frame,
     by_generate,
     by_rest,
     by_sse,
+    fixtures,
     token,
 )
 
 SOON_MS, PACE_MS = 200, 60
 
 
-@pytest.fixture(scope="module")
-def opened():
-    found = RolloutHouse()
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def house(opened):
-    opened.quiet()
-    return opened
+opened, house = fixtures()
 
 
 def between(counts, low_ms, high_ms):

@@ -16,32 +16,18 @@ from tests.support.rollout_house import (
     LANGUAGE_DOORS,
     STABLE,
     TENSOR_DOORS,
-    RolloutHouse,
     by_generate,
     by_grpc,
     by_rest,
     by_sse,
+    fixtures,
+    says,
 )
 
 ROWS = [float(i) for i in range(16)]
 
 
-@pytest.fixture(scope="module")
-def opened():
-    found = RolloutHouse()
-    yield found
-    found.close()
-
-
-@pytest.fixture
-def house(opened):
-    opened.quiet()
-    return opened
-
-
-def says(answer):
-    assert not answer.error, answer
-    return answer.version, answer.arm
+opened, house = fixtures()
 
 
 def of(house, door):

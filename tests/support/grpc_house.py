@@ -99,3 +99,31 @@ def refused(call):
     with pytest.raises(grpc.RpcError) as caught:
         call()
     return caught.value
+
+
+def fixtures():
+    """`house, gateway, client, channel = fixtures()` in a test module: a house of its own for the module, its gateway,
+    the official client of it, and a bare channel.
+    """
+
+    @pytest.fixture(scope="module")
+    def house():
+        with grpc_house() as found:
+            yield found
+
+    @pytest.fixture
+    def gateway(house):
+        yield house.gateways[0]
+        settle(house)
+
+    @pytest.fixture
+    def client(gateway):
+        with triton.InferenceServerClient(gateway.grpc_address) as found:
+            yield found
+
+    @pytest.fixture
+    def channel(gateway):
+        with grpc.insecure_channel(gateway.grpc_address) as found:
+            yield found
+
+    return house, gateway, client, channel

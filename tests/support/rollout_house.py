@@ -14,6 +14,7 @@ import time
 import grpc
 import httpx
 import msgspec
+import pytest
 import websockets
 
 from inference.gateway.grpc import wire
@@ -240,3 +241,26 @@ TENSOR_DOORS = {
 }  # fmt: skip
 LANGUAGE_DOORS = {"openai": by_openai, "sse": by_sse, "chat frame": by_chat_frame}
 DOORS = TENSOR_DOORS | LANGUAGE_DOORS
+
+
+def fixtures():
+    """`opened, house = fixtures()` in a test module: a house of its own for the module, quiet at each test's begin."""
+
+    @pytest.fixture(scope="module")
+    def opened():
+        found = RolloutHouse()
+        yield found
+        found.close()
+
+    @pytest.fixture
+    def house(opened):
+        opened.quiet()
+        return opened
+
+    return opened, house
+
+
+def says(answer):
+    """Version and arm of an answer that is no error."""
+    assert not answer.error, answer
+    return answer.version, answer.arm
