@@ -1,6 +1,6 @@
-"""What happens between the matrix products: norms, rotation, the cache, attention, the gate. On the CPU in float32 by
-compiled loops, over the blocks where they lie and where rows are few; on CUDA attention by a Triton kernel, over the blocks
-where they lie; else by torch, which gathers each sequence's blocks.
+"""What happens between the matrix products: norms, rotation, the cache, attention, the gate, each as torch's operations
+where a step is no compiled program (`walker`). Attention is over the blocks where they lie on the CPU in float32, by
+compiled loops, and on CUDA, by a Triton kernel; elsewhere torch gathers each sequence's blocks.
 """
 
 from __future__ import annotations
@@ -12,15 +12,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from inference.models.language import Step
 
 Tensor = torch.Tensor
 FP8, FP8_MOST = torch.float8_e4m3fn, 448.0
-FEW_QUERIES = 8  # with more new tokens in a sequence, matrix products are worth a gathered copy of its blocks
-
-FEW_ROWS = 32  # up to so many, one thread's compiled loop costs less than torch's calls
+FEW_QUERIES = 8  # with more new tokens in a sequence, a copy of its keys and values in panels is worth its cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +30,7 @@ class Shape:
 
 @dataclass(slots=True)
 class Batch:
-    """A step on its device. spans: (begin, end, length) of each sequence; short, long: those with few and many queries.
+    """A step on its device. spans: (begin, end, length) of each sequence. is_compiled: attention by compiled loops.
     tiles, tile_tokens: for the Triton kernel (`paged_triton`), else None and 0; starts and lengths are on the device then.
     """
 
@@ -46,8 +42,7 @@ class Batch:
     starts: Tensor
     lengths: Tensor
     spans: list[tuple[int, int, int]]
-    short: Tensor
-    long: list[int]
+    is_compiled: bool
     tiles: Tensor | None = None
     tile_tokens: int = 0
 
@@ -64,11 +59,9 @@ def tiled_batch_of(step: Step, device: str, group: int) -> Batch:
 
 
 def batch_of(step: Step, device: str, *, is_compiled: bool) -> Batch:
-    """is_compiled: all is float32 on the CPU, so that the compiled loops can take sequences with few new tokens."""
+    """is_compiled: all is float32 on the CPU, so that compiled loops can take it."""
     starts, lengths = step.starts.tolist(), step.lengths.tolist()
     spans = list(zip(starts[:-1], starts[1:], lengths, strict=True))
-    short = [n for n, (begin, end, _) in enumerate(spans) if is_compiled and end - begin <= FEW_QUERIES]
-    known = set(short)
     return Batch(
         tokens=step.tokens.to(device),
         positions=step.positions.to(device),
@@ -78,20 +71,12 @@ def batch_of(step: Step, device: str, *, is_compiled: bool) -> Batch:
         starts=step.starts,
         lengths=step.lengths,
         spans=spans,
-        short=torch.tensor(short, dtype=torch.int64),
-        long=[n for n in range(len(spans)) if n not in known],
+        is_compiled=is_compiled,
     )
 
 
 def add_and_norm(hidden: Tensor, added: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Hidden + added (where it has rows), and the RMS norm of that times `weight`; [T, width] each."""
-    if added.numel() and _is_few(hidden):
-        from inference.models.on_torch.language import between
-
-        summed, normed = torch.empty_like(hidden), torch.empty_like(hidden)
-        given = (_array(one) for one in (hidden, added, weight))
-        between.add_and_norm(*given, eps, _array(summed), _array(normed))
-        return summed, normed
     if added.numel():
         hidden = hidden + added
     return hidden, F.rms_norm(hidden, (hidden.shape[-1],), weight, eps)
@@ -99,13 +84,6 @@ def add_and_norm(hidden: Tensor, added: Tensor, weight: Tensor, eps: float) -> t
 
 def gated(both: Tensor, activation: str) -> Tensor:
     """[T, inner]: the activation of the first half, times the second."""
-    if activation != "gelu" and _is_few(both):
-        from inference.models.on_torch.language import between
-
-        out = both.new_empty(both.shape[0], both.shape[1] // 2)
-        powers = torch.empty(out.shape[1], dtype=torch.int32)
-        between.gated(_array(both), activation == "gelu_tanh", _array(powers), _array(out))
-        return out
     gate, up = both.chunk(2, dim=-1)
     if activation == "silu":
         return F.silu(gate) * up
@@ -125,13 +103,6 @@ def rotate_and_store(  # noqa: PLR0917 (a pass's tensors)
     """Queries [T, H, D] out of [T, (H + 2K) * D]; the keys and values go into their slots of the cache."""
     kv_heads, block, width = keys.shape[1], keys.shape[2], keys.shape[3]
     query_norm, key_norm, eps = norms
-    if _is_few(mixed) and keys.dtype is torch.float32:
-        from inference.models.on_torch.language import between
-
-        mixed, queries = mixed.view(mixed.shape[0], -1, width), mixed.new_empty(mixed.shape[0], heads, width)
-        given = (mixed, cosine, sine, batch.positions, batch.slots, keys, values, query_norm, key_norm)
-        between.rotate_and_store(*(_array(one) for one in given), eps, _array(queries))
-        return queries
     query, key, value = torch.split(mixed.view(mixed.shape[0], -1, width), [heads, kv_heads, kv_heads], dim=1)
     if query_norm.numel():
         query = F.rms_norm(query, (width,), query_norm, eps)
@@ -178,12 +149,13 @@ def attend(  # noqa: PLR0917
 
         places = batch.starts, batch.lengths, batch.tables, batch.tiles, batch.tile_tokens
         return paged_triton.attend(queries, keys, values, *places, shape)
+    if is_plain and batch.is_compiled:
+        from inference.models.on_torch.language import walker
+
+        return walker.attend(queries, keys, values, batch, shape)
     out = queries.new_empty(*queries.shape[:2], values.shape[3])
-    for number in batch.long if is_plain else range(len(batch.spans)):
-        begin, end, length = batch.spans[number]
+    for number, (begin, end, length) in enumerate(batch.spans):
         out[begin:end] = _gathered(queries[begin:end], keys, values, batch.tables[number], length, shape, sinks)
-    if is_plain and len(batch.short):
-        _in_place(queries, keys, values, batch, shape, out)
     return out
 
 
@@ -220,21 +192,3 @@ def _mask(count: int, length: int, window: int, device: Any) -> Tensor:
     own = torch.arange(length - count, length, device=device)[:, None]
     mask = places <= own
     return mask & (places > own - window) if window else mask
-
-
-def _in_place(queries: Tensor, keys: Tensor, values: Tensor, batch: Batch, shape: Shape, out: Tensor) -> None:  # noqa: PLR0917
-    """Sequences with few new tokens, over the blocks where they lie."""
-    from inference.models.on_torch.language import kernels
-
-    kernels.attend(
-        _array(queries), _array(keys), _array(values), _array(batch.starts), _array(batch.lengths),
-        _array(batch.tables), _array(out), shape.scale, shape.window, shape.softcap, _array(batch.short),
-    )  # fmt: skip
-
-
-def _is_few(rows: Tensor) -> bool:
-    return rows.dtype is torch.float32 and rows.shape[0] <= FEW_ROWS and rows.device.type == "cpu"
-
-
-def _array(tensor: Tensor) -> np.ndarray[Any, Any]:
-    return tensor.numpy()

@@ -1,4 +1,4 @@
-"""What happens between the matrix products, for few rows: the CPU path in float32, compiled by numba, on one thread.
+"""What happens between the matrix products, row by row: the CPU path in float32, compiled by numba, each member of a team with its rows.
 
 A decoding step has some three hundred of these small operations; torch's cost of calling them would be a third of it.
 Arrays are C-contiguous. T: rows; D: head_width; H: heads; K: kv_heads; B: block_size.
@@ -12,36 +12,48 @@ from typing import Any
 import numba
 import numpy as np
 
+from inference.models.on_torch.language import vectors
+
 Array = np.ndarray[Any, Any]
 LOG2E = 1.4426950408889634
 GELU = 0.7978845608028654  # sqrt(2 / pi)
-_FLAGS: Any = {"nogil": True, "fastmath": {"nsz", "arcp", "contract", "afn", "reassoc"}, "error_model": "numpy"}
+_FAST = {"nsz", "arcp", "contract", "afn", "reassoc"}
+_FLAGS: Any = {"nogil": True, "fastmath": _FAST, "error_model": "numpy"}
 
 
-@numba.njit(**_FLAGS)
-def add_and_norm(hidden: Array, added: Array, weight: Array, eps: float, summed: Array, normed: Array) -> None:  # noqa: PLR0917
-    """Summed = hidden + added; normed = its RMS norm times `weight`. All [T, width] but weight [width]."""
-    rows, width = hidden.shape
-    for t in range(rows):
+@vectors.apart("i" * 9 + "f", fastmath=_FAST)
+def add_and_norm(  # noqa: PLR0917
+    hidden: int, added: int, weight: int, summed: int, normed: int, width: int, wanted: int, first: int, last: int, eps: float
+) -> None:
+    """Summed = hidden + added (where that is not 0); normed = its RMS norm times `weight`, for rows first to last of the
+    results. All float32 [T, width], weight [width]; wanted: 0, or int64: from which rows they come.
+    """
+    scales = vectors.floats(weight, 1, width)[0]
+    for row in range(first, last):
+        source = vectors.words(wanted, last)[row] if wanted else row
+        one = vectors.floats(hidden + source * width * 4, 1, width)[0]
+        two = vectors.floats((added if added else hidden) + source * width * 4, 1, width)[0]
+        sums, out = vectors.floats(summed + row * width * 4, 1, width)[0], vectors.floats(normed + row * width * 4, 1, width)[0]
         total = np.float32(0)
         for d in range(width):
-            value = hidden[t, d] + added[t, d]
-            summed[t, d] = value
+            value = one[d] + two[d] if added else one[d]
+            sums[d] = value
             total += value * value
         scale = np.float32(1 / np.sqrt(total / width + eps))
         for d in range(width):
-            normed[t, d] = summed[t, d] * scale * weight[d]
+            out[d] = sums[d] * scale * scales[d]
 
 
-@numba.njit(**_FLAGS)
-def gated(both: Array, is_gelu: bool, powers: Array, out: Array) -> None:
+@vectors.apart("i" * 7, fastmath=_FAST)
+def gated(both_: int, out_: int, inner: int, is_gelu: int, first: int, last: int, work_: int) -> None:  # noqa: PLR0917
     """Out [T, inner] = the activation (SiLU, or GELU by tanh) of both's first half, times the second; both [T, 2 inner].
 
-    powers: int32 [inner], for work. x * sigmoid(y), where y is x, or for GELU 2 * sqrt(2 / pi) * (x + 0.044715 x^3).
+    work: float32 [inner]. x * sigmoid(y), where y is x, or for GELU 2 * sqrt(2 / pi) * (x + 0.044715 x^3).
     """
-    rows, inner = out.shape
-    shares = powers.view(np.float32)
-    for t in range(rows):
+    both, out = vectors.floats(both_, last, 2 * inner), vectors.floats(out_, last, inner)
+    shares = vectors.floats(work_, 1, inner)[0]
+    powers = shares.view(np.int32)
+    for t in range(first, last):
         for d in range(inner):
             x = both[t, d]
             y = np.float32(2 * GELU) * (x + np.float32(0.044715) * x * x * x) if is_gelu else x
@@ -58,35 +70,51 @@ def gated(both: Array, is_gelu: bool, powers: Array, out: Array) -> None:
 
 
 @numba.njit(**_FLAGS)
-def rotate_and_store(  # noqa: PLR0917
-    mixed: Array, cosine: Array, sine: Array, positions: Array, slots: Array, keys: Array, values: Array,
-    query_norm: Array, key_norm: Array, eps: float, queries: Array,
+def _rotate_row(  # noqa: PLR0917
+    mixed: int, cosine: int, sine: int, half: int, keys: int, values: int, query_norm: int, key_norm: int, queries_: int,
+    row: int, place: int, slot: int, heads: int, kv_heads: int, block: int, width: int, eps: float,
 ) -> None:  # fmt: skip
-    """Queries [T, H, D] out of mixed [T, H + 2K, D]; keys and values go into their slots of [blocks, K, B, D].
+    source = vectors.floats(mixed + row * (heads + 2 * kv_heads) * width * 4, heads + 2 * kv_heads, width)
+    queries = vectors.floats(queries_ + row * heads * width * 4, heads, width)
+    near, far = vectors.floats(cosine + place * half * 4, 1, half)[0], vectors.floats(sine + place * half * 4, 1, half)[0]
+    for h in range(heads + kv_heads):
+        in_cache = ((slot // block * kv_heads + h - heads) * block + slot % block) * width * 4
+        target = queries[h] if h < heads else vectors.floats(keys + in_cache, 1, width)[0]
+        own = source[h]
+        norm = query_norm if h < heads else key_norm
+        for d in range(width):
+            target[d] = own[d]
+        if norm:
+            scales, total = vectors.floats(norm, 1, width)[0], np.float32(0)
+            for d in range(width):
+                total += own[d] * own[d]
+            scale = np.float32(1 / np.sqrt(total / width + eps))
+            for d in range(width):
+                target[d] *= scale * scales[d]
+        for d in range(half):
+            first, second = target[d], target[half + d]
+            target[d] = first * near[d] - second * far[d]
+            target[half + d] = second * near[d] + first * far[d]
+    for h in range(kv_heads):
+        in_cache = ((slot // block * kv_heads + h) * block + slot % block) * width * 4
+        target, own = vectors.floats(values + in_cache, 1, width)[0], source[heads + kv_heads + h]
+        for d in range(width):
+            target[d] = own[d]
 
-    cosine, sine [context, half of what is rotated], or empty for no rotation; norms [D], or empty for none.
+
+@vectors.apart("i" * 17 + "f", fastmath=_FAST)
+def rotate_and_store(  # noqa: PLR0917
+    mixed: int, cosine: int, sine: int, half: int, keys: int, values: int, query_norm: int, key_norm: int, queries_: int,
+    positions: int, slots: int, first: int, last: int, heads: int, kv_heads: int, block: int, width: int, eps: float,
+) -> None:  # fmt: skip
+    """Of tokens first to last: queries [T, H, D] out of mixed [T, H + 2K, D]; keys and values go into their slots of
+    [blocks, K, B, D]. positions, slots: int64 [T].
+
+    cosine, sine: [context, half of what is rotated], half may be 0; norms [D], or 0.
     """
-    heads, kv_heads, block, width = queries.shape[1], keys.shape[1], keys.shape[2], keys.shape[3]
-    half = cosine.shape[1]
-    for t in range(mixed.shape[0]):
-        number, offset, place = slots[t] // block, slots[t] % block, positions[t]
-        for h in range(heads + kv_heads):
-            source = mixed[t, h]
-            target = queries[t, h] if h < heads else keys[number, h - heads, offset]
-            norm = query_norm if h < heads else key_norm
-            for d in range(width):
-                target[d] = source[d]
-            if norm.shape[0]:
-                total = np.float32(0)
-                for d in range(width):
-                    total += source[d] * source[d]
-                scale = np.float32(1 / np.sqrt(total / width + eps))
-                for d in range(width):
-                    target[d] *= scale * norm[d]
-            for d in range(half):
-                first, second = target[d], target[half + d]
-                target[d] = first * cosine[place, d] - second * sine[place, d]
-                target[half + d] = second * cosine[place, d] + first * sine[place, d]
-        for h in range(kv_heads):
-            for d in range(width):
-                values[number, h, offset, d] = mixed[t, heads + kv_heads + h, d]
+    for row in range(first, last):
+        place, slot = vectors.words(positions, last)[row], vectors.words(slots, last)[row]
+        _rotate_row(
+            mixed, cosine, sine, half, keys, values, query_norm, key_norm, queries_, row, place, slot, heads, kv_heads, block,
+            width, eps,
+        )  # fmt: skip

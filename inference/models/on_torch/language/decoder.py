@@ -20,15 +20,17 @@ from inference.models.language import Step
 from inference.models.on_torch.language import attention, rope
 from inference.models.on_torch.language.adapters import DOWN, GATE_UP, OUTPUT, PLACES, QKV, Adapters, Applied
 from inference.models.on_torch.language.cache import BlockCache, block_bytes
+from inference.models.on_torch.language.panels import Panelled, panelled
 from inference.models.on_torch.language.quantised import Beside, Quantised, kept, quantise
 from inference.models.on_torch.language.spec import DecoderSpec
 from inference.models.on_torch.language.weights import Kept, WeightSource
 
 if TYPE_CHECKING:
     from inference.models.on_torch.language.decode_graphs import DecodeGraphs, Record
+    from inference.models.on_torch.language.walker import Walker
 
 Tensor = torch.Tensor
-Weight = torch.Tensor | Quantised | Beside
+Weight = torch.Tensor | Panelled | Quantised | Beside
 NONE = torch.empty(0)
 FLOATS = frozenset({"F32", "F16", "BF16"})
 KEEP = -1  # instead of a number of bits: as the file has them
@@ -74,7 +76,9 @@ class Decoder:
         self.device, self.dtype, self.kept = device, dtype, kept or dtype
         self._context, self._graphs_up_to = context, graphs
         self.is_tiled = device.startswith("cuda")
+        self._is_compiled = device == "cpu" and dtype is self.kept is torch.float32
         self.graphs: DecodeGraphs | None = None
+        self._walker: Walker | None = None
         self._reader = _Reader(spec, source, device, dtype, bits)
         self.embedding: Weight = self._reader.embedding()
         self.layers = [self._reader.layer(index) for index in range(spec.layers)]
@@ -83,7 +87,7 @@ class Decoder:
         tables = [rope.table(kind, spec.head_width, context) for kind in spec.rope_kinds]
         self._rotary = [(cosine.to(device), sine.to(device)) for cosine, sine in tables]
         self._unrotated = (torch.empty(0, 0, device=device), torch.empty(0, 0, device=device))
-        for weight in {weight.form: weight for weight in self._quantised()}.values():
+        for weight in {weight.form: weight for weight in self.packed()}.values():
             weight.compile()
         self.notes = self._reader.notes()
         del self._reader
@@ -100,7 +104,8 @@ class Decoder:
         every = [getattr(layer, field.name) for layer in self.layers for field in fields(Layer)]
         return [one for one in every if one is not None]
 
-    def _quantised(self) -> list[Quantised]:
+    def packed(self) -> list[Quantised]:
+        """Every weight that is kept in few bits."""
         every: list[Weight] = [self.embedding, self.head, *self._in_layers()]
         parts = [part for one in every for part in (one.parts if isinstance(one, Beside) else [one])]
         return [part for part in parts if isinstance(part, Quantised)]
@@ -110,11 +115,15 @@ class Decoder:
 
     def allocate(self, blocks: int, block_size: int) -> None:
         """With graphs, which are recorded here, one block more, for rows that are nobody's."""
-        self.cache, self.graphs = None, None
+        self.cache, self.graphs, self._walker = None, None, None
         more = 1 if self._graphs_up_to else 0
         self.cache = BlockCache(self.spec, blocks + more, block_size, self.kept, self.device)
         if self._graphs_up_to:
             self.record()
+        if self._is_compiled:
+            from inference.models.on_torch.language.walker import Walker
+
+            self._walker = Walker(self, self.cache) if Walker.takes(self) else None
 
     @torch.inference_mode()
     def record(self, how: Record | None = None) -> None:
@@ -138,22 +147,19 @@ class Decoder:
     def forward(self, step: Step) -> Tensor:
         """Logits, float32 [L, vocabulary]."""
         assert self.cache is not None, "allocate comes first"
-        if self.device == "cpu":
-            _share_threads()
+        if self._walker is not None and self._walker.can(step):
+            return self._capped(self._walker.forward(step, self._embedded(step.tokens)))
         if self.graphs is not None and (found := self.graphs.forward(step)) is not None:
             return found
         if self.is_tiled:
             batch = attention.tiled_batch_of(step, self.device, self.spec.heads // self.spec.kv_heads)
         else:
-            is_compiled = self.device == "cpu" and self.dtype is self.kept is torch.float32
-            batch = attention.batch_of(step, self.device, is_compiled=is_compiled)
+            batch = attention.batch_of(step, self.device, is_compiled=self._is_compiled)
         return self._logits(batch, *self._adapted(step))
 
     def _logits(self, batch: attention.Batch, inside: Applied | None, above: Applied | None) -> Tensor:
         spec = self.spec
         hidden = self._embedded(batch.tokens)
-        if spec.embedding_scale != 1.0:
-            hidden = hidden * torch.tensor(spec.embedding_scale, dtype=self.dtype)
         added = NONE
         for index, layer in enumerate(self.layers):
             place = index * PLACES
@@ -170,10 +176,11 @@ class Decoder:
                 _, added = self._norm(added, NONE, layer.after_mlp)
         wanted = batch.wanted
         _, last = self._norm(hidden[wanted], added[wanted], self.norm)
-        logits = _linear(last, self.head, None, above, spec.layers * PLACES).float()
-        if spec.final_softcap:
-            logits = torch.tanh(logits / spec.final_softcap) * spec.final_softcap
-        return logits
+        return self._capped(_linear(last, self.head, None, above, spec.layers * PLACES).float())
+
+    def _capped(self, logits: Tensor) -> Tensor:
+        cap = self.spec.final_softcap
+        return torch.tanh(logits / cap) * cap if cap else logits
 
     def copy_blocks(self, pairs: Sequence[tuple[int, int]]) -> None:
         assert self.cache is not None
@@ -188,13 +195,16 @@ class Decoder:
         self.cache.load(blocks, saved)
 
     def close(self) -> None:
-        self.cache, self.graphs = None, None
+        self.cache, self.graphs, self._walker = None, None, None
 
     def _embedded(self, tokens: Tensor) -> Tensor:
+        assert not isinstance(self.embedding, Beside), "a table of rows is in one piece"
         if isinstance(self.embedding, torch.Tensor):
-            return F.embedding(tokens, self.embedding)
-        assert isinstance(self.embedding, Quantised), "a table of rows is in one piece"
-        return self.embedding.rows(tokens).to(self.dtype)
+            hidden = F.embedding(tokens, self.embedding)
+        else:
+            hidden = self.embedding.rows(tokens).to(self.dtype)
+        scale = self.spec.embedding_scale
+        return hidden if scale == 1.0 else hidden * torch.tensor(scale, dtype=self.dtype)
 
     def _adapted(self, step: Step) -> tuple[Applied, Applied] | tuple[None, None]:
         """What adapters add in the layers, and above them."""
@@ -208,26 +218,21 @@ class Decoder:
         """Hidden + added (where there is any), and its RMS norm."""
         return attention.add_and_norm(hidden, added, weight, self.spec.norm_eps)
 
+    def rotary(self, index: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of that layer, float32 [context, half of what is rotated], or empty for no rotation."""
+        kind = self.spec.ropes[index]
+        return self._rotary[kind] if kind >= 0 else self._unrotated
+
     def _attend(self, index: int, layer: Layer, mixed: Tensor, batch: attention.Batch) -> Tensor:
         spec, cache = self.spec, self.cache
         assert cache is not None
-        kind = spec.ropes[index]
-        cosine, sine = self._rotary[kind] if kind >= 0 else self._unrotated
+        cosine, sine = self.rotary(index)
         keys, values = cache.keys[index], cache.values[index]
         queries = attention.rotate_and_store(
             mixed, cosine, sine, batch, keys, values, (layer.query_norm, layer.key_norm, spec.norm_eps), spec.heads
         )
         shape = attention.Shape(spec.attention_scale, spec.windows[index], spec.attention_softcap)
         return attention.attend(queries, keys, values, batch, shape).flatten(1)
-
-
-def _share_threads() -> None:
-    """The compiled loops run on as many threads as torch's products: numba, left alone, gives each thread that calls it
-    all cores, whatever part of them this replica was given.
-    """
-    import numba
-
-    numba.set_num_threads(min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
 
 
 def _linear(x: Tensor, weight: Weight, bias: Tensor | None, applied: Applied | None, place: int) -> Tensor:
@@ -248,6 +253,7 @@ class _Reader:
     def __init__(self, spec: DecoderSpec, source: WeightSource, device: str, dtype: torch.dtype, bits: int) -> None:
         self._spec, self._source, self._device, self._dtype, self._bits = spec, source, device, dtype, bits
         self._names = set(source.names())
+        self._is_plain = device == "cpu" and dtype is torch.float32
         self.kept: Counter[str] = Counter()
         self.opened: Counter[str] = Counter()
 
@@ -325,7 +331,9 @@ class _Reader:
             return self._as_in_the_file(parts, width)
         every = [self.get(name, rows, width) for name, rows in parts]
         whole = torch.cat(every).contiguous() if len(every) > 1 else every[0]
-        return quantise(whole, bits) if bits else whole
+        if bits:
+            return quantise(whole, bits)
+        return panelled(whole) if self._is_plain else whole
 
     def _as_in_the_file(self, parts: list[tuple[str, int]], width: int) -> Weight:
         """In one piece where all parts are kept alike, else side by side."""
@@ -351,12 +359,13 @@ class _Reader:
         self.kept[self._source.type_of(name)] += 1
         return found
 
-    def _joined(self, run: list[Kept | Tensor]) -> Tensor | Quantised:
+    def _joined(self, run: list[Kept | Tensor]) -> Tensor | Panelled | Quantised:
         if isinstance(run[0], torch.Tensor):
-            return torch.cat([one for one in run if isinstance(one, torch.Tensor)]).contiguous()
+            whole = torch.cat([one for one in run if isinstance(one, torch.Tensor)]).contiguous()
+            return panelled(whole) if self._is_plain else whole
         held = [one for one in run if not isinstance(one, torch.Tensor)]
-        whole, scales = torch.cat([one.whole for one in held]), torch.cat([one.scales for one in held])
-        return kept(whole.to(self._device), scales.to(self._device), run[0].bits)
+        whole_, scales = torch.cat([one.whole for one in held]), torch.cat([one.scales for one in held])
+        return kept(whole_.to(self._device), scales.to(self._device), run[0].bits)
 
     def _bias(self, prefix: str, fused: str, parts: list[tuple[str, int]], *, wanted: bool) -> Tensor | None:
         if not wanted:

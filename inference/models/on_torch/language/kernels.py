@@ -11,9 +11,13 @@ from typing import Any
 import numba
 import numpy as np
 
+from inference.models.on_torch.language import products, vectors
+
 Array = np.ndarray[Any, Any]
+PANEL, LANES = 32, 16
 LOG2E = np.float32(1.4426950408889634)
-_FLAGS: Any = {"nogil": True, "fastmath": {"nsz", "arcp", "contract", "afn", "reassoc"}, "error_model": "numpy"}
+_FAST = {"nsz", "arcp", "contract", "afn", "reassoc"}
+_FLAGS: Any = {"nogil": True, "fastmath": _FAST, "error_model": "numpy"}
 
 
 @numba.njit(**_FLAGS)
@@ -37,82 +41,162 @@ def _exp_into(scores: Array, bits: Array, count: int, top: float) -> float:
 
 
 @numba.njit(**_FLAGS)
-def _score(  # noqa: PLR0917
-    query: Array,
-    keys: Array,
-    head: int,
-    table: Array,
-    low: int,
-    visible: int,
-    scale: float,
-    softcap: float,
-    scores: Array,
-) -> float:
-    """scores[:visible - low] of one query [D] against the keys of its head; gives the largest."""
-    block, width = keys.shape[2], keys.shape[3]
-    top = np.float32(-3.4e38)
-    for index in range(low // block, (visible + block - 1) // block):
-        number, base = table[index], index * block
-        for at in range(max(low, base), min(visible, base + block)):
-            row = keys[number, head, at - base]
-            total = np.float32(0)
-            for d in range(width):
-                total += query[d] * row[d]
-            total *= scale
-            if softcap > 0:
-                total = softcap * np.tanh(total / softcap)
-            scores[at - low] = total
-            top = max(top, total)
-    return top
+def _dot(one: int, two: int, width: int) -> float:
+    whole = width // LANES * LANES
+    total = vectors.dot(one, two, whole)
+    if whole < width:
+        left, right = vectors.floats(one, 1, width), vectors.floats(two, 1, width)
+        for d in range(whole, width):
+            total += left[0, d] * right[0, d]
+    return total
 
 
 @numba.njit(**_FLAGS)
-def _mix(  # noqa: PLR0917
-    shares: Array,
-    values: Array,
-    head: int,
-    table: Array,
-    low: int,
-    visible: int,
-    weight: float,
-    mixed: Array,
-    out: Array,
-) -> None:
-    """Gives out [D] = weight * the sum of the values of a head, each times its share; `mixed` [D] is for work."""
-    block, width = values.shape[2], values.shape[3]
-    mixed[:] = 0
-    for index in range(low // block, (visible + block - 1) // block):
-        number, base = table[index], index * block
-        for at in range(max(low, base), min(visible, base + block)):
-            row, share = values[number, head, at - base], shares[at - low]
-            for d in range(width):
-                mixed[d] += share * row[d]
-    for d in range(width):
-        out[d] = mixed[d] * weight
+def _mix(shares: int, rows: int, count: int, width: int, out: int) -> None:
+    """To out [width] the sum of `count` rows [width], each times its share."""
+    done = 0
+    while width - done >= LANES:
+        lanes = 64 if width - done >= 64 else (32 if width - done >= 32 else 16)
+        vectors.mix(shares, rows + done * 4, width, count, out + done * 4, lanes)
+        done += lanes
+    if done < width:
+        own, given, target = vectors.floats(shares, 1, count), vectors.floats(rows, count, width), vectors.floats(out, 1, width)
+        for n in range(count):
+            for d in range(done, width):
+                target[0, d] += own[0, n] * given[n, d]
 
 
-@numba.njit(parallel=True, **_FLAGS)
-def attend(  # noqa: PLR0917
-    queries: Array, keys: Array, values: Array, starts: Array, lengths: Array, tables: Array, out: Array,
-    scale: float, window: int, softcap: float, chosen: Array,
+@numba.njit(**_FLAGS)
+def _cap(scores: Array, count: int, scale: float, softcap: float) -> float:
+    """scores[:count] times the scale, softly capped where softcap is over 0; gives the largest."""
+    top = np.float32(-3.4e38)
+    for j in range(count):
+        scores[j] *= scale
+    if softcap > 0:
+        for j in range(count):
+            scores[j] = softcap * np.tanh(scores[j] / softcap)
+    for j in range(count):
+        top = max(top, scores[j])
+    return top
+
+
+@vectors.apart("i" * 13 + "fifi", fastmath=_FAST)
+def attend_few(  # noqa: PLR0917
+    queries: int, keys: int, values: int, out: int, heads: int, kv_heads: int, block: int, width: int,
+    begin: int, end: int, length: int, blocks: int, head: int, scale: float, window: int, softcap: float, scratch: int,
 ) -> None:  # fmt: skip
-    """Causal attention of every new token of the `chosen` sequences (int64) over its sequence's blocks.
+    """Causal attention of tokens begin to end, a sequence's last ones, by the query heads that share one head of keys.
 
-    queries, out [T, H, D]; keys, values [blocks, K, B, D]; starts int32 [S + 1]; lengths int32 [S]; tables int32
-    [S, width]. window: 0, or how many tokens a token sees. softcap: 0, or scores become cap * tanh(score / cap).
+    queries, out [T, H, D]; keys, values [blocks, K, B, D]. blocks: address of the sequence's row of the tables.
+    window: 0, or how many tokens a token sees. scratch: floats [H / K + 1, length].
     """
-    kv_heads = keys.shape[1]
-    group = queries.shape[1] // kv_heads
-    scale, softcap = np.float32(scale), np.float32(softcap)
-    for task in numba.prange(chosen.shape[0] * kv_heads):
-        s, h = chosen[task // kv_heads], task % kv_heads
-        end, length = starts[s + 1], lengths[s]
-        scores, bits = np.empty(length, np.float32), np.empty(length, np.int32)
-        mixed = np.empty(keys.shape[3], np.float32)
-        for t in range(starts[s], end):
-            visible = length - (end - 1 - t)
+    group, table = heads // kv_heads, vectors.ints(blocks, (length + block - 1) // block)
+    held = vectors.floats(scratch, group + 1, length)
+    bits = held[group].view(np.int32)
+    for t in range(begin, end):
+        visible = length - (end - 1 - t)
+        low = max(0, visible - window) if window > 0 else 0
+        query = queries + (t * heads + head * group) * width * 4
+        for index in range(low // block, (visible + block - 1) // block):
+            line = keys + (np.intp(table[index]) * kv_heads + head) * block * width * 4
+            for at in range(max(low, index * block), min(visible, (index + 1) * block)):
+                for g in range(group):
+                    held[g, at - low] = _dot(query + g * width * 4, line + (at - index * block) * width * 4, width)
+        for g in range(group):
+            top = _cap(held[g], visible - low, scale, softcap)
+            weight = np.float32(1) / _exp_into(held[g], bits, visible - low, top)
+            place = out + (t * heads + head * group + g) * width * 4
+            target = vectors.floats(place, 1, width)
+            for d in range(width):
+                target[0, d] = 0
+            for index in range(low // block, (visible + block - 1) // block):
+                first, last = max(low, index * block), min(visible, (index + 1) * block)
+                line = values + ((np.intp(table[index]) * kv_heads + head) * block + first - index * block) * width * 4
+                _mix(scratch + (g * length + first - low) * 4, line, last - first, width, place)
+            for d in range(width):
+                target[0, d] *= weight
+
+
+@numba.njit(**_FLAGS)
+def scratch_floats(group: int, width: int, length: int) -> int:
+    """How many floats `attend_few` and `attend_many` need for texts of that length."""
+    padded, wide = (length + 2 * PANEL) // PANEL * PANEL, (width + PANEL - 1) // PANEL * PANEL
+    return max((group + 1) * length, padded * (width + wide + products.MOST + 1) + products.MOST * wide)
+
+
+@numba.njit(**_FLAGS)
+def _through(count: int, weights: int, x: int, x_stride: int, out: int, out_stride: int, inputs: int) -> None:  # noqa: PLR0917
+    """Rows times one panel that is near already."""
+    for part in range(products.PARTS):
+        aside = part * products.HALVES * LANES * 4
+        products.block(count, weights + aside, weights, 0, x, x_stride, out + aside, out_stride, inputs)
+
+
+@numba.njit(**_FLAGS)
+def _lay(  # noqa: PLR0917
+    keys: int, values: int, kv_heads: int, head: int, block: int, width: int, table: Array, first: int, length: int,
+    key_panels: int, value_panels: int,
+) -> None:  # fmt: skip
+    """Keys as [panels of 32 tokens, width, 32], values as [panels of 32 of the width, tokens, 32]; filled up with zeros."""
+    padded, wide = (length - first + PANEL - 1) // PANEL * PANEL, (width + PANEL - 1) // PANEL * PANEL
+    to_keys = numba.carray(vectors.pointer(key_panels), (padded // PANEL, width, PANEL))
+    to_values = numba.carray(vectors.pointer(value_panels), (wide // PANEL, padded, PANEL))
+    for n in range(padded):
+        if first + n < length:
+            place = (np.intp(table[(first + n) // block]) * kv_heads + head) * block + (first + n) % block
+            key, value = vectors.floats(keys + place * width * 4, 1, width), vectors.floats(values + place * width * 4, 1, width)
+            for d in range(width):
+                to_keys[n // PANEL, d, n % PANEL] = key[0, d]
+            for d in range(width):
+                to_values[d // PANEL, n, d % PANEL] = value[0, d]
+        else:
+            for d in range(width):
+                to_keys[n // PANEL, d, n % PANEL] = 0
+    for n in range(length - first):
+        for d in range(width, wide):
+            to_values[d // PANEL, n, d % PANEL] = 0
+
+
+@vectors.apart("i" * 13 + "fifi", fastmath=_FAST)
+def attend_many(  # noqa: PLR0917
+    queries: int, keys: int, values: int, out: int, heads: int, kv_heads: int, block: int, width: int,
+    begin: int, end: int, length: int, blocks: int, head: int, scale: float, window: int, softcap: float, scratch: int,
+) -> None:  # fmt: skip
+    """As `attend_few`, for one query head and many tokens: keys and values are laid in panels, and both products go
+    through the rows' own loop, for as many keys as the last of its tokens sees.
+    """
+    table = vectors.ints(blocks, (length + block - 1) // block)
+    first = max(0, length - (end - 1 - begin) - window) // PANEL * PANEL if window > 0 else 0
+    padded, wide = (length - first + PANEL - 1) // PANEL * PANEL, (width + PANEL - 1) // PANEL * PANEL
+    key_panels, value_panels = scratch, scratch + padded * width * 4
+    scored = value_panels + padded * wide * 4
+    mixed = scored + padded * products.MOST * 4
+    bits = vectors.floats(mixed + products.MOST * wide * 4, 1, padded)[0].view(np.int32)
+    _lay(keys, values, kv_heads, head // (heads // kv_heads), block, width, table, first, length, key_panels, value_panels)
+    scores, found = vectors.floats(scored, products.MOST, padded), vectors.floats(mixed, products.MOST, wide)
+    row = begin
+    while row < end:
+        count = min(products.MOST, end - row)
+        seen = length - (end - row - count) - first
+        query = queries + (row * heads + head) * width * 4
+        for panel in range((seen + PANEL - 1) // PANEL):
+            _through(count, key_panels + panel * width * PANEL * 4, query, heads * width, scored + panel * PANEL * 4, padded, width)
+        for r in range(count):
+            visible = length - (end - 1 - row - r) - first
             low = max(0, visible - window) if window > 0 else 0
-            for g in range(h * group, (h + 1) * group):
-                top = _score(queries[t, g], keys, h, tables[s], low, visible, scale, softcap, scores)
-                weight = np.float32(1) / _exp_into(scores, bits, visible - low, top)
-                _mix(scores, values, h, tables[s], low, visible, weight, mixed, out[t, g])
+            own = scores[r, low:]
+            top = _cap(own, visible - low, scale, softcap)
+            weight = np.float32(1) / _exp_into(own, bits, visible - low, top)
+            for j in range(visible - low):
+                own[j] *= weight
+            for j in range(low):
+                scores[r, j] = 0
+            for j in range(visible, seen):
+                scores[r, j] = 0
+        for panel in range(wide // PANEL):
+            _through(count, value_panels + panel * padded * PANEL * 4, scored, padded, mixed + panel * PANEL * 4, wide, seen)
+        for r in range(count):
+            target = vectors.floats(out + ((row + r) * heads + head) * width * 4, 1, width)
+            for d in range(width):
+                target[0, d] = found[r, d]
+        row += count

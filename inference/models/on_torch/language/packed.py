@@ -18,12 +18,12 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from inference.models.on_torch.language import vectors
+from inference.models.on_torch.language.vectors import FLOATS, INTS, LANES, at, fused, prefetch, splat, vector
+
 Array = np.ndarray[Any, Any]
 PANEL = 32  # outputs that lie together
-LANES = 16
 AHEAD = 2048  # bytes: how far before their use weights are asked for
-_FLOATS = ir.VectorType(ir.FloatType(), LANES)
-_INTS = ir.VectorType(ir.IntType(32), LANES)
 _FLAGS: Any = {"nogil": True, "error_model": "numpy"}
 _SCALE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -43,30 +43,20 @@ class Form(NamedTuple):
         return _SCALE_BYTES[self.scale] * PANEL * self.kinds
 
 
-def _vector(builder: Any, address: Any, element: Any) -> Any:
-    kind = ir.VectorType(element, LANES)
-    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1)
-
-
-def _splat(builder: Any, value: Any, kind: Any) -> Any:
-    one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(_INTS, [0] * LANES))
-
-
 def _unpacked(builder: Any, address: Any, form: Form) -> list[Any]:
     """Whole numbers of 16 outputs as floats, for one input (8 bits) or two (4 bits: the low half comes first)."""
-    held = _vector(builder, address, ir.IntType(8))
+    held = vector(builder, address, ir.IntType(8))
     if form.bits == 8:
-        return [builder.sitofp(builder.sext(held, _INTS), _FLOATS)]
-    both = builder.zext(held, _INTS)
+        return [builder.sitofp(builder.sext(held, INTS), FLOATS)]
+    both = builder.zext(held, INTS)
     low, high = (
-        builder.and_(both, ir.Constant(_INTS, [15] * LANES)),
-        builder.lshr(both, ir.Constant(_INTS, [4] * LANES)),
+        builder.and_(both, ir.Constant(INTS, [15] * LANES)),
+        builder.lshr(both, ir.Constant(INTS, [4] * LANES)),
     )
     if form.kinds == 1:
-        eights = ir.Constant(_INTS, [8] * LANES)
+        eights = ir.Constant(INTS, [8] * LANES)
         low, high = builder.sub(low, eights), builder.sub(high, eights)
-    return [builder.sitofp(low, _FLOATS), builder.sitofp(high, _FLOATS)]
+    return [builder.sitofp(low, FLOATS), builder.sitofp(high, FLOATS)]
 
 
 def _factors(builder: Any, address: Any, form: Form) -> list[tuple[Any, ...]]:
@@ -84,22 +74,15 @@ def _factors(builder: Any, address: Any, form: Form) -> list[tuple[Any, ...]]:
 def _widened(builder: Any, address: Any, scale: str) -> Any:
     """16 numbers of that dtype as floats."""
     if scale == "float32":
-        return _vector(builder, address, ir.FloatType())
+        return vector(builder, address, ir.FloatType())
     if scale == "float16":
-        return builder.fpext(_vector(builder, address, ir.HalfType()), _FLOATS)
-    whole = builder.zext(_vector(builder, address, ir.IntType(16)), _INTS)
-    return builder.bitcast(builder.shl(whole, ir.Constant(_INTS, [16] * LANES)), _FLOATS)
+        return builder.fpext(vector(builder, address, ir.HalfType()), FLOATS)
+    whole = builder.zext(vector(builder, address, ir.IntType(16)), INTS)
+    return builder.bitcast(builder.shl(whole, ir.Constant(INTS, [16] * LANES)), FLOATS)
 
 
 def _weights(builder: Any, whole: Any, factors: tuple[Any, ...]) -> Any:
-    return builder.fmul(whole, *factors) if len(factors) == 1 else _fused(builder, whole, *factors)
-
-
-def _fused(builder: Any, one: Any, two: Any, added: Any) -> Any:
-    kind = ir.FunctionType(_FLOATS, [_FLOATS] * 3)
-    return builder.call(
-        cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32"), [one, two, added]
-    )
+    return builder.fmul(whole, *factors) if len(factors) == 1 else fused(builder, whole, *factors)
 
 
 def _panel_code(form: Form, rows: int) -> Any:
@@ -138,72 +121,58 @@ def _panel_code(form: Form, rows: int) -> Any:
 def _write_panel(builder: Any, form: Form, rows: int, given: Any) -> None:
     weights, scales, x, x_stride, out, out_stride, inputs, group = given
     word, at_once = ir.IntType(64), 8 // form.bits
-    zero = ir.Constant(_FLOATS, [0.0] * LANES)
+    zero = ir.Constant(FLOATS, [0.0] * LANES)
     sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(2)] for _ in range(rows)]
-    lines = [_at(builder, x, builder.mul(x_stride, word(row)), 4) for row in range(rows)]
+    lines = [at(builder, x, builder.mul(x_stride, word(row)), 4) for row in range(rows)]
     with cgutils.for_range(builder, builder.sdiv(inputs, group)) as of_group:
-        factors = _factors(builder, _at(builder, scales, of_group.index, form.line), form)
+        factors = _factors(builder, at(builder, scales, of_group.index, form.line), form)
         first = builder.mul(of_group.index, builder.sdiv(group, word(at_once)))
         with cgutils.for_range(builder, builder.sdiv(group, word(at_once))) as of_input:
             k = builder.add(first, of_input.index)
-            line = _at(builder, weights, k, PANEL)
-            _prefetch(builder, builder.add(line, word(AHEAD)))
+            line = at(builder, weights, k, PANEL)
+            prefetch(builder, builder.add(line, word(AHEAD)))
             unpacked = [_unpacked(builder, builder.add(line, word(n * LANES)), form) for n in range(2)]
             for part in range(at_once):
                 scaled = [_weights(builder, unpacked[n][part], factors[n]) for n in range(2)]
                 for row in range(rows):
-                    place = builder.add(_at(builder, lines[row], k, 4 * at_once), word(4 * part))
+                    place = builder.add(at(builder, lines[row], k, 4 * at_once), word(4 * part))
                     value = builder.load(builder.inttoptr(place, ir.FloatType().as_pointer()))
                     _accumulate(builder, scaled, value, sums[row])
     for row in range(rows):
         for n in range(2):
-            place = _at(builder, out, builder.add(builder.mul(out_stride, word(row)), word(n * LANES)), 4)
-            builder.store(builder.load(sums[row][n]), builder.inttoptr(place, _FLOATS.as_pointer()), align=4)
-
-
-def _prefetch(builder: Any, address: Any) -> None:
-    """Asks for a line that will be needed; beyond the array it is no error."""
-    pointer, whole = ir.IntType(8).as_pointer(), ir.IntType(32)
-    kind = ir.FunctionType(ir.VoidType(), [pointer, whole, whole, whole])
-    ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(ask, [builder.inttoptr(address, pointer), whole(0), whole(3), whole(1)])
-
-
-def _at(builder: Any, base: Any, index: Any, size: int) -> Any:
-    return builder.add(base, builder.mul(index, ir.IntType(64)(size)))
+            place = at(builder, out, builder.add(builder.mul(out_stride, word(row)), word(n * LANES)), 4)
+            builder.store(builder.load(sums[row][n]), builder.inttoptr(place, FLOATS.as_pointer()), align=4)
 
 
 def _accumulate(builder: Any, scaled: list[Any], value: Any, sums: list[Any]) -> None:
-    spread = _splat(builder, value, _FLOATS)
+    spread = splat(builder, value)
     for n in range(2):
-        builder.store(_fused(builder, scaled[n], spread, builder.load(sums[n])), sums[n])
+        builder.store(fused(builder, scaled[n], spread, builder.load(sums[n])), sums[n])
 
 
 @cache
-def product_of(form: Form) -> Any:
-    """A compiled function: x [rows, inputs] times packed weights, into out [rows, outputs]; all C-contiguous."""
+def share_of(form: Form) -> Any:
+    """A compiled function: one member's part, some of the panels, of x [rows, inputs] times packed weights, plus the
+    bias, into out [rows, outputs]. All are addresses; bias may be 0.
+    """
     eight, four, two, one = (_panel_code(form, rows) for rows in (8, 4, 2, 1))
     at_once, line = 8 // form.bits, form.line
 
-    @numba.njit(parallel=True, **_FLAGS)
-    def product(weights: Array, scales: Array, x: Array, out: Array) -> None:
-        rows, inputs = x.shape
-        outputs, groups = out.shape[1], scales.shape[1]
-        group = inputs // groups
-        for panel in numba.prange(weights.shape[0]):
-            rest = np.empty((8, PANEL), np.float32)
-            held = np.intp(weights.ctypes.data) + panel * (inputs // at_once) * PANEL
-            factors = np.intp(scales.ctypes.data) + panel * groups * line
+    @vectors.apart("i" * 11)
+    def share(  # noqa: PLR0917
+        member: int, members: int, weights: int, scales: int, x: int, out: int, bias: int, rows: int, inputs: int,
+        outputs: int, groups: int,
+    ) -> None:  # fmt: skip
+        panels, group = (outputs + PANEL - 1) // PANEL, inputs // groups
+        first, last = panels * member // members, panels * (member + 1) // members
+        whole, rest = vectors.floats(out, rows, outputs), np.empty((8, PANEL), np.float32)
+        for panel in range(first, last):
+            held, factors = weights + panel * (inputs // at_once) * PANEL, scales + panel * groups * line
             width = min(PANEL, outputs - panel * PANEL)
             row = 0
             while row < rows:
-                here = np.intp(x.ctypes.data) + row * inputs * 4
-                stride = outputs if width == PANEL else PANEL
-                there = (
-                    np.intp(out.ctypes.data) + (row * outputs + panel * PANEL) * 4
-                    if width == PANEL
-                    else np.intp(rest.ctypes.data)
-                )
+                here, stride = x + row * inputs * 4, outputs if width == PANEL else PANEL
+                there = out + (row * outputs + panel * PANEL) * 4 if width == PANEL else np.intp(rest.ctypes.data)
                 left = rows - row
                 if left >= 8:
                     count = 8
@@ -218,10 +187,32 @@ def product_of(form: Form) -> Any:
                     count = 1
                     one(held, factors, here, inputs, there, stride, inputs, group)
                 if width < PANEL:
-                    out[row : row + count, panel * PANEL :] = rest[:count, :width]
+                    for r in range(count):
+                        for lane in range(width):
+                            whole[row + r, panel * PANEL + lane] = rest[r, lane]
                 row += count
+        if bias:
+            added = vectors.floats(bias, 1, outputs)
+            for row in range(rows):
+                for column in range(first * PANEL, min(outputs, last * PANEL)):
+                    whole[row, column] += added[0, column]
 
-    return product
+    return share
+
+
+@cache
+def together_of(form: Form) -> Any:
+    """`share_of`, without a bias, for a team."""
+    share = share_of(form)
+
+    @numba.njit(numba.void(*(numba.intp,) * 11), **_FLAGS)
+    def together(  # noqa: PLR0917
+        member: int, members: int, _place: int, weights: int, scales: int, x: int, out: int, rows: int, inputs: int,
+        outputs: int, groups: int,
+    ) -> None:  # fmt: skip
+        share(member, members, weights, scales, x, out, 0, rows, inputs, outputs, groups)
+
+    return together
 
 
 def _unpack_code(form: Form) -> Any:
@@ -247,39 +238,41 @@ def _write_unpack(builder: Any, form: Form, given: Any) -> None:
     word, at_once = ir.IntType(64), 8 // form.bits
     steps = builder.sdiv(group, word(at_once))
     with cgutils.for_range(builder, builder.sdiv(inputs, group)) as of_group:
-        factors = _factors(builder, _at(builder, scales, of_group.index, form.line), form)
+        factors = _factors(builder, at(builder, scales, of_group.index, form.line), form)
         with cgutils.for_range(builder, steps) as of_input:
             k = builder.add(builder.mul(of_group.index, steps), of_input.index)
-            line = _at(builder, weights, k, PANEL)
+            line = at(builder, weights, k, PANEL)
             for n in range(2):
                 unpacked = _unpacked(builder, builder.add(line, word(n * LANES)), form)
                 for part in range(at_once):
                     row = builder.add(builder.mul(k, word(at_once)), word(part))
-                    place = _at(builder, out, builder.add(builder.mul(row, out_stride), word(n * LANES)), 4)
-                    kind = builder.inttoptr(place, _FLOATS.as_pointer())
+                    place = at(builder, out, builder.add(builder.mul(row, out_stride), word(n * LANES)), 4)
+                    kind = builder.inttoptr(place, FLOATS.as_pointer())
                     builder.store(_weights(builder, unpacked[part], factors[n]), kind, align=4)
 
 
 @cache
 def dense_of(form: Form) -> Any:
-    """A compiled function: packed weights as float32 [inputs, outputs], into out."""
+    """A compiled function: one member's part of packed weights as float32 [inputs, outputs], into out. All addresses."""
     unpack = _unpack_code(form)
     at_once, line = 8 // form.bits, form.line
 
-    @numba.njit(parallel=True, **_FLAGS)
-    def dense(weights: Array, scales: Array, out: Array) -> None:
-        inputs, outputs = out.shape
-        groups = scales.shape[1]
-        for panel in numba.prange(weights.shape[0]):
-            held = np.intp(weights.ctypes.data) + panel * (inputs // at_once) * PANEL
-            factors = np.intp(scales.ctypes.data) + panel * groups * line
+    @numba.njit(numba.void(*(numba.intp,) * 9), **_FLAGS)
+    def dense(  # noqa: PLR0917
+        member: int, members: int, _place: int, weights: int, scales: int, out: int, inputs: int, outputs: int, groups: int
+    ) -> None:
+        panels, whole = (outputs + PANEL - 1) // PANEL, vectors.floats(out, inputs, outputs)
+        for panel in range(panels * member // members, panels * (member + 1) // members):
+            held = weights + panel * (inputs // at_once) * PANEL
+            factors = scales + panel * groups * line
             width = min(PANEL, outputs - panel * PANEL)
             if width == PANEL:
-                there = np.intp(out.ctypes.data) + panel * PANEL * 4
-                unpack(held, factors, there, outputs, inputs, inputs // groups)
+                unpack(held, factors, out + panel * PANEL * 4, outputs, inputs, inputs // groups)
             else:
                 rest = np.empty((inputs, PANEL), np.float32)
                 unpack(held, factors, np.intp(rest.ctypes.data), PANEL, inputs, inputs // groups)
-                out[:, panel * PANEL :] = rest[:, :width]
+                for row in range(inputs):
+                    for lane in range(width):
+                        whole[row, panel * PANEL + lane] = rest[row, lane]
 
     return dense

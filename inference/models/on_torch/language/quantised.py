@@ -9,18 +9,13 @@ is taken.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 
 from inference.errors import Rejected
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    Array = np.ndarray[Any, Any]
+from inference.models.on_torch.language.panels import Panelled
 
 Tensor = torch.Tensor
 PANEL = 32  # outputs whose weights lie together
@@ -43,12 +38,6 @@ class Quantised:
     inputs: int
     weights: Tensor
     scales: Tensor
-    _arrays: tuple[Array, ...] = field(init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        on_host = self.weights.device.type == "cpu"
-        plain = self.scales if self.scales.dtype is torch.float32 else self.scales.view(torch.int16)
-        self._arrays = (self.weights.numpy(), plain.numpy()) if on_host else ()
 
     @property
     def form(self) -> tuple[int, int, str]:
@@ -64,10 +53,12 @@ class Quantised:
         if x.device.type != "cpu" or len(x) >= MANY_ROWS:
             found = x @ self.dense().to(x.dtype)
             return found if bias is None else found.add_(bias)
-        from inference.models.on_torch.language import packed
+        from inference.models.on_torch.language import packed, team
 
-        out = torch.empty(len(x), self.outputs)
-        packed.product_of(packed.Form(*self.form))(*self._arrays, x.to(torch.float32).contiguous().numpy(), out.numpy())
+        rows, out = x.to(torch.float32).contiguous(), torch.empty(len(x), self.outputs)
+        addresses = self.weights.data_ptr(), self.scales.data_ptr(), rows.data_ptr(), out.data_ptr()
+        sizes = len(x), self.inputs, self.outputs, self.scales.shape[1]
+        team.shared().run(packed.together_of(packed.Form(*self.form)), *addresses, *sizes)
         found = out if x.dtype is torch.float32 else out.to(x.dtype)
         return found if bias is None else found.add_(bias)
 
@@ -79,10 +70,12 @@ class Quantised:
     def dense(self) -> Tensor:
         """Float32 [inputs, outputs], on the weights' device."""
         if self.weights.device.type == "cpu":
-            from inference.models.on_torch.language import packed
+            from inference.models.on_torch.language import packed, team
 
             out = torch.empty(self.inputs, self.outputs)
-            packed.dense_of(packed.Form(*self.form))(*self._arrays, out.numpy())
+            addresses = self.weights.data_ptr(), self.scales.data_ptr(), out.data_ptr()
+            sizes = self.inputs, self.outputs, self.scales.shape[1]
+            team.shared().run(packed.dense_of(packed.Form(*self.form)), *addresses, *sizes)
             return out
         return self._taken(self.weights, self.scales).transpose(0, 1).flatten(1)[:, : self.outputs]
 
@@ -105,7 +98,7 @@ class Quantised:
 class Beside:
     """The weights of one linear layer in parts that are kept in different ways, their outputs one after another."""
 
-    parts: list[Tensor | Quantised]
+    parts: list[Tensor | Panelled | Quantised]
 
     @property
     def nbytes(self) -> int:
@@ -113,7 +106,7 @@ class Beside:
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """As `Quantised.product`."""
-        every = [part.product(x, None) if isinstance(part, Quantised) else F.linear(x, part) for part in self.parts]
+        every = [F.linear(x, part) if isinstance(part, torch.Tensor) else part.product(x, None) for part in self.parts]
         found = torch.cat(every, dim=1)
         return found if bias is None else found.add_(bias)
 

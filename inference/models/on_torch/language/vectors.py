@@ -1,0 +1,205 @@
+"""Vectors of 16 numbers in LLVM's own terms, for loops that numba would make half as wide; LLVM makes of them what the
+machine has (AVX2, AVX-512, NEON). Addresses are whole numbers.
+"""
+
+# mypy: disable-error-code="misc, no-untyped-call, untyped-decorator, no-any-return, call-arg, import-untyped"
+from __future__ import annotations
+
+import platform
+from functools import cache
+from typing import Any
+
+import numba
+from llvmlite import binding, ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+LANES = 16
+FLOATS = ir.VectorType(ir.FloatType(), LANES)
+INTS = ir.VectorType(ir.IntType(32), LANES)
+WORD = ir.IntType(64)
+ZEROS = ir.Constant(FLOATS, [0.0] * LANES)
+
+
+@cache
+def is_wide() -> bool:
+    """Whether one register holds all 16, and there are 32 of them (AVX-512)."""
+    return bool(binding.get_host_cpu_features().get("avx512f"))
+
+
+def vector(builder: Any, address: Any, element: Any) -> Any:
+    """16 elements of memory."""
+    kind = ir.VectorType(element, LANES)
+    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1)
+
+
+def store(builder: Any, value: Any, address: Any) -> None:
+    """16 floats into memory."""
+    builder.store(value, builder.inttoptr(address, FLOATS.as_pointer()), align=4)
+
+
+def number(builder: Any, address: Any) -> Any:
+    """One float of memory."""
+    return builder.load(builder.inttoptr(address, ir.FloatType().as_pointer()))
+
+
+def splat(builder: Any, value: Any) -> Any:
+    """The same float 16 times."""
+    one = builder.insert_element(ir.Constant(FLOATS, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(one, ir.Constant(FLOATS, ir.Undefined), ir.Constant(INTS, [0] * LANES))
+
+
+def fused(builder: Any, one: Any, two: Any, added: Any) -> Any:
+    """one * two + added, rounded once."""
+    kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
+    return builder.call(
+        cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32"), [one, two, added]
+    )
+
+
+def prefetch(builder: Any, address: Any) -> None:
+    """Asks for a line that will be needed; beyond the array it is no error."""
+    pointer, whole = ir.IntType(8).as_pointer(), ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [pointer, whole, whole, whole])
+    ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(ask, [builder.inttoptr(address, pointer), whole(0), whole(3), whole(1)])
+
+
+def at(builder: Any, base: Any, index: Any, size: int) -> Any:
+    """The address of element `index` of those of `size` bytes."""
+    return builder.add(base, builder.mul(index, WORD(size)))
+
+
+def apart(kinds: str, **flags: Any) -> Any:
+    """Compiles a function for itself, so that it is not compiled again within everything that calls it, which would take
+    most of a model's start. kinds: of its arguments, a letter each, i for a whole number (or an address), f for a float32.
+    """
+    types_ = {"i": types.intp, "f": types.float32}
+
+    def decorate(function: Any) -> Any:
+        kept = numba.cfunc(types.void(*(types_[kind] for kind in kinds)), error_model="numpy", **flags)(function)
+        _kept.append(kept)
+        return kept.ctypes
+
+    return decorate
+
+
+_kept: list[Any] = []
+
+
+@intrinsic
+def pointer(_typing: Any, _address: Any) -> Any:
+    """To the float32 at that address, for numba.carray."""
+
+    def generate(_context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        return builder.inttoptr(given[0], ir.FloatType().as_pointer())
+
+    return types.CPointer(types.float32)(types.intp), generate
+
+
+@intrinsic
+def _to_ints(_typing: Any, _address: Any) -> Any:
+    def generate(_context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        return builder.inttoptr(given[0], ir.IntType(32).as_pointer())
+
+    return types.CPointer(types.int32)(types.intp), generate
+
+
+@intrinsic
+def _to_words(_typing: Any, _address: Any) -> Any:
+    def generate(_context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        return builder.inttoptr(given[0], WORD.as_pointer())
+
+    return types.CPointer(types.int64)(types.intp), generate
+
+
+@numba.njit(inline="always")
+def ints(address: int, count: int) -> Any:
+    """The int32 array [count] at that address."""
+    return numba.carray(_to_ints(address), (count,))
+
+
+@numba.njit(inline="always")
+def words(address: int, count: int) -> Any:
+    """The int64 array [count] at that address."""
+    return numba.carray(_to_words(address), (count,))
+
+
+@numba.njit(inline="always")
+def floats(address: int, rows: int, width: int) -> Any:
+    """The float32 array [rows, width] at that address."""
+    return numba.carray(pointer(address), (rows, width))
+
+
+@intrinsic
+def add_up(_typing: Any, address: Any, amount: Any) -> Any:
+    """Adds to the whole number at the address, atomically; gives what it was."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
+        return builder.atomic_rmw("add", builder.inttoptr(given[0], WORD.as_pointer()), given[1], "seq_cst")
+
+    return types.intp(types.intp, types.intp), generate
+
+
+@intrinsic
+def look(_typing: Any, address: Any) -> Any:
+    """The whole number at the address, as other threads have left it, after a breath."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
+        if platform.machine() in {"x86_64", "AMD64"}:
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
+        return builder.load_atomic(builder.inttoptr(given[0], WORD.as_pointer()), "seq_cst", 8)
+
+    return types.intp(types.intp), generate
+
+
+@intrinsic
+def dot(_typing: Any, one: Any, two: Any, count: Any) -> Any:
+    """The float32 sum of products of two rows of `count` floats, a multiple of 16."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
+        one, two, count = given
+        total = cgutils.alloca_once_value(builder, ZEROS)
+        with cgutils.for_range(builder, builder.sdiv(count, WORD(LANES))) as loop:
+            left, right = (vector(builder, at(builder, base, loop.index, 4 * LANES), ir.FloatType()) for base in (one, two))
+            builder.store(fused(builder, left, right, builder.load(total)), total)
+        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), FLOATS])
+        sum_ = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
+        return builder.call(sum_, [ir.Constant(ir.FloatType(), -0.0), builder.load(total)], fastmath=("reassoc",))
+
+    return types.float32(types.intp, types.intp, types.intp), generate
+
+
+@intrinsic
+def mix(_typing: Any, shares: Any, rows: Any, stride: Any, count: Any, out: Any, lanes: Any) -> Any:  # noqa: PLR0917
+    """out[:lanes] += the sum of `count` rows, each times its share. stride: floats between rows; lanes: of 16, 32 or 64."""
+
+    def generate(context: Any, builder: Any, _signature: Any, given: Any) -> Any:
+        *rest, lanes = given
+        end = builder.append_basic_block("end")
+        chosen = builder.switch(lanes, end)
+        for vectors_ in (1, 2, 4):
+            begin = builder.append_basic_block(f"lanes{vectors_ * LANES}")
+            chosen.add_case(WORD(vectors_ * LANES), begin)
+            builder.position_at_end(begin)
+            _write_mix(builder, vectors_, rest)
+            builder.branch(end)
+        builder.position_at_end(end)
+        return context.get_dummy_value()
+
+    return types.void(types.intp, types.intp, types.intp, types.intp, types.intp, types.intp), generate
+
+
+def _write_mix(builder: Any, count: int, given: Any) -> None:
+    shares, rows, stride, tokens, out = given
+    places = [builder.add(out, WORD(4 * LANES * n)) for n in range(count)]
+    sums = [cgutils.alloca_once_value(builder, vector(builder, place, ir.FloatType())) for place in places]
+    with cgutils.for_range(builder, tokens) as loop:
+        share = splat(builder, number(builder, at(builder, shares, loop.index, 4)))
+        row = at(builder, rows, builder.mul(loop.index, stride), 4)
+        for n in range(count):
+            held = vector(builder, builder.add(row, WORD(4 * LANES * n)), ir.FloatType())
+            builder.store(fused(builder, held, share, builder.load(sums[n])), sums[n])
+    for place, total in zip(places, sums, strict=True):
+        store(builder, builder.load(total), place)
