@@ -41,14 +41,18 @@ def _exp_into(scores: Array, bits: Array, count: int, top: float) -> float:
 
 
 @numba.njit(**_FLAGS)
-def _dot(one: int, two: int, width: int) -> float:
-    whole = width // LANES * LANES
-    total = vectors.dot(one, two, whole)
-    if whole < width:
-        left, right = vectors.floats(one, 1, width), vectors.floats(two, 1, width)
-        for d in range(whole, width):
-            total += left[0, d] * right[0, d]
-    return total
+def _dots(queries: int, group: int, keys: int, count: int, width: int, out: int, stride: int, asked: int, too: int) -> None:  # noqa: PLR0917
+    """See `vectors.dots`; any width."""
+    if width % LANES == 0 and width <= LANES * vectors.MOST_PIECES:
+        vectors.dots(queries, group, keys, count, width // LANES, out, stride, asked, too)
+        return
+    left, right, scores = vectors.floats(queries, group, width), vectors.floats(keys, count, width), vectors.floats(out, group, stride)
+    for n in range(count):
+        for g in range(group):
+            total = np.float32(0)
+            for d in range(width):
+                total += left[g, d] * right[n, d]
+            scores[g, n] = total
 
 
 @numba.njit(**_FLAGS)
@@ -97,11 +101,15 @@ def attend_few(  # noqa: PLR0917
         visible = length - (end - 1 - t)
         low = max(0, visible - window) if window > 0 else 0
         query = queries + (t * heads + head * group) * width * 4
-        for index in range(low // block, (visible + block - 1) // block):
-            line = keys + (np.intp(table[index]) * kv_heads + head) * block * width * 4
-            for at in range(max(low, index * block), min(visible, (index + 1) * block)):
-                for g in range(group):
-                    held[g, at - low] = _dot(query + g * width * 4, line + (at - index * block) * width * 4, width)
+        last_block = (visible - 1) // block
+        for index in range(low // block, last_block + 1):
+            first, last = max(low, index * block), min(visible, (index + 1) * block)
+            row = (np.intp(table[index]) * kv_heads + head) * block + first - index * block
+            following = (np.intp(table[min(index + 1, last_block)]) * kv_heads + head) * block
+            _dots(
+                query, group, keys + row * width * 4, last - first, width, scratch + (first - low) * 4, length,
+                keys + following * width * 4, values + row * width * 4,
+            )  # fmt: skip
         for g in range(group):
             top = _cap(held[g], visible - low, scale, softcap)
             weight = np.float32(1) / _exp_into(held[g], bits, visible - low, top)

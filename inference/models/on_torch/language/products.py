@@ -55,7 +55,9 @@ def _write_block(builder: Any, rows: int, given: Any) -> None:
     k.add_incoming(WORD(0), before)
     sums = [[builder.phi(FLOATS) for _ in range(HALVES)] for _ in range(rows)]
     line = at(builder, weights, k, 4 * PANEL)
-    vectors.prefetch(builder, builder.add(asked, builder.mul(k, step)))
+    ahead = builder.add(asked, builder.mul(k, step))
+    vectors.prefetch(builder, ahead)
+    vectors.prefetch(builder, builder.add(ahead, WORD(64)))
     held = [vectors.vector(builder, builder.add(line, WORD(4 * LANES * n)), ir.FloatType()) for n in range(HALVES)]
     following = builder.add(k, WORD(1))
     k.add_incoming(following, body)

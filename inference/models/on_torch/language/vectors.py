@@ -15,6 +15,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 LANES = 16
+MOST_PIECES = 8  # of 16 floats, in a row that `dots` takes
 FLOATS = ir.VectorType(ir.FloatType(), LANES)
 INTS = ir.VectorType(ir.IntType(32), LANES)
 WORD = ir.IntType(64)
@@ -155,20 +156,52 @@ def look(_typing: Any, address: Any) -> Any:
 
 
 @intrinsic
-def dot(_typing: Any, one: Any, two: Any, count: Any) -> Any:
-    """The float32 sum of products of two rows of `count` floats, a multiple of 16."""
+def dots(  # noqa: PLR0917
+    _typing: Any, queries: Any, group: Any, keys: Any, count: Any, pieces: Any, out: Any, out_stride: Any, asked: Any,
+    asked_too: Any,
+) -> Any:  # fmt: skip
+    """out[g, n] = the sum of products of row g of `queries` with row n of `keys`, n < count; rows of `pieces` times 16
+    floats, 1 to 8. out_stride: floats. asked, asked_too: addresses of `count` rows more that will be needed soon.
+    """
 
-    def generate(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
-        one, two, count = given
-        total = cgutils.alloca_once_value(builder, ZEROS)
-        with cgutils.for_range(builder, builder.sdiv(count, WORD(LANES))) as loop:
-            left, right = (vector(builder, at(builder, base, loop.index, 4 * LANES), ir.FloatType()) for base in (one, two))
-            builder.store(fused(builder, left, right, builder.load(total)), total)
-        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), FLOATS])
-        sum_ = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
-        return builder.call(sum_, [ir.Constant(ir.FloatType(), -0.0), builder.load(total)], fastmath=("reassoc",))
+    def generate(context: Any, builder: Any, _signature: Any, given: Any) -> Any:
+        queries, group, keys, count, pieces, *rest = given
+        end = builder.append_basic_block("end")
+        chosen = builder.switch(pieces, end)
+        for number_ in range(1, MOST_PIECES + 1):
+            begin = builder.append_basic_block(f"pieces{number_}")
+            chosen.add_case(WORD(number_), begin)
+            builder.position_at_end(begin)
+            _write_dots(builder, number_, queries, group, keys, count, *rest)
+            builder.branch(end)
+        builder.position_at_end(end)
+        return context.get_dummy_value()
 
-    return types.float32(types.intp, types.intp, types.intp), generate
+    return types.void(*(types.intp,) * 9), generate
+
+
+def _write_dots(  # noqa: PLR0917
+    builder: Any, pieces: int, queries: Any, group: Any, keys: Any, count: Any, out: Any, out_stride: Any, asked: Any,
+    asked_too: Any,
+) -> None:  # fmt: skip
+    size = 4 * LANES * pieces
+    kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), FLOATS])
+    total = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32")
+    with cgutils.for_range(builder, count) as token:
+        line = at(builder, keys, token.index, size)
+        held = [vector(builder, builder.add(line, WORD(4 * LANES * n)), ir.FloatType()) for n in range(pieces)]
+        for ahead in (asked, asked_too):
+            for n in range(pieces):
+                prefetch(builder, builder.add(at(builder, ahead, token.index, size), WORD(4 * LANES * n)))
+        with cgutils.for_range(builder, group) as row:
+            query = at(builder, queries, row.index, size)
+            found = None
+            for n in range(pieces):
+                own = vector(builder, builder.add(query, WORD(4 * LANES * n)), ir.FloatType())
+                found = builder.fmul(own, held[n]) if found is None else fused(builder, own, held[n], found)
+            value = builder.call(total, [ir.Constant(ir.FloatType(), -0.0), found], fastmath=("reassoc",))
+            place = at(builder, out, builder.add(builder.mul(row.index, out_stride), token.index), 4)
+            builder.store(value, builder.inttoptr(place, ir.FloatType().as_pointer()))
 
 
 @intrinsic
