@@ -23,7 +23,16 @@ _FLAGS: Any = {"nogil": True, "fastmath": _FAST, "error_model": "numpy"}
 
 @vectors.apart("i" * 9 + "f", fastmath=_FAST)
 def add_and_norm(  # noqa: PLR0917
-    hidden: int, added: int, weight: int, summed: int, normed: int, width: int, wanted: int, first: int, last: int, eps: float
+    hidden: int,
+    added: int,
+    weight: int,
+    summed: int,
+    normed: int,
+    width: int,
+    wanted: int,
+    first: int,
+    last: int,
+    eps: float,
 ) -> None:
     """Summed = hidden + added (where that is not 0); normed = its RMS norm times `weight`, for rows first to last of the
     results. All float32 [T, width], weight [width]; wanted: 0, or int64: from which rows they come.
@@ -32,8 +41,11 @@ def add_and_norm(  # noqa: PLR0917
     for row in range(first, last):
         source = vectors.words(wanted, last)[row] if wanted else row
         one = vectors.floats(hidden + source * width * 4, 1, width)[0]
-        two = vectors.floats((added if added else hidden) + source * width * 4, 1, width)[0]
-        sums, out = vectors.floats(summed + row * width * 4, 1, width)[0], vectors.floats(normed + row * width * 4, 1, width)[0]
+        two = vectors.floats((added or hidden) + source * width * 4, 1, width)[0]
+        sums, out = (
+            vectors.floats(summed + row * width * 4, 1, width)[0],
+            vectors.floats(normed + row * width * 4, 1, width)[0],
+        )
         total = np.float32(0)
         for d in range(width):
             value = one[d] + two[d] if added else one[d]
@@ -76,7 +88,10 @@ def _rotate_row(  # noqa: PLR0917
 ) -> None:  # fmt: skip
     source = vectors.floats(mixed + row * (heads + 2 * kv_heads) * width * 4, heads + 2 * kv_heads, width)
     queries = vectors.floats(queries_ + row * heads * width * 4, heads, width)
-    near, far = vectors.floats(cosine + place * half * 4, 1, half)[0], vectors.floats(sine + place * half * 4, 1, half)[0]
+    near, far = (
+        vectors.floats(cosine + place * half * 4, 1, half)[0],
+        vectors.floats(sine + place * half * 4, 1, half)[0],
+    )
     for h in range(heads + kv_heads):
         in_cache = ((slot // block * kv_heads + h - heads) * block + slot % block) * width * 4
         target = queries[h] if h < heads else vectors.floats(keys + in_cache, 1, width)[0]

@@ -99,8 +99,7 @@ class DecodeGraphs:
             starts=every,
             lengths=zeros(size, dtype=torch.int32),
             spans=[],
-            short=zeros(0),
-            long=[],
+            is_compiled=False,
             tiles=torch.stack((every[:-1], torch.zeros_like(every[:-1])), dim=1).contiguous(),
             tile_tokens=tokens,
         )

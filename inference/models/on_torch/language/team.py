@@ -4,7 +4,7 @@ Within the function they wait for each other by looking (and, after a while, by 
 hundred barriers, and waking a thread costs as much as a small layer. Between functions the others sleep.
 """
 
-# mypy: disable-error-code="misc, no-untyped-call, untyped-decorator"
+# mypy: disable-error-code="misc, no-untyped-call, untyped-decorator, call-arg, var-annotated, unreachable"
 from __future__ import annotations
 
 import ctypes
@@ -52,8 +52,12 @@ class Team:
         self._jobs: list[SimpleQueue[tuple[Any, ...] | None]] = [SimpleQueue() for _ in range(members - 1)]
         self._done = threading.Semaphore(0)
         self._turn = threading.Lock()
-        for number, jobs in enumerate(self._jobs, 1):
-            threading.Thread(target=_serve, args=(number, jobs, self._done), daemon=True, name=f"team-{number}").start()
+        self.threads = [
+            threading.Thread(target=_serve, args=(number, jobs, self._done), daemon=True, name=f"team-{number}")
+            for number, jobs in enumerate(self._jobs, 1)
+        ]
+        for thread in self.threads:
+            thread.start()
 
     def run(self, function: Any, *args: Any) -> None:
         """Each member calls function(member, members, place of the barrier, *args); returns when all have. It must not

@@ -2,7 +2,8 @@
 machine has (AVX2, AVX-512, NEON). Addresses are whole numbers.
 """
 
-# mypy: disable-error-code="misc, no-untyped-call, untyped-decorator, no-any-return, call-arg, import-untyped"
+# ruff: noqa: ARG001 (what an intrinsic is given, the code that it generates reads)
+# mypy: disable-error-code="misc, no-untyped-call, untyped-decorator, no-any-return, call-arg, import-untyped, attr-defined"
 from __future__ import annotations
 
 import platform
@@ -51,7 +52,7 @@ def splat(builder: Any, value: Any) -> Any:
 
 
 def fused(builder: Any, one: Any, two: Any, added: Any) -> Any:
-    """one * two + added, rounded once."""
+    """One * two + added, rounded once."""
     kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
     return builder.call(
         cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32"), [one, two, added]
@@ -92,7 +93,7 @@ _kept: list[Any] = []
 def pointer(_typing: Any, _address: Any) -> Any:
     """To the float32 at that address, for numba.carray."""
 
-    def generate(_context: Any, builder: Any, signature: Any, given: Any) -> Any:
+    def generate(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
         return builder.inttoptr(given[0], ir.FloatType().as_pointer())
 
     return types.CPointer(types.float32)(types.intp), generate
@@ -100,7 +101,7 @@ def pointer(_typing: Any, _address: Any) -> Any:
 
 @intrinsic
 def _to_ints(_typing: Any, _address: Any) -> Any:
-    def generate(_context: Any, builder: Any, signature: Any, given: Any) -> Any:
+    def generate(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
         return builder.inttoptr(given[0], ir.IntType(32).as_pointer())
 
     return types.CPointer(types.int32)(types.intp), generate
@@ -108,7 +109,7 @@ def _to_ints(_typing: Any, _address: Any) -> Any:
 
 @intrinsic
 def _to_words(_typing: Any, _address: Any) -> Any:
-    def generate(_context: Any, builder: Any, signature: Any, given: Any) -> Any:
+    def generate(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
         return builder.inttoptr(given[0], WORD.as_pointer())
 
     return types.CPointer(types.int64)(types.intp), generate
@@ -236,3 +237,13 @@ def _write_mix(builder: Any, count: int, given: Any) -> None:
             builder.store(fused(builder, held, share, builder.load(sums[n])), sums[n])
     for place, total in zip(places, sums, strict=True):
         store(builder, builder.load(total), place)
+
+
+@numba.njit(nogil=True, error_model="numpy")
+def add_bias(out: int, bias: int, rows: int, outputs: int, first: int, last: int) -> None:  # noqa: PLR0917
+    """Adds it, where it is not 0, to columns first to last of out [rows, outputs]. Addresses."""
+    if bias:
+        whole, added = floats(out, rows, outputs), floats(bias, 1, outputs)
+        for row in range(rows):
+            for column in range(first, last):
+                whole[row, column] += added[0, column]

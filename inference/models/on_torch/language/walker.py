@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from inference.models.on_torch.language import attention, program, team
+from inference.models.on_torch.language import attention, kernels, program, team
 from inference.models.on_torch.language.packed import Form
 from inference.models.on_torch.language.panels import Panelled
 from inference.models.on_torch.language.program import MOST_FORMS, Op
@@ -96,7 +96,7 @@ class Walker:
     def _room(self, members: int, longest: int) -> NDArray[np.int64]:
         """Addresses of each member's scratch."""
         spec = self._decoder.spec
-        needed = program.kernels.scratch_floats(spec.heads // spec.kv_heads, spec.head_width, longest)
+        needed = kernels.scratch_floats(spec.heads // spec.kv_heads, spec.head_width, longest)
         needed = max(needed, spec.inner)
         if len(self._scratch) < members or self._scratch[0].numel() < needed:
             self._scratch = [torch.empty(2 * needed) for _ in range(members)]
@@ -110,7 +110,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, batch: Batch, shape: S
     (_, heads, width), (_, kv_heads, block, _) = queries.shape, keys.shape
     op = np.array([Op.ATTEND, *(one.data_ptr() for one in (queries, keys, values, out)), shape.window], np.int64)
     starts, lengths, order, many = _tasks(batch.starts, batch.lengths)
-    needed = program.kernels.scratch_floats(heads // kv_heads, width, int(lengths.max()))
+    needed = kernels.scratch_floats(heads // kv_heads, width, int(lengths.max()))
     scratch = [torch.empty(needed) for _ in range(crew.members)]
     crew.run(
         program.attend_together, op, shape.scale, shape.softcap, np.array([heads, kv_heads, block, width]), starts, lengths,
@@ -153,11 +153,15 @@ class _Writer:
         self.ops.append(row + [0] * (FIELDS - len(row)))
         self.numbers.append(numbers)
 
-    def norm(self, hidden: Tensor, added: Tensor | int, weight: Tensor, summed: Tensor, normed: Tensor, *, wanted: int = 0) -> None:  # noqa: PLR0917
+    def norm(
+        self, hidden: Tensor, added: Tensor | int, weight: Tensor, summed: Tensor, normed: Tensor, *, wanted: int = 0
+    ) -> None:
         width = weight.shape[0]
         self.add(Op.NORM, hidden, added, weight, summed, normed, width, wanted, numbers=(self._eps, 0.0))
 
-    def product(self, weight: Weight, x: Tensor, out: Tensor | int, bias: Tensor | None = None, *, wanted: int = 0) -> None:
+    def product(
+        self, weight: Weight, x: Tensor, out: Tensor | int, bias: Tensor | None = None, *, wanted: int = 0
+    ) -> None:
         fields = (x, out, 0 if bias is None else bias)
         if isinstance(weight, Panelled):
             self.add(Op.PRODUCT, weight.weights, *fields, weight.inputs, weight.outputs, wanted)
