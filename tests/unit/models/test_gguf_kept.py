@@ -10,8 +10,9 @@ from inference.errors import Rejected
 from inference.models.on_torch import gguf_blocks
 from inference.models.on_torch.gguf_weights import GgufWeights
 from inference.models.on_torch.language import TorchLanguageModel
+from inference.models.on_torch.language.packed import MANY_ROWS
 from inference.models.on_torch.language.panels import Panelled
-from inference.models.on_torch.language.quantised import MANY_ROWS, Beside, Quantised, kept
+from inference.models.on_torch.language.quantised import Beside, Quantised, kept
 from inference.models.on_torch.language.weights import SafetensorsWeights
 from inference.protocol.settings import GenerationSettings
 from tests.support import decoders, gguf_files

@@ -8,7 +8,8 @@ import torch
 from inference.errors import Rejected
 from inference.generation import perplexity
 from inference.models.on_torch.language import TorchLanguageModel
-from inference.models.on_torch.language.quantised import MANY_ROWS, Quantised, quantise
+from inference.models.on_torch.language.packed import MANY_ROWS
+from inference.models.on_torch.language.quantised import Quantised, quantise
 from inference.models.on_torch.language.weights import SafetensorsWeights
 from inference.protocol.settings import GenerationSettings
 from tests.support.decoders import BLOCK, BLOCKS, Text, expected, made, random_tokens, step_of

@@ -18,11 +18,12 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from inference.models.on_torch.language import vectors
+from inference.models.on_torch.language import products, vectors
 from inference.models.on_torch.language.vectors import FLOATS, INTS, LANES, at, fused, prefetch, splat, vector
 
 Array = np.ndarray[Any, Any]
 PANEL = 32  # outputs that lie together
+MANY_ROWS = 24  # from so many on, a panel is unpacked once for all of them
 AHEAD = 2048  # bytes: how far before their use weights are asked for
 _FLAGS: Any = {"nogil": True, "error_model": "numpy"}
 _SCALE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -199,43 +200,6 @@ def _through_of(form: Form) -> Any:
     return through
 
 
-@cache
-def share_of(form: Form) -> Any:
-    """A compiled function: one member's part, some of the panels, of x [rows, inputs] times packed weights, plus the
-    bias, into out [rows, outputs]. All are addresses; bias may be 0.
-    """
-    through, at_once, line = _through_of(form), 8 // form.bits, form.line
-
-    @vectors.apart("i" * 11)
-    def share(  # noqa: PLR0917
-        member: int, members: int, weights: int, scales: int, x: int, out: int, bias: int, rows: int, inputs: int,
-        outputs: int, groups: int,
-    ) -> None:  # fmt: skip
-        panels = (outputs + PANEL - 1) // PANEL
-        first, last = panels * member // members, panels * (member + 1) // members
-        for panel in range(first, last):
-            held, factors = weights + panel * (inputs // at_once) * PANEL, scales + panel * groups * line
-            through(held, factors, x, out, rows, inputs, outputs, panel, inputs // groups)
-        vectors.add_bias(out, bias, rows, outputs, first * PANEL, min(outputs, last * PANEL))
-
-    return share
-
-
-@cache
-def together_of(form: Form) -> Any:
-    """`share_of`, without a bias, for a team."""
-    share = share_of(form)
-
-    @numba.njit(numba.void(*(numba.intp,) * 11), **_FLAGS)
-    def together(  # noqa: PLR0917
-        member: int, members: int, _place: int, weights: int, scales: int, x: int, out: int, rows: int, inputs: int,
-        outputs: int, groups: int,
-    ) -> None:  # fmt: skip
-        share(member, members, weights, scales, x, out, 0, rows, inputs, outputs, groups)
-
-    return together
-
-
 def _unpack_code(form: Form) -> Any:
     """A compiled function: one panel as floats, out [inputs, 32 of out_stride]."""
 
@@ -270,6 +234,50 @@ def _write_unpack(builder: Any, form: Form, given: Any) -> None:
                     place = at(builder, out, builder.add(builder.mul(row, out_stride), word(n * LANES)), 4)
                     kind = builder.inttoptr(place, FLOATS.as_pointer())
                     builder.store(_weights(builder, unpacked[part], factors[n]), kind, align=4)
+
+
+@cache
+def share_of(form: Form) -> Any:
+    """A compiled function: one member's part, some of the panels, of x [rows, inputs] times packed weights, plus the
+    bias, into out [rows, outputs]. All are addresses; bias may be 0.
+    """
+    through, unpack, at_once, line = _through_of(form), _unpack_code(form), 8 // form.bits, form.line
+
+    @vectors.apart("i" * 11)
+    def share(  # noqa: PLR0917
+        member: int, members: int, weights: int, scales: int, x: int, out: int, bias: int, rows: int, inputs: int,
+        outputs: int, groups: int,
+    ) -> None:  # fmt: skip
+        panels = (outputs + PANEL - 1) // PANEL
+        first, last = panels * member // members, panels * (member + 1) // members
+        is_many = rows >= MANY_ROWS
+        plain = np.empty((inputs if is_many else 0, PANEL), np.float32)
+        near = np.intp(plain.ctypes.data)
+        for panel in range(first, last):
+            held, factors = weights + panel * (inputs // at_once) * PANEL, scales + panel * groups * line
+            if is_many:
+                unpack(held, factors, near, PANEL, inputs, inputs // groups)
+                products.through_panel(near, near, x, out, rows, inputs, outputs, panel)
+                continue
+            through(held, factors, x, out, rows, inputs, outputs, panel, inputs // groups)
+        vectors.add_bias(out, bias, rows, outputs, first * PANEL, min(outputs, last * PANEL))
+
+    return share
+
+
+@cache
+def together_of(form: Form) -> Any:
+    """`share_of`, without a bias, for a team."""
+    share = share_of(form)
+
+    @numba.njit(numba.void(*(numba.intp,) * 11), **_FLAGS)
+    def together(  # noqa: PLR0917
+        member: int, members: int, _place: int, weights: int, scales: int, x: int, out: int, rows: int, inputs: int,
+        outputs: int, groups: int,
+    ) -> None:  # fmt: skip
+        share(member, members, weights, scales, x, out, 0, rows, inputs, outputs, groups)
+
+    return together
 
 
 @cache

@@ -94,12 +94,13 @@ def block(  # noqa: PLR0917
 
 
 @numba.njit(**_FLAGS)
-def through_panel(weights: int, x: int, out: int, rows: int, inputs: int, outputs: int, panel: int) -> None:  # noqa: PLR0917
-    """`rows` rows times one panel. weights, x, out: addresses of the arrays, [panels, inputs, 32], [rows, inputs] and
-    [rows, outputs].
+def through_panel(  # noqa: PLR0917
+    held: int, following: int, x: int, out: int, rows: int, inputs: int, outputs: int, panel: int
+) -> None:
+    """`rows` rows times one panel, the weights at `held`. following: as many bytes, which will be needed next. x, out:
+    addresses of the arrays, [rows, inputs] and [rows, outputs].
     """
-    size = inputs * PANEL * 4
-    held, width = weights + panel * size, min(PANEL, outputs - panel * PANEL)
+    size, width = inputs * PANEL * 4, min(PANEL, outputs - panel * PANEL)
     rest = np.empty((MOST if width < PANEL else 0, PANEL), np.float32)
     blocks, done = (rows + MOST - 1) // MOST, 0
     step = max(1, PANEL * 4 // (blocks * PARTS))
@@ -109,7 +110,7 @@ def through_panel(weights: int, x: int, out: int, rows: int, inputs: int, output
         if width < PANEL:
             there, stride = np.intp(rest.ctypes.data), PANEL
         for part in range(PARTS):
-            asked = held + size + (number * PARTS + part) * (size // (blocks * PARTS))
+            asked = following + (number * PARTS + part) * (size // (blocks * PARTS))
             aside = part * HALVES * LANES * 4
             block(count, held + aside, asked, step, x + done * inputs * 4, inputs, there + aside, stride, inputs)
         if width < PANEL:
@@ -133,7 +134,8 @@ def share(  # noqa: PLR0917
     for row in range(0, rows, chunk):
         here, there, count = x + row * inputs * 4, out + row * outputs * 4, min(chunk, rows - row)
         for panel in range(first, last):
-            through_panel(weights, here, there, count, inputs, outputs, panel)
+            held = weights + panel * inputs * PANEL * 4
+            through_panel(held, held + inputs * PANEL * 4, here, there, count, inputs, outputs, panel)
     vectors.add_bias(out, bias, rows, outputs, first * PANEL, min(outputs, last * PANEL))
 
 

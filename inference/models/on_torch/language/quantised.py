@@ -22,7 +22,6 @@ PANEL = 32  # outputs whose weights lie together
 GROUPS = {8: 64, 4: 32}  # inputs that share a scale
 # Shares of a group's least and largest weight.
 RANGES = ((1.0, 1.0), (0.92, 0.92), (0.92, 1.0), (1.0, 0.92), (0.84, 0.84))
-MANY_ROWS = 192  # from so many rows on, a product with weights made dense costs less than one with packed ones
 TINY = 1e-30
 
 
@@ -50,7 +49,7 @@ class Quantised:
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """[rows, outputs]: x [rows, inputs] times the weights, plus the bias, in x's dtype."""
-        if x.device.type != "cpu" or len(x) >= MANY_ROWS:
+        if x.device.type != "cpu":
             found = x @ self.dense().to(x.dtype)
             return found if bias is None else found.add_(bias)
         from inference.models.on_torch.language import packed, team
@@ -64,8 +63,7 @@ class Quantised:
 
     def compile(self) -> None:
         """Compiles what `product` runs, which takes seconds, so that no step waits for it."""
-        for rows in (1, MANY_ROWS):
-            self.product(torch.zeros(rows, self.inputs, device=self.weights.device), None)
+        self.product(torch.zeros(1, self.inputs, device=self.weights.device), None)
 
     def dense(self) -> Tensor:
         """Float32 [inputs, outputs], on the weights' device."""

@@ -11,7 +11,7 @@ from inference.models.on_torch.language import attention, kernels, program, team
 from inference.models.on_torch.language.packed import Form
 from inference.models.on_torch.language.panels import Panelled
 from inference.models.on_torch.language.program import MOST_FORMS, Op
-from inference.models.on_torch.language.quantised import MANY_ROWS, Quantised
+from inference.models.on_torch.language.quantised import Quantised
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,9 +62,8 @@ class Walker:
         return plain and are_known and decoder.spec.activation != "gelu" and len(_forms(every)) <= MOST_FORMS
 
     def can(self, step: Step) -> bool:
-        """Whether this step is a program: not with adapters, nor with so many rows that packed weights are made dense."""
-        adapted = step.adapters is not None and bool(step.adapters.any())
-        return not adapted and (not self._forms or len(step.tokens) < MANY_ROWS)
+        """Whether this step is a program: not with adapters, whose products come between."""
+        return step.adapters is None or not bool(step.adapters.any())
 
     def reserve(self, rows: int) -> None:
         """Room for steps of so many rows: new buffers, and the table with their addresses."""
