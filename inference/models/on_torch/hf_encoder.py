@@ -41,6 +41,8 @@ MAX_BATCH = 32
 FALLBACK_TOKENS = 512
 # Attention is computed row by row where rows are packed; with short rows that costs more than a little padding does.
 PACKED_FROM_TOKENS = 48
+# More lanes than a replica's share of the cores: lanes wait for nobody, so what neighbours leave idle is used.
+MOST_LANES = 4
 LEGACY_NAMES = {".gamma": ".weight", ".beta": ".bias"}
 # What could make transformers fetch or run something that is not its own.
 DROPPED_KEYS = {"auto_map", "custom_code", "attn_implementation", "quantization_config", "use_kernels"}
@@ -73,7 +75,14 @@ def load(context: LoadContext) -> EncoderModel:
     model.bucket_lengths = sorted(context.settings.bucket_lengths)
     if task != hf.CLASSIFICATION and context.device == "cpu" and not model.bucket_lengths:
         model.packed = packing.proven(network, tokenizer.pad_id, encoder.max_tokens or FALLBACK_TOKENS)
+        if model.packed and context.settings.instances == 1:
+            model.lanes = _lanes(context.threads)
+            torch.set_num_threads(1)
     return model
+
+
+def _lanes(threads: int) -> int:
+    return max(threads, min(MOST_LANES, len(os.sched_getaffinity(0))))
 
 
 class EncoderModel:
@@ -87,6 +96,7 @@ class EncoderModel:
         self._head = head
         self._device = device
         self.signature = signature
+        self.lanes = 1
         self.packed: packing.Packed | None = None
         self.bucket_lengths: list[int] = []
 
