@@ -8,7 +8,7 @@ import pytest
 from inference.artifacts.manifest import RuntimeSettings
 from inference.errors import InvalidInput, Rejected
 from inference.models import LoadContext, load
-from inference.models.on_torch import packing
+from inference.models.on_torch import fused, packing
 from inference.runtime import warmup
 from inference.runtime.runner import Runner
 from tests.support import artifacts
@@ -93,7 +93,7 @@ def minilm(tmp_path_factory):
 
 def test_an_encoder_packs_its_rows_and_answers_as_with_padding(minilm):
     model = loaded("hf_encoder", minilm)
-    assert model.packed == packing.Packed(0, types=True)
+    assert isinstance(model.packed, fused.Fused)
     assert not model.pads
     texts = artifacts.texts("a", "a somewhat longer sentence about birds", "", "word " * 300)
     (prepared,) = model.prepare([{"text": texts}])
