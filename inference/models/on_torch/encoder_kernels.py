@@ -68,7 +68,7 @@ def _at(array: Array) -> int:
 
 @numba.njit(**_FLAGS)
 def _normalise(line: int, weight: int, bias: int, width: int, eps: float, out: int, summed: Any) -> None:  # noqa: PLR0917
-    """out = LayerNorm of the line, whose lanes were summed up already."""
+    """Out = LayerNorm of the line, whose lanes were summed up already."""
     count = np.float32(width)
     mean = splat(total(summed) / count)
     squares = splat(np.float32(0))
@@ -85,7 +85,7 @@ def embed(  # noqa: PLR0917
     ids: Array, places: Array, words: Array, positions: Array, types: Array, weight: Array, bias: Array, eps: float,
     out: Array,
 ) -> None:  # fmt: skip
-    """out [T, W] = LayerNorm(words[ids] + positions[places] + types)."""
+    """Out [T, W] = LayerNorm(words[ids] + positions[places] + types)."""
     width = words.shape[1]
     first, second, kind = _at(words), _at(positions), _at(types)
     for token in range(ids.shape[0]):
@@ -100,7 +100,7 @@ def embed(  # noqa: PLR0917
 
 
 def add_norm(x: Array, added: Array, weight: Array, bias: Array, eps: float, tokens: int, hidden: Array) -> None:  # noqa: PLR0917
-    """hidden [T, W] = LayerNorm(x + added + hidden), for that many tokens; x is written over."""
+    """Hidden [T, W] = LayerNorm(x + added + hidden), for that many tokens; x is written over."""
     width = x.shape[1]
     for token in range(tokens):
         line, held = _at(x) + 4 * width * token, _at(hidden) + 4 * width * token
@@ -113,7 +113,7 @@ def add_norm(x: Array, added: Array, weight: Array, bias: Array, eps: float, tok
 
 
 def add_gelu(x: Array, added: Array, tokens: int) -> None:
-    """x [T, F] = GELU(x + added), for that many tokens."""
+    """X [T, F] = GELU(x + added), for that many tokens."""
     width = x.shape[1]
     for token in range(tokens):
         line = _at(x) + 4 * width * token
@@ -123,7 +123,7 @@ def add_gelu(x: Array, added: Array, tokens: int) -> None:
 
 @numba.njit(**_FLAGS)
 def _queries(line: int, stride: int, bias: int, size: int, out: int) -> None:
-    """out [ROWS, size bytes] = the queries that begin at an address, with their bias."""
+    """Out [ROWS, size bytes] = the queries that begin at an address, with their bias."""
     for row in range(ROWS):
         for at in range(0, size, LINE):
             store(out + row * size + at, add(load(line + row * stride + at), load(bias + at)))
@@ -132,7 +132,7 @@ def _queries(line: int, stride: int, bias: int, size: int, out: int) -> None:
 def attend(  # noqa: PLR0917
     mixed: Array, keys: Array, bias: Array, starts: Array, scale: float, scores: Array, work: Array, out: Array
 ) -> None:
-    """out [T, W] = attention of each row over itself. mixed [T, 2 W and more]: queries without their bias [W], and values; keys
+    """Out [T, W] = attention of each row over itself. mixed [T, 2 W and more]: queries without their bias [W], and values; keys
     [W, T]: a column a token; starts [rows + 1]: where rows begin and end. Arrays of tokens have SLACK more behind the
     last, which are written over. For work: scores [ROWS, the longest row in whole tiles], work [ROWS, D + 2]; D is a
     multiple of WIDTH.

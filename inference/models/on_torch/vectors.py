@@ -24,9 +24,10 @@ _FLOATS, _WHOLES = ir.VectorType(_FLOAT, LANES), ir.VectorType(_WHOLE, LANES)
 _FAST = ("fast",)
 # 2 ** x for 0 <= x < 1, relative error 1e-7 (as in language.kernels).
 _POWER = (1.8775767e-3, 8.9893397e-3, 5.5826318e-2, 2.4015361e-1, 6.9315308e-1, 9.9999994e-1)
-# erf(x) = x * above(x * x) / below(x * x) for |x| <= ERF_END, absolute error 2e-8; beyond, erf is 1 in float32.
+# erf(x) = x * above(x * x) / below(x * x) for |x| <= ERF_END within 2e-7, and a little above 1 there, so that it can be
+# bounded by 1 exactly: else GELU of large negative numbers would not vanish. A fit by iterated least squares.
 ERF_END = 3.92
-_ERF_ABOVE = (2.0347270e-6, 2.8747998e-4, 3.8683608e-3, 5.3060584e-2, 1.9276485e-1, 1.12837899)
+_ERF_ABOVE = (2.03472735e-06, 2.87480029e-04, 3.86836146e-03, 5.30605930e-02, 1.92764883e-01, 1.12837918)
 _ERF_BELOW = (3.8070590e-5, 1.1881229e-3, 1.5172363e-2, 1.1508495e-1, 5.0416507e-1, 1.0)
 
 
@@ -132,7 +133,7 @@ def store(_typing: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic
-def store_one(_typing: Any, address: Any, value: Any) -> Any:
+def store_one(_typing: Any, address: Any, _value: Any) -> Any:
     """Puts one float32 at an address."""
 
     def generate(context: Any, builder: Any, _signature: Any, given: Any) -> Any:
@@ -150,25 +151,25 @@ def splat(_typing: Any, value: Any) -> Any:
 
 @intrinsic
 def add(_typing: Any, one: Any, two: Any) -> Any:
-    """one + two."""
+    """One + two."""
     return floats(one, two), lambda _context, builder, _signature, given: builder.fadd(*given)
 
 
 @intrinsic
 def sub(_typing: Any, one: Any, two: Any) -> Any:
-    """one - two."""
+    """One - two."""
     return floats(one, two), lambda _context, builder, _signature, given: builder.fsub(*given)
 
 
 @intrinsic
 def mul(_typing: Any, one: Any, two: Any) -> Any:
-    """one * two."""
+    """One * two."""
     return floats(one, two), lambda _context, builder, _signature, given: builder.fmul(*given)
 
 
 @intrinsic
 def fma(_typing: Any, one: Any, two: Any, added: Any) -> Any:
-    """one * two + added, rounded once."""
+    """One * two + added, rounded once."""
     return floats(one, two, added), lambda _context, builder, _signature, given: _fma(builder, *given)
 
 
@@ -180,7 +181,7 @@ def total(_typing: Any, value: Any) -> Any:
 
 @intrinsic
 def gelu(_typing: Any, value: Any) -> Any:
-    """value * (1 + erf(value / sqrt(2))) / 2, to float32's own precision."""
+    """Value * (1 + erf(value / sqrt(2))) / 2, to float32's own precision."""
 
     def generate(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
         x = _bounded(builder, builder.fmul(given[0], _all(0.7071067811865476)), -ERF_END, ERF_END)
@@ -189,7 +190,7 @@ def gelu(_typing: Any, value: Any) -> Any:
         # "fast" lets LLVM take the machine's reciprocal and refine it, which is a third of a division's time.
         erf = builder.fdiv(builder.fmul(x, above), below, flags=_FAST)
         half = builder.fmul(given[0], _all(0.5))
-        return _fma(builder, half, erf, half)
+        return _fma(builder, half, _bounded(builder, erf, -1.0, 1.0), half)
 
     return floats(value), generate
 
@@ -234,7 +235,7 @@ def _write_tile(  # noqa: PLR0917
 
 @intrinsic
 def shares(_typing: Any, scores: Any, stride: Any, size: Any, factors: Any) -> Any:
-    """scores [ROWS, size] = 2 ** (scores - their row's largest); factors [ROWS] = 1 / the rows' sums; by addresses.
+    """Scores [ROWS, size] = 2 ** (scores - their row's largest); factors [ROWS] = 1 / the rows' sums; by addresses.
 
     What follows in a row's last vector is worth nothing.
     """
