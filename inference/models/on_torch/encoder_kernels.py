@@ -15,14 +15,19 @@ import numpy as np
 from numba import float32, int64
 
 from inference.models.on_torch.vectors import (
+    HAS_WIDE,
     LINE,
+    PRODUCT_ROWS,
     ROWS,
+    UNROLLED,
     WIDTH,
     add,
+    address,
     fma,
     gelu,
     load,
     mul,
+    product_tile,
     shares,
     splat,
     store,
@@ -34,18 +39,20 @@ from inference.models.on_torch.vectors import (
 
 Array = np.ndarray[Any, Any]
 LOG2E = np.float32(1.4426950408889634)
-SLACK = max(ROWS, WIDTH)  # tokens that whole tiles may read or write beyond the last
+SLACK = max(PRODUCT_ROWS, ROWS, WIDTH)  # tokens that whole tiles may read or write beyond the last
 _FLAGS: Any = {"nogil": True, "error_model": "numpy"}
-_VECTOR, _MATRIX = float32[::1], float32[:, ::1]
+_VECTOR, _MATRIX, _PANELS = float32[::1], float32[:, ::1], float32[:, :, ::1]
+BLOCK_TOKENS = 98  # that go through a panel of weights together: both stay in a core's second cache
 
 
 class Kernels(NamedTuple):
-    """See the functions below, of the same names."""
+    """See the functions below, of the same names; multiply is None where torch multiplies better."""
 
     embed: Any
     attend: Any
     add_norm: Any
     add_gelu: Any
+    multiply: Any | None
 
 
 @cache
@@ -58,12 +65,16 @@ def compiled() -> Kernels:
         add_norm: (_MATRIX, _VECTOR, _VECTOR, _VECTOR, float32, int64, _MATRIX),
         add_gelu: (_MATRIX, _VECTOR, int64),
     }
-    return Kernels(*(numba.njit(numba.void(*kinds), **_FLAGS)(kernel) for kernel, kinds in made.items()))
+    return Kernels(*(_compiled(kernel, kinds) for kernel, kinds in made.items()), _multiply() if HAS_WIDE else None)
 
 
-@numba.njit(inline="always", **_FLAGS)
-def _at(array: Array) -> int:
-    return np.intp(array.ctypes.data)
+def _multiply() -> Any:
+    # Where registers are fewer or narrower, a library's product is the better one.
+    return _compiled(multiply, (_MATRIX, _PANELS, _MATRIX, int64))
+
+
+def _compiled(kernel: Any, kinds: tuple[Any, ...]) -> Any:
+    return numba.njit(numba.void(*kinds), **_FLAGS)(kernel)
 
 
 @numba.njit(**_FLAGS)
@@ -87,38 +98,38 @@ def embed(  # noqa: PLR0917
 ) -> None:  # fmt: skip
     """Out [T, W] = LayerNorm(words[ids] + positions[places] + types)."""
     width = words.shape[1]
-    first, second, kind = _at(words), _at(positions), _at(types)
+    first, second, kind = address(words), address(positions), address(types)
     for token in range(ids.shape[0]):
         word, position = first + 4 * width * ids[token], second + 4 * width * places[token]
-        line = _at(out) + 4 * width * token
+        line = address(out) + 4 * width * token
         summed = splat(np.float32(0))
         for at in range(0, 4 * width, LINE):
             value = add(add(load(word + at), load(kind + at)), load(position + at))
             summed = add(summed, value)
             store(line + at, value)
-        _normalise(line, _at(weight), _at(bias), width, eps, line, summed)
+        _normalise(line, address(weight), address(bias), width, eps, line, summed)
 
 
 def add_norm(x: Array, added: Array, weight: Array, bias: Array, eps: float, tokens: int, hidden: Array) -> None:  # noqa: PLR0917
     """Hidden [T, W] = LayerNorm(x + added + hidden), for that many tokens; x is written over."""
     width = x.shape[1]
     for token in range(tokens):
-        line, held = _at(x) + 4 * width * token, _at(hidden) + 4 * width * token
+        line, held = address(x) + 4 * width * token, address(hidden) + 4 * width * token
         summed = splat(np.float32(0))
         for at in range(0, 4 * width, LINE):
-            value = add(add(load(line + at), load(_at(added) + at)), load(held + at))
+            value = add(add(load(line + at), load(address(added) + at)), load(held + at))
             summed = add(summed, value)
             store(line + at, value)
-        _normalise(line, _at(weight), _at(bias), width, eps, held, summed)
+        _normalise(line, address(weight), address(bias), width, eps, held, summed)
 
 
 def add_gelu(x: Array, added: Array, tokens: int) -> None:
     """X [T, F] = GELU(x + added), for that many tokens."""
     width = x.shape[1]
     for token in range(tokens):
-        line = _at(x) + 4 * width * token
+        line = address(x) + 4 * width * token
         for at in range(0, 4 * width, LINE):
-            store(line + at, gelu(add(load(line + at), load(_at(added) + at))))
+            store(line + at, gelu(add(load(line + at), load(address(added) + at))))
 
 
 @numba.njit(**_FLAGS)
@@ -140,7 +151,7 @@ def attend(  # noqa: PLR0917
     depth = work.shape[1] - 2
     heads, wide, room, line = out.shape[1] // depth, 4 * out.shape[1], 4 * keys.shape[1], 4 * scores.shape[1]
     stride = 4 * mixed.shape[1]
-    score, query, scales = _at(scores), _at(work), _at(work) + 4 * ROWS * depth
+    score, query, scales = address(scores), address(work), address(work) + 4 * ROWS * depth
     for row in range(ROWS):
         store_one(scales + 4 * row, scale * LOG2E)
     factors = scales + 4 * ROWS
@@ -148,13 +159,33 @@ def attend(  # noqa: PLR0917
         begin, size = starts[row], starts[row + 1] - starts[row]
         for head in range(heads):
             place = 4 * head * depth
-            key = _at(keys) + head * depth * room + 4 * begin
-            value = _at(mixed) + stride * begin + wide + place
+            key = address(keys) + head * depth * room + 4 * begin
+            value = address(mixed) + stride * begin + wide + place
             for first in range(begin, begin + size, ROWS):
-                _queries(_at(mixed) + stride * first + place, stride, _at(bias) + place, 4 * depth, query)
+                _queries(address(mixed) + stride * first + place, stride, address(bias) + place, 4 * depth, query)
                 for at in range(0, 4 * size, 4 * WIDTH):
                     tile(query, 4 * depth, key + at, room, depth, scales, score + at, line)
                 shares(score, line, size, factors)
-                there = _at(out) + wide * first + place
+                there = address(out) + wide * first + place
                 for at in range(0, 4 * depth, 4 * WIDTH):
                     tile(score, line, value + at, stride, size, factors, there + at, wide)
+
+
+def multiply(x: Array, panels: Array, out: Array, tokens: int) -> None:
+    """Out [T, N and more] = x [T, K] times weights in panels [N / WIDTH, K, WIDTH], for that many tokens and up to SLACK
+    more. K is a multiple of UNROLLED. While one panel is used, the next one is fetched: that is what it gains over a
+    library's product, which packs the same weights again at each call.
+    """
+    depth, wide, line = panels.shape[1], 4 * x.shape[1], 4 * out.shape[1]
+    size = 4 * depth * WIDTH
+    for begin in range(0, tokens, BLOCK_TOKENS):
+        end = min(tokens, begin + BLOCK_TOKENS)
+        tiles = (end - begin + PRODUCT_ROWS - 1) // PRODUCT_ROWS
+        step = size // tiles * UNROLLED // depth + 1
+        for panel in range(panels.shape[0]):
+            weights = address(panels) + panel * size
+            for index in range(tiles):
+                token = begin + index * PRODUCT_ROWS
+                there = address(out) + line * token + 4 * WIDTH * panel
+                ahead = weights + size + index * (size // tiles)
+                product_tile(address(x) + wide * token, wide, weights, depth, there, line, ahead, step)

@@ -1,7 +1,7 @@
 """BERT and its kin as matrix products with kernels between them: packed rows on a CPU, in float32.
 
-The products are torch's own (oneMKL's); what lies between two of them is one kernel, which looks at memory once. Two
-biases need no look at all: a key's adds the same to all scores of a query, which softmax takes away again, and a value's
+What lies between two products is one kernel, which looks at memory once. The products themselves are torch's, or with
+AVX-512 our own: the weights of an encoder are small and used again at once, so they are packed only once. Two biases need no look at all: a key's adds the same to all scores of a query, which softmax takes away again, and a value's
 passes through the shares, which sum to one, so it is part of the next product's bias. Keys are computed a column a token,
 as attention reads them. Whether an architecture takes part is decided by the names of its weights, then by `proven`.
 """
@@ -45,17 +45,33 @@ class Norm:
 
 
 @dataclass(frozen=True, slots=True)
+class Product:
+    """Rows times a weight [K, N]: torch's, or the kernel's where it is given panels of it [N / 32, K, 32]."""
+
+    weight: torch.Tensor
+    panels: Any
+    multiply: Any
+
+    def into(self, x: torch.Tensor, out: torch.Tensor, tokens: int) -> None:
+        """Out [tokens, N and more] = x [tokens, K] times the weight; the kernel writes to the slack behind them too."""
+        if self.multiply is None:
+            torch.mm(x[:tokens], self.weight, out=out[:tokens, : self.weight.shape[1]])
+        else:
+            self.multiply(x.numpy(), self.panels, out.numpy(), tokens)
+
+
+@dataclass(frozen=True, slots=True)
 class Layer:
     """mixing: queries and values [W, 2 W]; keys [W, W]; back [W, W]; up [W, F]; down [F, W]; biases as numpy."""
 
-    mixing: torch.Tensor
+    mixing: Product
     keys: torch.Tensor
     query_bias: Any
-    back: torch.Tensor
+    back: Product
     attended: Norm
-    up: torch.Tensor
+    up: Product
     up_bias: Any
-    down: torch.Tensor
+    down: Product
     done: Norm
 
 
@@ -92,7 +108,10 @@ class Fused:
         self._eps = np.float32(config.layer_norm_eps)
         words, positions, types, weight, bias = (weights[f"embeddings.{name}"].numpy() for name in EMBEDDINGS)
         self._embeddings = (words, positions, types[0].copy(), weight, bias)
-        self._layers = [_layer(network.encoder.layer[index]) for index in range(int(config.num_hidden_layers))]
+        self._layers = [
+            _layer(network.encoder.layer[index], self._kernels.multiply)
+            for index in range(int(config.num_hidden_layers))
+        ]
         self._local = threading.local()
 
     def hidden(self, _network: Any, ids: Sequence[Ids]) -> list[torch.Tensor]:
@@ -123,20 +142,19 @@ class Fused:
             )
 
     def _attend(self, layer: Layer, work: Work, tokens: int, starts: Ids) -> None:
-        hidden, product = work.hidden[:tokens], work.product[:tokens]
-        torch.mm(hidden, layer.mixing, out=work.mixed[:tokens, : 2 * self._width])
-        torch.mm(layer.keys, hidden.t(), out=work.keys[:, :tokens])
+        layer.mixing.into(work.hidden, work.mixed, tokens)
+        torch.mm(layer.keys, work.hidden[:tokens].t(), out=work.keys[:, :tokens])
         self._kernels.attend(
             work.mixed.numpy(), work.keys.numpy(), layer.query_bias, starts, np.float32(1 / math.sqrt(self._depth)),
             work.scores.numpy(), work.queries.numpy(), work.attended.numpy(),
         )  # fmt: skip
-        torch.mm(work.attended[:tokens], layer.back, out=product)
+        layer.back.into(work.attended, work.product, tokens)
         self._normalise(layer.attended, work, tokens)
 
     def _transform(self, layer: Layer, work: Work, tokens: int) -> None:
-        torch.mm(work.hidden[:tokens], layer.up, out=work.middle[:tokens])
+        layer.up.into(work.hidden, work.middle, tokens)
         self._kernels.add_gelu(work.middle.numpy(), layer.up_bias, tokens)
-        torch.mm(work.middle[:tokens], layer.down, out=work.product[:tokens])
+        layer.down.into(work.middle, work.product, tokens)
         self._normalise(layer.done, work, tokens)
 
     def _normalise(self, norm: Norm, work: Work, tokens: int) -> None:
@@ -188,36 +206,32 @@ def _is_like_bert(config: Any, weights: Mapping[str, torch.Tensor]) -> bool:
         and not getattr(config, "is_decoder", False)
         and not rest
         and depth % (2 * LANES) == 0
-        and config.intermediate_size % LANES == 0
+        and config.intermediate_size % (2 * LANES) == 0
         and all(
             one.dtype == torch.float32 and one.device.type == "cpu" for name, one in weights.items() if name in wanted
         )
     )
 
 
-def _layer(layer: Any) -> Layer:
-    """The layer's weights as the products want them; its own become views of these, so that no weight lies there twice."""
+def _layer(layer: Any, multiply: Any) -> Layer:
     own, out, up, down = layer.attention.self, layer.attention.output, layer.intermediate.dense, layer.output
-    width = own.query.weight.shape[0]
-    mixing = torch.cat([own.query.weight.detach(), own.value.weight.detach()]).t().contiguous()
-    own.query.weight, own.value.weight = _held(mixing[:, :width].t()), _held(mixing[:, width:].t())
+    mixing = torch.cat([own.query.weight.detach(), own.value.weight.detach()])
     # in float64, since the sum over a row would else be rounded at each step
     passed = out.dense.weight.detach().double() @ own.value.bias.detach().double() + out.dense.bias.detach().double()
     return Layer(
-        mixing, own.key.weight.detach(), _numbers(own.query.bias),
-        _turned(out.dense), _norm(passed.float(), out.LayerNorm),
-        _turned(up), _numbers(up.bias), _turned(down.dense), _norm(down.dense.bias, down.LayerNorm),
+        _product(mixing, multiply), own.key.weight.detach(), _numbers(own.query.bias),
+        _product(out.dense.weight, multiply), _norm(passed.float(), out.LayerNorm),
+        _product(up.weight, multiply), _numbers(up.bias),
+        _product(down.dense.weight, multiply), _norm(down.dense.bias, down.LayerNorm),
     )  # fmt: skip
 
 
-def _turned(linear: Any) -> torch.Tensor:
-    held: torch.Tensor = linear.weight.detach().t().contiguous()
-    linear.weight = _held(held.t())
-    return held
-
-
-def _held(weight: torch.Tensor) -> torch.nn.Parameter:
-    return torch.nn.Parameter(weight, requires_grad=False)
+def _product(weight: torch.Tensor, multiply: Any) -> Product:
+    turned = weight.detach().t()
+    if multiply is None:
+        return Product(turned, None, None)
+    panels = turned.reshape(turned.shape[0], -1, 2 * LANES).transpose(0, 1).contiguous()
+    return Product(turned, panels.numpy(), multiply)
 
 
 def _norm(added: torch.Tensor, norm: Any) -> Norm:

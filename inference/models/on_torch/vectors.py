@@ -17,8 +17,11 @@ from numba.extending import intrinsic, models, register_model
 LANES = 16
 LINE = 4 * LANES  # bytes of one value
 WIDTH = 2 * LANES  # columns of a tile
+UNROLLED = 4
+HAS_WIDE = bool(llvm.get_host_cpu_features().get("avx512f"))
 # Rows of a tile: with two vectors of columns each, their sums fill the registers and no more.
-ROWS = 8 if llvm.get_host_cpu_features().get("avx512f") else 2
+ROWS = 8 if HAS_WIDE else 2
+PRODUCT_ROWS = 14 if HAS_WIDE else 2
 _FLOAT, _WORD, _WHOLE = ir.FloatType(), ir.IntType(64), ir.IntType(32)
 _FLOATS, _WHOLES = ir.VectorType(_FLOAT, LANES), ir.VectorType(_WHOLE, LANES)
 _FAST = ("fast",)
@@ -116,6 +119,17 @@ def _scalar(builder: Any, address: Any) -> Any:
 
 
 @intrinsic
+def address(_typing: Any, array: Any) -> Any:
+    """Where an array's elements begin."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        held = context.make_array(signature.args[0])(context, builder, given[0])
+        return builder.ptrtoint(held.data, _WORD)
+
+    return types.int64(array), generate
+
+
+@intrinsic
 def load(_typing: Any, address: Any) -> Any:
     """The sixteen floats at an address."""
     return floats(address), lambda _context, builder, _signature, given: _load(builder, given[0])
@@ -202,35 +216,77 @@ def tile(  # noqa: PLR0917
     """out[ROWS, WIDTH] = factors[ROWS] * (a[ROWS, depth] @ b[depth, WIDTH]), by addresses; strides of rows in bytes."""
 
     def generate(context: Any, builder: Any, _signature: Any, given: Any) -> Any:
-        _write_tile(builder, *given)
+        a, a_stride, b, b_stride, depth, factors, out, out_stride = given
+        sums = _products(builder, ROWS, a, a_stride, b, b_stride, depth)
+        for row, pair in enumerate(sums):
+            factor = _splat(builder, _scalar(builder, builder.add(factors, _WORD(4 * row))))
+            _store_pair(builder, [builder.fmul(one, factor) for one in pair], out, out_stride, row)
         return context.get_dummy_value()
 
     return types.void(a, a_stride, b, b_stride, depth, factors, out, out_stride), generate
 
 
-def _write_tile(  # noqa: PLR0917
-    builder: Any, a: Any, a_stride: Any, b: Any, b_stride: Any, depth: Any, factors: Any, out: Any, out_stride: Any
-) -> None:
-    sums = [[cgutils.alloca_once_value(builder, _all(0.0)) for _ in range(2)] for _ in range(ROWS)]
-    for pair in sums:  # a loop around this meets the same places again
-        for one in pair:
-            builder.store(_all(0.0), one)
-    lines = [builder.add(a, builder.mul(a_stride, _WORD(row))) for row in range(ROWS)]
-    with cgutils.for_range(builder, depth) as loop:
-        right = builder.add(b, builder.mul(loop.index, b_stride))
-        columns = [_load(builder, builder.add(right, _WORD(half * LINE))) for half in range(2)]
-        for row in range(ROWS):
-            left = _scalar(builder, builder.add(lines[row], builder.mul(loop.index, _WORD(4))))
-            spread = _splat(builder, left)
-            for half in range(2):
-                place = sums[row][half]
-                builder.store(_fma(builder, columns[half], spread, builder.load(place)), place)
-    for row in range(ROWS):
-        factor = _splat(builder, _scalar(builder, builder.add(factors, _WORD(4 * row))))
-        line = builder.add(out, builder.mul(out_stride, _WORD(row)))
-        for half in range(2):
-            value = builder.fmul(builder.load(sums[row][half]), factor)
-            _store(builder, builder.add(line, _WORD(half * LINE)), value)
+@intrinsic
+def product_tile(  # noqa: PLR0917
+    _typing: Any, a: Any, a_stride: Any, b: Any, depth: Any, out: Any, out_stride: Any, ahead: Any, step: Any
+) -> Any:
+    """out[PRODUCT_ROWS, WIDTH] = a[PRODUCT_ROWS, depth] @ b[depth, WIDTH], b in one piece; depth a multiple of UNROLLED.
+
+    ahead, step: memory that is asked for meanwhile, by so many bytes every UNROLLED of the depth.
+    """
+
+    def generate(context: Any, builder: Any, _signature: Any, given: Any) -> Any:
+        a, a_stride, b, depth, out, out_stride, ahead, step = given
+        sums = _products(builder, PRODUCT_ROWS, a, a_stride, b, _WORD(2 * LINE), depth, (ahead, step))
+        for row, pair in enumerate(sums):
+            _store_pair(builder, pair, out, out_stride, row)
+        return context.get_dummy_value()
+
+    return types.void(a, a_stride, b, depth, out, out_stride, ahead, step), generate
+
+
+def _products(  # noqa: PLR0917
+    builder: Any,
+    rows: int,
+    a: Any,
+    a_stride: Any,
+    b: Any,
+    b_stride: Any,
+    depth: Any,
+    asked: tuple[Any, Any] | None = None,
+) -> list[list[Any]]:
+    """For each row of a, the sums of its products with two vectors of columns of b."""
+    sums = [[cgutils.alloca_once(builder, _FLOATS) for _ in range(2)] for _ in range(rows)]
+    for place in (one for pair in sums for one in pair):
+        builder.store(_all(0.0), place)
+    lines = [builder.add(a, builder.mul(a_stride, _WORD(row))) for row in range(rows)]
+    unrolled = UNROLLED if asked else 1
+    with cgutils.for_range(builder, builder.udiv(depth, _WORD(unrolled))) as loop:
+        if asked:
+            _ask_for(builder, builder.add(asked[0], builder.mul(loop.index, asked[1])))
+        for part in range(unrolled):
+            at = builder.add(builder.mul(loop.index, _WORD(unrolled)), _WORD(part))
+            right = builder.add(b, builder.mul(at, b_stride))
+            columns = [_load(builder, builder.add(right, _WORD(half * LINE))) for half in range(2)]
+            for line, pair in zip(lines, sums, strict=True):
+                spread = _splat(builder, _scalar(builder, builder.add(line, builder.mul(at, _WORD(4)))))
+                for column, place in zip(columns, pair, strict=True):
+                    builder.store(_fma(builder, column, spread, builder.load(place)), place)
+    return [[builder.load(one) for one in pair] for pair in sums]
+
+
+def _ask_for(builder: Any, address: Any) -> None:
+    """Fetches a line into the cache; where there is no memory nothing happens."""
+    pointer = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [pointer, _WHOLE, _WHOLE, _WHOLE])
+    ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(ask, [builder.inttoptr(address, pointer), _WHOLE(0), _WHOLE(3), _WHOLE(1)])
+
+
+def _store_pair(builder: Any, pair: list[Any], out: Any, out_stride: Any, row: int) -> None:
+    line = builder.add(out, builder.mul(out_stride, _WORD(row)))
+    for half, one in enumerate(pair):
+        _store(builder, builder.add(line, _WORD(half * LINE)), one)
 
 
 @intrinsic
