@@ -113,3 +113,19 @@ def test_embeddings_are_gathered_summed_and_normalised(tokens, width, seed):
     summed = torch.from_numpy(words[ids] + positions[places] + types)
     wanted = functional.layer_norm(summed, (width,), torch.from_numpy(weight), torch.from_numpy(bias), 1e-12)
     np.testing.assert_allclose(out, wanted.numpy(), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.skipif(KERNELS.multiply is None, reason="torch multiplies better on this processor")
+@given(
+    tokens=st.integers(1, 230), depth=st.sampled_from([4, 96, 384]), columns=st.sampled_from([32, 96]),
+    more=st.sampled_from([0, 16]), seed=seeds,
+)  # fmt: skip
+@settings(deadline=None, max_examples=40)
+def test_products_are_torchs_whatever_is_behind_their_rows(tokens, depth, columns, more, seed):
+    x, weight = normal(seed, tokens + SLACK, depth), normal(seed + 1, depth, columns)
+    out = np.full((tokens + SLACK, columns + more), 7, np.float32)
+    panels = np.ascontiguousarray(weight.reshape(depth, -1, 32).transpose(1, 0, 2))
+    KERNELS.multiply(x, panels, out, tokens)
+    wanted = x[:tokens].astype(np.float64) @ weight.astype(np.float64)
+    np.testing.assert_allclose(out[:tokens, :columns], wanted, atol=1e-4, rtol=1e-5)
+    assert (out[:, columns:] == 7).all()
