@@ -38,6 +38,7 @@ from inference.models.on_torch.vectors import (
 )
 
 Array = np.ndarray[Any, Any]
+njit: Any = numba.njit
 LOG2E = np.float32(1.4426950408889634)
 SLACK = max(PRODUCT_ROWS, ROWS, WIDTH)  # tokens that whole tiles may read or write beyond the last
 _FLAGS: Any = {"nogil": True, "error_model": "numpy"}
@@ -74,10 +75,10 @@ def _multiply() -> Any:
 
 
 def _compiled(kernel: Any, kinds: tuple[Any, ...]) -> Any:
-    return numba.njit(numba.void(*kinds), **_FLAGS)(kernel)
+    return njit(numba.void(*kinds), **_FLAGS)(kernel)
 
 
-@numba.njit(**_FLAGS)
+@njit(**_FLAGS)
 def _normalise(line: int, weight: int, bias: int, width: int, eps: float, out: int, summed: Any) -> None:  # noqa: PLR0917
     """Out = LayerNorm of the line, whose lanes were summed up already."""
     count = np.float32(width)
@@ -132,7 +133,7 @@ def add_gelu(x: Array, added: Array, tokens: int) -> None:
             store(line + at, gelu(add(load(line + at), load(address(added) + at))))
 
 
-@numba.njit(**_FLAGS)
+@njit(**_FLAGS)
 def _queries(line: int, stride: int, bias: int, size: int, out: int) -> None:
     """Out [ROWS, size bytes] = the queries that begin at an address, with their bias."""
     for row in range(ROWS):

@@ -11,9 +11,11 @@ from typing import Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
+from numba import extending
 from numba.core import cgutils, types
-from numba.extending import intrinsic, models, register_model
+from numba.extending import models, register_model
 
+intrinsic: Any = extending.intrinsic
 LANES = 16
 LINE = 4 * LANES  # bytes of one value
 WIDTH = 2 * LANES  # columns of a tile
@@ -34,7 +36,7 @@ _ERF_ABOVE = (2.03472735e-06, 2.87480029e-04, 3.86836146e-03, 5.30605930e-02, 1.
 _ERF_BELOW = (3.8070590e-5, 1.1881229e-3, 1.5172363e-2, 1.1508495e-1, 5.0416507e-1, 1.0)
 
 
-class Floats(types.Type):  # type: ignore[no-any-unimported]
+class Floats(types.Type):
     """numba's name for sixteen floats."""
 
     def __init__(self) -> None:
@@ -45,7 +47,7 @@ floats = Floats()
 
 
 @register_model(Floats)
-class _FloatsModel(models.PrimitiveModel):  # type: ignore[no-any-unimported]
+class _FloatsModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Any) -> None:
         super().__init__(dmm, fe_type, _FLOATS)
 
