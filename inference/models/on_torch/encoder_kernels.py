@@ -40,7 +40,8 @@ from inference.models.on_torch.vectors import (
 Array = np.ndarray[Any, Any]
 njit: Any = numba.njit
 LOG2E = np.float32(1.4426950408889634)
-SLACK = max(PRODUCT_ROWS, ROWS, WIDTH)  # tokens that whole tiles may read or write beyond the last
+QUERIES = ROWS  # that attention looks at together
+SLACK = max(PRODUCT_ROWS, QUERIES, WIDTH)  # tokens that whole tiles may read or write beyond the last
 _FLAGS: Any = {"nogil": True, "error_model": "numpy"}
 _VECTOR, _MATRIX, _PANELS = float32[::1], float32[:, ::1], float32[:, :, ::1]
 BLOCK_TOKENS = 98  # that go through a panel of weights together: both stay in a core's second cache
@@ -53,34 +54,27 @@ class Kernels(NamedTuple):
     attend: Any
     add_norm: Any
     add_gelu: Any
-    multiply: Any | None
+    multiply: Any = None
 
 
 @cache
 def compiled() -> Kernels:
     """All of them, compiled; the first call takes about a second."""
     ids = int64[::1]
-    made = {
+    made: dict[Any, tuple[Any, ...]] = {
         embed: (ids, ids, _MATRIX, _MATRIX, _VECTOR, _VECTOR, _VECTOR, float32, _MATRIX),
         attend: (_MATRIX, _MATRIX, _VECTOR, ids, float32, _MATRIX, _MATRIX, _MATRIX),
         add_norm: (_MATRIX, _VECTOR, _VECTOR, _VECTOR, float32, int64, _MATRIX),
         add_gelu: (_MATRIX, _VECTOR, int64),
     }
-    return Kernels(*(_compiled(kernel, kinds) for kernel, kinds in made.items()), _multiply() if HAS_WIDE else None)
-
-
-def _multiply() -> Any:
-    # Where registers are fewer or narrower, a library's product is the better one.
-    return _compiled(multiply, (_MATRIX, _PANELS, _MATRIX, int64))
-
-
-def _compiled(kernel: Any, kinds: tuple[Any, ...]) -> Any:
-    return njit(numba.void(*kinds), **_FLAGS)(kernel)
+    if HAS_WIDE:  # where registers are fewer or narrower, a library's product is the better one
+        made[multiply] = (_MATRIX, _PANELS, _MATRIX, int64)
+    return Kernels(*(njit(numba.void(*kinds), **_FLAGS)(kernel) for kernel, kinds in made.items()))
 
 
 @njit(**_FLAGS)
 def _normalise(line: int, weight: int, bias: int, width: int, eps: float, out: int, summed: Any) -> None:  # noqa: PLR0917
-    """Out = LayerNorm of the line, whose lanes were summed up already."""
+    """Gives out = LayerNorm of the line, whose lanes were summed up already."""
     count = np.float32(width)
     mean = splat(total(summed) / count)
     squares = splat(np.float32(0))
@@ -97,7 +91,7 @@ def embed(  # noqa: PLR0917
     ids: Array, places: Array, words: Array, positions: Array, types: Array, weight: Array, bias: Array, eps: float,
     out: Array,
 ) -> None:  # fmt: skip
-    """Out [T, W] = LayerNorm(words[ids] + positions[places] + types)."""
+    """Gives out [T, W] = LayerNorm(words[ids] + positions[places] + types)."""
     width = words.shape[1]
     first, second, kind = address(words), address(positions), address(types)
     for token in range(ids.shape[0]):
@@ -112,7 +106,7 @@ def embed(  # noqa: PLR0917
 
 
 def add_norm(x: Array, added: Array, weight: Array, bias: Array, eps: float, tokens: int, hidden: Array) -> None:  # noqa: PLR0917
-    """Hidden [T, W] = LayerNorm(x + added + hidden), for that many tokens; x is written over."""
+    """Gives hidden [T, W] = LayerNorm(x + added + hidden), for that many tokens; x is written over."""
     width = x.shape[1]
     for token in range(tokens):
         line, held = address(x) + 4 * width * token, address(hidden) + 4 * width * token
@@ -125,7 +119,7 @@ def add_norm(x: Array, added: Array, weight: Array, bias: Array, eps: float, tok
 
 
 def add_gelu(x: Array, added: Array, tokens: int) -> None:
-    """X [T, F] = GELU(x + added), for that many tokens."""
+    """Gives x [T, F] = GELU(x + added), for that many tokens."""
     width = x.shape[1]
     for token in range(tokens):
         line = address(x) + 4 * width * token
@@ -135,7 +129,7 @@ def add_gelu(x: Array, added: Array, tokens: int) -> None:
 
 @njit(**_FLAGS)
 def _queries(line: int, stride: int, bias: int, size: int, out: int) -> None:
-    """Out [ROWS, size bytes] = the queries that begin at an address, with their bias."""
+    """Gives out [ROWS, size bytes] = the queries that begin at an address, with their bias."""
     for row in range(ROWS):
         for at in range(0, size, LINE):
             store(out + row * size + at, add(load(line + row * stride + at), load(bias + at)))
@@ -144,9 +138,9 @@ def _queries(line: int, stride: int, bias: int, size: int, out: int) -> None:
 def attend(  # noqa: PLR0917
     mixed: Array, keys: Array, bias: Array, starts: Array, scale: float, scores: Array, work: Array, out: Array
 ) -> None:
-    """Out [T, W] = attention of each row over itself. mixed [T, 2 W and more]: queries without their bias [W], and values; keys
+    """Gives out [T, W] = attention of each row over itself. mixed [T, 2 W and more]: queries without their bias [W], and values; keys
     [W, T]: a column a token; starts [rows + 1]: where rows begin and end. Arrays of tokens have SLACK more behind the
-    last, which are written over. For work: scores [ROWS, the longest row in whole tiles], work [ROWS, D + 2]; D is a
+    last, which are written over. For work: scores [QUERIES, the longest row in whole tiles], work [QUERIES, D + 2]; D is a
     multiple of WIDTH.
     """
     depth = work.shape[1] - 2
@@ -173,7 +167,7 @@ def attend(  # noqa: PLR0917
 
 
 def multiply(x: Array, panels: Array, out: Array, tokens: int) -> None:
-    """Out [T, N and more] = x [T, K] times weights in panels [N / WIDTH, K, WIDTH], for that many tokens and up to SLACK
+    """Gives out [T, N and more] = x [T, K] times weights in panels [N / WIDTH, K, WIDTH], for that many tokens and up to SLACK
     more. K is a multiple of UNROLLED. While one panel is used, the next one is fetched: that is what it gains over a
     library's product, which packs the same weights again at each call.
     """

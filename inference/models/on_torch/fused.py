@@ -53,7 +53,7 @@ class Product:
     multiply: Any
 
     def into(self, x: torch.Tensor, out: torch.Tensor, tokens: int) -> None:
-        """Out [tokens, N and more] = x [tokens, K] times the weight; the kernel writes to the slack behind them too."""
+        """Gives out [tokens, N and more] = x [tokens, K] times the weight; the kernel writes to the slack behind them too."""
         if self.multiply is None:
             torch.mm(x[:tokens], self.weight, out=out[:tokens, : self.weight.shape[1]])
         else:
@@ -102,7 +102,7 @@ class Fused:
         config, weights = network.config, network.state_dict()
         self.first_position = first_position
         self._kernels, self._slack = encoder_kernels.compiled(), encoder_kernels.SLACK
-        self._rows, self._width = encoder_kernels.ROWS, int(config.hidden_size)
+        self._queries, self._width = encoder_kernels.QUERIES, int(config.hidden_size)
         self._depth = self._width // int(config.num_attention_heads)
         self._middle = int(config.intermediate_size)
         self._eps = np.float32(config.layer_norm_eps)
@@ -118,7 +118,7 @@ class Fused:
         """The last hidden states of each row, [its tokens, width]. Raises InvalidInput for ids that have no embedding."""
         return list(itertools.chain.from_iterable(self._pass(part) for part in _parts(ids)))
 
-    def _pass(self, ids: list[Ids]) -> Iterator[torch.Tensor]:
+    def _pass(self, ids: list[Ids]) -> tuple[torch.Tensor, ...]:
         sizes = [one.size for one in ids]
         starts = np.zeros(len(ids) + 1, np.int64)
         np.cumsum(sizes, out=starts[1:])
@@ -131,7 +131,7 @@ class Fused:
         for layer in self._layers:
             self._attend(layer, work, tokens, starts)
             self._transform(layer, work, tokens)
-        return iter(work.hidden[:tokens].clone().split(sizes))
+        return torch.split(work.hidden[:tokens].clone(), sizes)
 
     def _check(self, ids: Ids, places: Ids) -> None:
         # The kernels believe what they are told.
@@ -172,8 +172,8 @@ class Fused:
         # One line more than a power of two's multiple: else all rows' beginnings share a few places of the cache.
         columns = (room + LANES - 1) // LANES * LANES + LANES
         shapes = [(room, width), (room, width), (room, width), (room, 2 * width + LANES), (width, columns),
-                  (room, self._middle), (self._rows, (longest + 2 * LANES) // LANES * LANES + LANES),
-                  (self._rows, self._depth + 2)]  # fmt: skip
+                  (room, self._middle), (self._queries, (longest + 2 * LANES) // LANES * LANES + LANES),
+                  (self._queries, self._depth + 2)]  # fmt: skip
         return Work(tokens, longest, *(torch.zeros(shape) for shape in shapes))
 
 

@@ -49,8 +49,8 @@ def attend(
         found = functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
         return found.transpose(1, 2).contiguous(), None
     parts = zip(*(torch.split(one, row_sizes, 2) for one in (query, key, value)), strict=True)
-    found = [functional.scaled_dot_product_attention(q, k, v, scale=scaling) for q, k, v in parts]
-    return torch.cat(found, 2).transpose(1, 2), None
+    apart = [functional.scaled_dot_product_attention(q, k, v, scale=scaling) for q, k, v in parts]
+    return torch.cat(apart, 2).transpose(1, 2), None
 
 
 AttentionInterface.register(ATTENTION, attend)

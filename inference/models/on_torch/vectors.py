@@ -167,25 +167,25 @@ def splat(_typing: Any, value: Any) -> Any:
 
 @intrinsic
 def add(_typing: Any, one: Any, two: Any) -> Any:
-    """One + two."""
+    """The sum one + two."""
     return floats(one, two), lambda _context, builder, _signature, given: builder.fadd(*given)
 
 
 @intrinsic
 def sub(_typing: Any, one: Any, two: Any) -> Any:
-    """One - two."""
+    """The difference one - two."""
     return floats(one, two), lambda _context, builder, _signature, given: builder.fsub(*given)
 
 
 @intrinsic
 def mul(_typing: Any, one: Any, two: Any) -> Any:
-    """One * two."""
+    """The product one * two."""
     return floats(one, two), lambda _context, builder, _signature, given: builder.fmul(*given)
 
 
 @intrinsic
 def fma(_typing: Any, one: Any, two: Any, added: Any) -> Any:
-    """One * two + added, rounded once."""
+    """The sum one * two + added, rounded once."""
     return floats(one, two, added), lambda _context, builder, _signature, given: _fma(builder, *given)
 
 
@@ -197,7 +197,7 @@ def total(_typing: Any, value: Any) -> Any:
 
 @intrinsic
 def gelu(_typing: Any, value: Any) -> Any:
-    """Value * (1 + erf(value / sqrt(2))) / 2, to float32's own precision."""
+    """Gives value * (1 + erf(value / sqrt(2))) / 2, to float32's own precision."""
 
     def generate(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
         x = _bounded(builder, builder.fmul(given[0], _all(0.7071067811865476)), -ERF_END, ERF_END)
@@ -293,7 +293,7 @@ def _store_pair(builder: Any, pair: list[Any], out: Any, out_stride: Any, row: i
 
 @intrinsic
 def shares(_typing: Any, scores: Any, stride: Any, size: Any, factors: Any) -> Any:
-    """Scores [ROWS, size] = 2 ** (scores - their row's largest); factors [ROWS] = 1 / the rows' sums; by addresses.
+    """Makes scores [ROWS, size] = 2 ** (scores - their row's largest); factors [ROWS] = 1 / the rows' sums; by addresses.
 
     What follows in a row's last vector is worth nothing.
     """

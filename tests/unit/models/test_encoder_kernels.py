@@ -10,7 +10,7 @@ from torch.nn import functional
 from inference.models.on_torch import encoder_kernels
 
 KERNELS = encoder_kernels.compiled()
-SLACK, ROWS = encoder_kernels.SLACK, encoder_kernels.ROWS
+SLACK, QUERIES = encoder_kernels.SLACK, encoder_kernels.QUERIES
 EPS = np.float32(1e-12)
 seeds = st.integers(0, 2**32 - 1)
 
@@ -41,7 +41,7 @@ def test_attention_is_torchs_for_each_row_alone(sizes, heads, depth, scale, seed
     KERNELS.attend(
         with_slack(np.concatenate([query, value], 1)), with_slack(np.ascontiguousarray(key.T), axis=1), bias,
         np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64), np.float32(depth**-0.5),
-        np.zeros((ROWS, longest), np.float32), np.zeros((ROWS, depth + 2), np.float32), out,
+        np.zeros((QUERIES, longest), np.float32), np.zeros((QUERIES, depth + 2), np.float32), out,
     )  # fmt: skip
     begin = 0
     for size in sizes:
@@ -60,8 +60,8 @@ def test_scores_that_are_far_apart_neither_overflow_nor_vanish():
     value, out = normal(0, 2, 32), np.zeros((2 + SLACK, 32), np.float32)
     KERNELS.attend(
         with_slack(np.concatenate([query, value], 1)), with_slack(np.ascontiguousarray(key.T), axis=1),
-        np.zeros(32, np.float32), np.array([0, 2]), np.float32(1), np.zeros((ROWS, 32), np.float32),
-        np.zeros((ROWS, 34), np.float32), out,
+        np.zeros(32, np.float32), np.array([0, 2]), np.float32(1), np.zeros((QUERIES, 32), np.float32),
+        np.zeros((QUERIES, 34), np.float32), out,
     )  # fmt: skip
     np.testing.assert_allclose(out[:2], np.stack([value[0], value[0]]), atol=1e-6)
 
