@@ -33,6 +33,7 @@ MODULES = (
     "transformers.models.bert.modeling_bert",
     "uvloop",
     # Late imports of the child, so that a load begins with loading.
+    "inference.models.on_torch.encoder_kernels",
     "inference.models.on_torch.export",
     "inference.models.on_torch.hf_encoder",
     "inference.models.on_torch.torchscript",

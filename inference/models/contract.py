@@ -58,6 +58,7 @@ class Model(Protocol):
     `work(inputs) -> (elements, padding_elements)` of one pass; `compiles`, how many programs it compiled so far;
     `forgets_inputs`, true where nothing refers to a pass's inputs once its outputs were taken: they may lie in memory
     that is then used again, and read-only;
+    `lanes`, how many of its passes do best side by side where the settings name no `instances`;
     `is_straight`, true where a pass has no loops and runs no author's code: short ones need no thread of their own.
     """
 

@@ -127,7 +127,8 @@ def _prepare(message: StartReplica, life: Lifecycle, control: Control, *, keep: 
     if settings.decoupled:
         return Loaded(runner, settings, warm_up_stream(runner, samples=own), device)
     warm = warm_up(runner, repeats=WARM_REPEATS, samples=own)
-    runner.grow(settings.instances, partial(load, spec.format, context), partial(warm_up, repeats=1))
+    lanes = max(settings.instances, getattr(runner.model, "lanes", 1))
+    runner.grow(lanes, partial(load, spec.format, context), partial(warm_up, repeats=1))
     return Loaded(runner, settings, warm, device)
 
 

@@ -1,4 +1,4 @@
-"""W2 on two cores, three ways: two replicas of one thread, one replica of two threads, one of two lanes of one thread.
+"""W2 on two cores, three ways: two replicas of a core each, one replica of one lane, one with a lane for each core.
 
 `python tests/benchmarks/bench_lanes.py [--seconds 20] [--rounds 3]`: MiniLM, 512 sentences of 5 to 120 words, 64
 connections in a closed loop. The ways take turns, so that what else the machine does meets all of them; medians.
@@ -16,7 +16,6 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "platform"), str(ROOT / "tests" / "benchmarks")]
@@ -38,29 +37,41 @@ START_S = 180
 
 @dataclass(frozen=True)
 class Way:
-    """How MiniLM is put on the two cores. threads: of a replica, shared by its instances."""
+    """How MiniLM is put on the cores. cores: of each replica, all where 0; an encoder has a lane for each it may use."""
 
     name: str
     replicas: int
-    threads: int
-    instances: int
+    cores: int
 
 
 WAYS = (
-    Way("two replicas, one thread each", 2, 1, 1),
-    Way("one replica, two threads", 1, 2, 1),
-    Way("one replica, two lanes of one thread", 1, 2, 2),
+    Way("two replicas, one core each", 2, 1),
+    Way("one replica, one core", 1, 1),
+    Way("one replica, a lane for each core", 1, 0),
 )
+
+
+@contextlib.contextmanager
+def on_core(number: int | None) -> Iterator[None]:
+    """What is started inside keeps to one core; None: to those that there are."""
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, own if number is None else {sorted(own)[number % len(own)]})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, own)
+
+
+def replica(folder: Path, artifact: Path, way: Way, number: int) -> Replica:
+    with on_core(number if way.cores else None):
+        threads = way.cores or len(os.sched_getaffinity(0))
+        return Replica(folder / f"r{number}", artifact, "hf_encoder", {}, name=f"r{number}", threads=threads)
 
 
 @contextlib.contextmanager
 def served(folder: Path, artifact: Path, way: Way) -> Iterator[tuple[str, list[int]]]:
     """The endpoint's address and the pids of gateway and replicas."""
-    settings: dict[str, Any] = {"instances": way.instances}
-    replicas = [
-        Replica(folder / f"r{n}", artifact, "hf_encoder", settings, name=f"r{n}", threads=way.threads)
-        for n in range(way.replicas)
-    ]
+    replicas = [replica(folder, artifact, way, number) for number in range(way.replicas)]
     gateway = None
     for one in replicas:
         one.control.sock.settimeout(START_S)

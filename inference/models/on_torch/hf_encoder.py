@@ -27,7 +27,7 @@ from inference.artifacts import hf
 from inference.errors import InvalidInput, Rejected, SerinusError
 from inference.models import batch
 from inference.models.contract import Prepared
-from inference.models.on_torch import packing, tensors
+from inference.models.on_torch import fused, packing, tensors
 from inference.models.tokenizer import BatchTokenizer
 from inference.protocol.oip import Signature, TensorSpec
 
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 MAX_BATCH = 32
 FALLBACK_TOKENS = 512
-# Attention is computed row by row where rows are packed; with short rows that costs more than a little padding does.
-PACKED_FROM_TOKENS = 48
+# More lanes than a replica's share of the cores: lanes wait for nobody, so what neighbours leave idle is used.
+MOST_LANES = 4
 LEGACY_NAMES = {".gamma": ".weight", ".beta": ".bias"}
 # What could make transformers fetch or run something that is not its own.
 DROPPED_KEYS = {"auto_map", "custom_code", "attn_implementation", "quantization_config", "use_kernels"}
@@ -72,8 +72,20 @@ def load(context: LoadContext) -> EncoderModel:
     model = EncoderModel(network, tokenizer, head, signature, context.device)
     model.bucket_lengths = sorted(context.settings.bucket_lengths)
     if task != hf.CLASSIFICATION and context.device == "cpu" and not model.bucket_lengths:
-        model.packed = packing.proven(network, tokenizer.pad_id, encoder.max_tokens or FALLBACK_TOKENS)
+        model.packed = _packed(network, tokenizer.pad_id, encoder.max_tokens or FALLBACK_TOKENS)
+        if model.packed and context.settings.instances == 1:
+            model.lanes = _lanes(context.threads)
+            torch.set_num_threads(1)
     return model
+
+
+def _packed(network: Any, pad_id: int, max_tokens: int) -> packing.Way | None:
+    way = packing.proven(network, pad_id, max_tokens)
+    return way and (fused.proven(network, way, pad_id, max_tokens) or way)
+
+
+def _lanes(threads: int) -> int:
+    return max(threads, min(MOST_LANES, len(os.sched_getaffinity(0))))
 
 
 class EncoderModel:
@@ -87,7 +99,8 @@ class EncoderModel:
         self._head = head
         self._device = device
         self.signature = signature
-        self.packed: packing.Packed | None = None
+        self.lanes = 1
+        self.packed: packing.Way | None = None
         self.bucket_lengths: list[int] = []
 
     @property
@@ -125,7 +138,7 @@ class EncoderModel:
         self._network = None
 
     def _packs(self, sizes: list[int]) -> bool:
-        return self.packed is not None and max(sizes) >= PACKED_FROM_TOKENS
+        return self.packed is not None and max(sizes) >= self.packed.from_tokens
 
     def _padded_pass(self, ids: list[Any]) -> torch.Tensor:
         together, mask = self._tokenizer.padded(ids, self._padded_length([one.size for one in ids]))
@@ -134,7 +147,7 @@ class EncoderModel:
         output: torch.Tensor = self._head(found, held)
         return output
 
-    def _packed_pass(self, packed: packing.Packed, ids: list[Any]) -> torch.Tensor:
+    def _packed_pass(self, packed: packing.Way, ids: list[Any]) -> torch.Tensor:
         hidden = packed.hidden(self._network, ids)
         rows = [self._head(packing.Hidden(one[None]), torch.ones(1, len(one), dtype=torch.long)) for one in hidden]
         return torch.cat(rows)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ATTENTION = "serinus_rows"
-PROOF_SIZES = (7, 3, 12)
+PROOF_SIZES = (7, 3, 12, 33)
 TOLERANCE = 1e-4
 
 
@@ -49,12 +49,23 @@ def attend(
         found = functional.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
         return found.transpose(1, 2).contiguous(), None
     parts = zip(*(torch.split(one, row_sizes, 2) for one in (query, key, value)), strict=True)
-    rows = [functional.scaled_dot_product_attention(q, k, v, scale=scaling) for q, k, v in parts]
-    return torch.cat(rows, 2).transpose(1, 2), None
+    apart = [functional.scaled_dot_product_attention(q, k, v, scale=scaling) for q, k, v in parts]
+    return torch.cat(apart, 2).transpose(1, 2), None
 
 
 AttentionInterface.register(ATTENTION, attend)
 AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+
+
+class Way(Protocol):
+    """A way to compute rows without padding. from_tokens: how long a batch's longest is at least, where that pays."""
+
+    @property
+    def from_tokens(self) -> int: ...
+
+    def hidden(self, network: Any, ids: Sequence[np.ndarray[Any, Any]]) -> list[torch.Tensor]:
+        """The last hidden states of each row, [its tokens, width]."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +74,12 @@ class Packed:
 
     first_position: int
     types: bool
+
+    # Attention is computed row by row; with short rows only that costs more than a little padding does.
+    @property
+    def from_tokens(self) -> int:
+        """How long a batch's longest row is at least, where packing pays."""
+        return 48
 
     def hidden(self, network: Any, ids: Sequence[np.ndarray[Any, Any]]) -> list[torch.Tensor]:
         """The last hidden states of each row, [its tokens, width]."""
@@ -81,17 +98,18 @@ def proven(network: Any, pad_id: int, max_tokens: int) -> Packed | None:
     if network.config._attn_implementation != ATTENTION or "position_ids" not in names:  # noqa: SLF001 (no other way to ask)
         return None
     types = "token_type_ids" in names and getattr(network.config, "type_vocab_size", 0) > 0
-    ids = _rows(int(network.config.vocab_size), pad_id, max_tokens)
-    wanted = [_alone(network, one) for one in ids]
+    ids = rows(int(network.config.vocab_size), pad_id, max_tokens)
+    wanted = [alone(network, one) for one in ids]
     # RoBERTa and its kin count positions from behind the padding's own.
     for first in (0, pad_id + 1):
         way = Packed(first, types)
-        if _agrees(way, network, ids, wanted):
+        if agrees(way, network, ids, wanted):
             return way
     return None
 
 
-def _agrees(way: Packed, network: Any, ids: list[np.ndarray[Any, Any]], wanted: list[torch.Tensor]) -> bool:
+def agrees(way: Way, network: Any, ids: list[np.ndarray[Any, Any]], wanted: list[torch.Tensor]) -> bool:
+    """Whether it gives the wanted hidden states."""
     try:
         with torch.inference_mode():
             found = way.hidden(network, ids)
@@ -100,14 +118,16 @@ def _agrees(way: Packed, network: Any, ids: list[np.ndarray[Any, Any]], wanted: 
     return all(torch.allclose(a, b, atol=TOLERANCE, rtol=TOLERANCE) for a, b in zip(found, wanted, strict=True))
 
 
-def _alone(network: Any, ids: np.ndarray[Any, Any]) -> torch.Tensor:
+def alone(network: Any, ids: np.ndarray[Any, Any]) -> torch.Tensor:
+    """The hidden states of one row, as the network by itself computes them."""
     row = torch.from_numpy(ids)[None]
     with torch.inference_mode():
         hidden: torch.Tensor = network(input_ids=row, attention_mask=torch.ones_like(row)).last_hidden_state[0]
     return hidden
 
 
-def _rows(vocabulary: int, pad_id: int, max_tokens: int) -> list[np.ndarray[Any, Any]]:
+def rows(vocabulary: int, pad_id: int, max_tokens: int) -> list[np.ndarray[Any, Any]]:
+    """Rows of several lengths to try it with."""
     generator = np.random.default_rng(0)
-    rows = [generator.integers(0, vocabulary, min(size, max_tokens)) for size in PROOF_SIZES]
-    return [np.where(row == pad_id, (pad_id + 1) % vocabulary, row) for row in rows]
+    made = [generator.integers(0, vocabulary, min(size, max_tokens)) for size in PROOF_SIZES]
+    return [np.where(row == pad_id, (pad_id + 1) % vocabulary, row) for row in made]

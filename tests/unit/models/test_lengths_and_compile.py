@@ -8,7 +8,7 @@ import pytest
 from inference.artifacts.manifest import RuntimeSettings
 from inference.errors import InvalidInput, Rejected
 from inference.models import LoadContext, load
-from inference.models.on_torch import packing
+from inference.models.on_torch import fused, hf_encoder, packing
 from inference.runtime import warmup
 from inference.runtime.runner import Runner
 from tests.support import artifacts
@@ -93,7 +93,7 @@ def minilm(tmp_path_factory):
 
 def test_an_encoder_packs_its_rows_and_answers_as_with_padding(minilm):
     model = loaded("hf_encoder", minilm)
-    assert model.packed == packing.Packed(0, types=True)
+    assert isinstance(model.packed, fused.Fused)
     assert not model.pads
     texts = artifacts.texts("a", "a somewhat longer sentence about birds", "", "word " * 300)
     (prepared,) = model.prepare([{"text": texts}])
@@ -104,6 +104,20 @@ def test_an_encoder_packs_its_rows_and_answers_as_with_padding(minilm):
     np.testing.assert_allclose(packed, padded, atol=1e-5)
     whole, waste = model.work(prepared.inputs)
     assert (whole, waste) == (4 * prepared.length, 4 * prepared.length - prepared.elements)
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "instances", "lanes"), [(2, 1, 1, 2), (64, 1, 1, 4), (64, 9, 1, 9), (1, 1, 1, 1), (2, 1, 2, 1)]
+)
+def test_a_packed_encoder_wants_a_lane_for_each_core(minilm, monkeypatch, cores, threads, instances, lanes):
+    monkeypatch.setattr(hf_encoder.os, "sched_getaffinity", lambda _: set(range(cores)))
+    model = load("hf_encoder", LoadContext(minilm, RuntimeSettings(instances=instances), "cpu", threads))
+    assert model.lanes == lanes
+
+
+def test_an_encoder_that_pads_keeps_its_one_lane(tmp_path):
+    artifacts.bert_classifier(tmp_path)
+    assert load("hf_encoder", LoadContext(tmp_path, RuntimeSettings(), "cpu", 2)).lanes == 1
 
 
 def test_text_that_cannot_be_read_fails_alone(minilm):

@@ -1,0 +1,336 @@
+"""Sixteen floats as one value in code that numba compiles, and what can be done with them.
+
+numba's own loops become half as wide as these processors are, and keep nothing in registers over a loop. LLVM makes of
+sixteen lanes what the machine has: one register of AVX-512, two of AVX, four of NEON. Addresses are whole numbers of bytes.
+"""
+
+# mypy: disable-error-code="misc, no-untyped-call, untyped-decorator, import-untyped"
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba import extending
+from numba.core import cgutils, types
+from numba.extending import models, register_model
+
+intrinsic: Any = extending.intrinsic
+LANES = 16
+LINE = 4 * LANES  # bytes of one value
+WIDTH = 2 * LANES  # columns of a tile
+UNROLLED = 4
+HAS_WIDE = bool(llvm.get_host_cpu_features().get("avx512f"))
+# Rows of a tile: with two vectors of columns each, their sums fill the registers and no more.
+ROWS = 8 if HAS_WIDE else 2
+PRODUCT_ROWS = 14 if HAS_WIDE else 2
+_FLOAT, _WORD, _WHOLE = ir.FloatType(), ir.IntType(64), ir.IntType(32)
+_FLOATS, _WHOLES = ir.VectorType(_FLOAT, LANES), ir.VectorType(_WHOLE, LANES)
+_FAST = ("fast",)
+# 2 ** x for 0 <= x < 1, relative error 1e-7 (as in language.kernels).
+_POWER = (1.8775767e-3, 8.9893397e-3, 5.5826318e-2, 2.4015361e-1, 6.9315308e-1, 9.9999994e-1)
+# erf(x) = x * above(x * x) / below(x * x) for |x| <= ERF_END within 2e-7, and a little above 1 there, so that it can be
+# bounded by 1 exactly: else GELU of large negative numbers would not vanish. A fit by iterated least squares.
+ERF_END = 3.92
+_ERF_ABOVE = (2.03472735e-06, 2.87480029e-04, 3.86836146e-03, 5.30605930e-02, 1.92764883e-01, 1.12837918)
+_ERF_BELOW = (3.8070590e-5, 1.1881229e-3, 1.5172363e-2, 1.1508495e-1, 5.0416507e-1, 1.0)
+
+
+class Floats(types.Type):
+    """numba's name for sixteen floats."""
+
+    def __init__(self) -> None:
+        super().__init__(name="Floats16")
+
+
+floats = Floats()
+
+
+@register_model(Floats)
+class _FloatsModel(models.PrimitiveModel):
+    def __init__(self, dmm: Any, fe_type: Any) -> None:
+        super().__init__(dmm, fe_type, _FLOATS)
+
+
+def _all(value: float) -> Any:
+    return ir.Constant(_FLOATS, [value] * LANES)
+
+
+def _call(builder: Any, name: str, *given: Any, result: Any = _FLOATS, flags: tuple[str, ...] = ()) -> Any:
+    kind = ir.FunctionType(result, [one.type for one in given])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), given, fastmath=flags)
+
+
+def _fma(builder: Any, one: Any, two: Any, added: Any) -> Any:
+    return _call(builder, f"llvm.fma.v{LANES}f32", one, two, added)
+
+
+def _larger(builder: Any, one: Any, two: Any) -> Any:
+    return builder.select(builder.fcmp_ordered(">", one, two), one, two)
+
+
+def _total(builder: Any, value: Any) -> Any:
+    name = f"llvm.vector.reduce.fadd.v{LANES}f32"
+    return _call(builder, name, _FLOAT(0.0), value, result=_FLOAT, flags=_FAST)
+
+
+def _exp2(builder: Any, value: Any) -> Any:
+    """For values up to 0; what is below -125 counts as -125, since smaller numbers cost hundreds of cycles."""
+    power = builder.select(builder.fcmp_ordered("<", value, _all(-125.0)), _all(-125.0), value)
+    whole = _call(builder, f"llvm.floor.v{LANES}f32", power)
+    bits = builder.add(builder.fptosi(whole, _WHOLES), ir.Constant(_WHOLES, [127] * LANES))
+    scale = builder.bitcast(builder.shl(bits, ir.Constant(_WHOLES, [23] * LANES)), _FLOATS)
+    return builder.fmul(_polynomial(builder, builder.fsub(power, whole), _POWER), scale)
+
+
+def _polynomial(builder: Any, x: Any, factors: tuple[float, ...]) -> Any:
+    found = _all(factors[0])
+    for factor in factors[1:]:
+        found = _fma(builder, found, x, _all(factor))
+    return found
+
+
+def _bounded(builder: Any, x: Any, low: float, high: float) -> Any:
+    at_least = builder.select(builder.fcmp_ordered("<", x, _all(low)), _all(low), x)
+    return builder.select(builder.fcmp_ordered(">", at_least, _all(high)), _all(high), at_least)
+
+
+def _first_of(builder: Any, value: Any, count: Any) -> Any:
+    """The first `count` of them, and minus infinity instead of the others."""
+    one = builder.insert_element(ir.Constant(_WHOLES, ir.Undefined), builder.trunc(count, _WHOLE), _WHOLE(0))
+    counts = builder.shuffle_vector(one, ir.Constant(_WHOLES, ir.Undefined), ir.Constant(_WHOLES, [0] * LANES))
+    kept = builder.icmp_signed("<", ir.Constant(_WHOLES, list(range(LANES))), counts)
+    return builder.select(kept, value, _all(float("-inf")))
+
+
+def _splat(builder: Any, value: Any) -> Any:
+    one = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), value, _WHOLE(0))
+    return builder.shuffle_vector(one, ir.Constant(_FLOATS, ir.Undefined), ir.Constant(_WHOLES, [0] * LANES))
+
+
+def _load(builder: Any, address: Any) -> Any:
+    return builder.load(builder.inttoptr(address, _FLOATS.as_pointer()), align=4)
+
+
+def _store(builder: Any, address: Any, value: Any) -> None:
+    builder.store(value, builder.inttoptr(address, _FLOATS.as_pointer()), align=4)
+
+
+def _scalar(builder: Any, address: Any) -> Any:
+    return builder.load(builder.inttoptr(address, _FLOAT.as_pointer()), align=4)
+
+
+@intrinsic
+def address(_typing: Any, array: Any) -> Any:
+    """Where an array's elements begin."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        held = context.make_array(signature.args[0])(context, builder, given[0])
+        return builder.ptrtoint(held.data, _WORD)
+
+    return types.int64(array), generate
+
+
+@intrinsic
+def load(_typing: Any, address: Any) -> Any:
+    """The sixteen floats at an address."""
+    return floats(address), lambda _context, builder, _signature, given: _load(builder, given[0])
+
+
+@intrinsic
+def store(_typing: Any, address: Any, value: Any) -> Any:
+    """Puts them at an address."""
+
+    def generate(context: Any, builder: Any, _signature: Any, given: Any) -> Any:
+        _store(builder, *given)
+        return context.get_dummy_value()
+
+    return types.void(address, value), generate
+
+
+@intrinsic
+def store_one(_typing: Any, address: Any, _value: Any) -> Any:
+    """Puts one float32 at an address."""
+
+    def generate(context: Any, builder: Any, _signature: Any, given: Any) -> Any:
+        builder.store(given[1], builder.inttoptr(given[0], _FLOAT.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(address, types.float32), generate
+
+
+@intrinsic
+def splat(_typing: Any, value: Any) -> Any:
+    """One float32 sixteen times."""
+    return floats(value), lambda _context, builder, _signature, given: _splat(builder, given[0])
+
+
+@intrinsic
+def add(_typing: Any, one: Any, two: Any) -> Any:
+    """The sum one + two."""
+    return floats(one, two), lambda _context, builder, _signature, given: builder.fadd(*given)
+
+
+@intrinsic
+def sub(_typing: Any, one: Any, two: Any) -> Any:
+    """The difference one - two."""
+    return floats(one, two), lambda _context, builder, _signature, given: builder.fsub(*given)
+
+
+@intrinsic
+def mul(_typing: Any, one: Any, two: Any) -> Any:
+    """The product one * two."""
+    return floats(one, two), lambda _context, builder, _signature, given: builder.fmul(*given)
+
+
+@intrinsic
+def fma(_typing: Any, one: Any, two: Any, added: Any) -> Any:
+    """The sum one * two + added, rounded once."""
+    return floats(one, two, added), lambda _context, builder, _signature, given: _fma(builder, *given)
+
+
+@intrinsic
+def total(_typing: Any, value: Any) -> Any:
+    """Their sum."""
+    return types.float32(value), lambda _context, builder, _signature, given: _total(builder, given[0])
+
+
+@intrinsic
+def gelu(_typing: Any, value: Any) -> Any:
+    """Gives value * (1 + erf(value / sqrt(2))) / 2, to float32's own precision."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
+        x = _bounded(builder, builder.fmul(given[0], _all(0.7071067811865476)), -ERF_END, ERF_END)
+        square = builder.fmul(x, x)
+        above, below = (_polynomial(builder, square, factors) for factors in (_ERF_ABOVE, _ERF_BELOW))
+        # "fast" lets LLVM take the machine's reciprocal and refine it, which is a third of a division's time.
+        erf = builder.fdiv(builder.fmul(x, above), below, flags=_FAST)
+        half = builder.fmul(given[0], _all(0.5))
+        return _fma(builder, half, _bounded(builder, erf, -1.0, 1.0), half)
+
+    return floats(value), generate
+
+
+@intrinsic
+def tile(  # noqa: PLR0917
+    _typing: Any, a: Any, a_stride: Any, b: Any, b_stride: Any, depth: Any, factors: Any, out: Any, out_stride: Any
+) -> Any:
+    """out[ROWS, WIDTH] = factors[ROWS] * (a[ROWS, depth] @ b[depth, WIDTH]), by addresses; strides of rows in bytes."""
+
+    def generate(context: Any, builder: Any, _signature: Any, given: Any) -> Any:
+        a, a_stride, b, b_stride, depth, factors, out, out_stride = given
+        sums = _products(builder, ROWS, a, a_stride, b, b_stride, depth)
+        for row, pair in enumerate(sums):
+            factor = _splat(builder, _scalar(builder, builder.add(factors, _WORD(4 * row))))
+            _store_pair(builder, [builder.fmul(one, factor) for one in pair], out, out_stride, row)
+        return context.get_dummy_value()
+
+    return types.void(a, a_stride, b, b_stride, depth, factors, out, out_stride), generate
+
+
+@intrinsic
+def product_tile(  # noqa: PLR0917
+    _typing: Any, a: Any, a_stride: Any, b: Any, depth: Any, out: Any, out_stride: Any, ahead: Any, step: Any
+) -> Any:
+    """out[PRODUCT_ROWS, WIDTH] = a[PRODUCT_ROWS, depth] @ b[depth, WIDTH], b in one piece; depth a multiple of UNROLLED.
+
+    ahead, step: memory that is asked for meanwhile, by so many bytes every UNROLLED of the depth.
+    """
+
+    def generate(context: Any, builder: Any, _signature: Any, given: Any) -> Any:
+        a, a_stride, b, depth, out, out_stride, ahead, step = given
+        sums = _products(builder, PRODUCT_ROWS, a, a_stride, b, _WORD(2 * LINE), depth, (ahead, step))
+        for row, pair in enumerate(sums):
+            _store_pair(builder, pair, out, out_stride, row)
+        return context.get_dummy_value()
+
+    return types.void(a, a_stride, b, depth, out, out_stride, ahead, step), generate
+
+
+def _products(  # noqa: PLR0917
+    builder: Any,
+    rows: int,
+    a: Any,
+    a_stride: Any,
+    b: Any,
+    b_stride: Any,
+    depth: Any,
+    asked: tuple[Any, Any] | None = None,
+) -> list[list[Any]]:
+    """For each row of a, the sums of its products with two vectors of columns of b."""
+    sums = [[cgutils.alloca_once(builder, _FLOATS) for _ in range(2)] for _ in range(rows)]
+    for place in (one for pair in sums for one in pair):
+        builder.store(_all(0.0), place)
+    lines = [builder.add(a, builder.mul(a_stride, _WORD(row))) for row in range(rows)]
+    unrolled = UNROLLED if asked else 1
+    with cgutils.for_range(builder, builder.udiv(depth, _WORD(unrolled))) as loop:
+        if asked:
+            _ask_for(builder, builder.add(asked[0], builder.mul(loop.index, asked[1])))
+        for part in range(unrolled):
+            at = builder.add(builder.mul(loop.index, _WORD(unrolled)), _WORD(part))
+            right = builder.add(b, builder.mul(at, b_stride))
+            columns = [_load(builder, builder.add(right, _WORD(half * LINE))) for half in range(2)]
+            for line, pair in zip(lines, sums, strict=True):
+                spread = _splat(builder, _scalar(builder, builder.add(line, builder.mul(at, _WORD(4)))))
+                for column, place in zip(columns, pair, strict=True):
+                    builder.store(_fma(builder, column, spread, builder.load(place)), place)
+    return [[builder.load(one) for one in pair] for pair in sums]
+
+
+def _ask_for(builder: Any, address: Any) -> None:
+    """Fetches a line into the cache; where there is no memory nothing happens."""
+    pointer = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [pointer, _WHOLE, _WHOLE, _WHOLE])
+    ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    builder.call(ask, [builder.inttoptr(address, pointer), _WHOLE(0), _WHOLE(3), _WHOLE(1)])
+
+
+def _store_pair(builder: Any, pair: list[Any], out: Any, out_stride: Any, row: int) -> None:
+    line = builder.add(out, builder.mul(out_stride, _WORD(row)))
+    for half, one in enumerate(pair):
+        _store(builder, builder.add(line, _WORD(half * LINE)), one)
+
+
+@intrinsic
+def shares(_typing: Any, scores: Any, stride: Any, size: Any, factors: Any) -> Any:
+    """Makes scores [ROWS, size] = 2 ** (scores - their row's largest); factors [ROWS] = 1 / the rows' sums; by addresses.
+
+    What follows in a row's last vector is worth nothing.
+    """
+
+    def generate(context: Any, builder: Any, _signature: Any, given: Any) -> Any:
+        _write_shares(builder, *given)
+        return context.get_dummy_value()
+
+    return types.void(scores, stride, size, factors), generate
+
+
+def _write_shares(builder: Any, scores: Any, stride: Any, size: Any, factors: Any) -> None:
+    # All rows go side by side: one row alone is a chain of steps that wait for each other.
+    lines = [builder.add(scores, builder.mul(stride, _WORD(row))) for row in range(ROWS)]
+    held = [cgutils.alloca_once(builder, _FLOATS) for _ in range(ROWS)]
+    for one in held:
+        builder.store(_all(float("-inf")), one)
+    vectors = builder.udiv(builder.add(size, _WORD(LANES - 1)), _WORD(LANES))
+    last = builder.mul(builder.sub(vectors, _WORD(1)), _WORD(LINE))
+    left = builder.sub(size, builder.mul(builder.sub(vectors, _WORD(1)), _WORD(LANES)))
+    for line in lines:
+        place = builder.add(line, last)
+        _store(builder, place, _first_of(builder, _load(builder, place), left))
+    with cgutils.for_range(builder, vectors) as loop:
+        for line, one in zip(lines, held, strict=True):
+            value = _load(builder, builder.add(line, builder.mul(loop.index, _WORD(LINE))))
+            builder.store(_larger(builder, value, builder.load(one)), one)
+    name = f"llvm.vector.reduce.fmax.v{LANES}f32"
+    tops = [_splat(builder, _call(builder, name, builder.load(one), result=_FLOAT, flags=("nnan",))) for one in held]
+    for one in held:
+        builder.store(_all(0.0), one)
+    with cgutils.for_range(builder, vectors) as loop:
+        for line, one, top in zip(lines, held, tops, strict=True):
+            place = builder.add(line, builder.mul(loop.index, _WORD(LINE)))
+            share = _exp2(builder, builder.fsub(_load(builder, place), top))
+            _store(builder, place, share)
+            builder.store(builder.fadd(share, builder.load(one)), one)
+    for row, one in enumerate(held):
+        place = builder.inttoptr(builder.add(factors, _WORD(4 * row)), _FLOAT.as_pointer())
+        builder.store(builder.fdiv(_FLOAT(1.0), _total(builder, builder.load(one))), place, align=4)
