@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT), str(ROOT / "platform"), str(ROOT / "tests" / "benchmarks")]
 
 import loadgen  # noqa: E402
+import pages  # noqa: E402
 from bench_predict import pin  # noqa: E402
 
 from serinus.demo import minilm  # noqa: E402
@@ -146,9 +147,7 @@ def parsed() -> argparse.Namespace:
 def written(lines: list[str]) -> None:
     """Puts the table in the place of the one before, or at the end of the page."""
     page = ROOT / "docs" / "benchmarks.md"
-    before, mark, after = page.read_text().partition(TITLE)
-    later = after.partition("\n## ")[2] if mark else ""
-    page.write_text(before.rstrip() + "\n\n" + "\n".join(lines).rstrip() + "\n" + (f"\n## {later}" if later else ""))
+    page.write_text(pages.with_section(page.read_text(), lines))
 
 
 def main() -> None:
