@@ -21,10 +21,10 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT), str(ROOT / "platform"), str(ROOT / "tests" / "benchmarks")]
 
 import loadgen  # noqa: E402
-import pages  # noqa: E402
 from bench_predict import pin  # noqa: E402
 
 from serinus.demo import minilm  # noqa: E402
+from tests.benchmarks import pages  # noqa: E402
 from tests.benchmarks.__main__ import Report, machine, mlp  # noqa: E402
 from tests.benchmarks.peers import workloads  # noqa: E402
 from tests.benchmarks.peers.contestants import PEERS, Contestant, first_answer, started  # noqa: E402

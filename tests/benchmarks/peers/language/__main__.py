@@ -19,13 +19,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[4]
-sys.path[:0] = [str(ROOT), str(ROOT / "platform"), str(ROOT / "tests" / "benchmarks")]
-
-import pages  # noqa: E402
-from bench_language import BESIDE, PAGE, RATE  # noqa: E402
+sys.path[:0] = [str(ROOT), str(ROOT / "platform")]
 
 from inference.models.language_tokenizer import load_tokenizer  # noqa: E402
+from tests.benchmarks import pages  # noqa: E402
 from tests.benchmarks.__main__ import Report, machine  # noqa: E402
+from tests.benchmarks.bench_language import BESIDE, PAGE, RATE  # noqa: E402
 from tests.benchmarks.peers.language import tables, weights  # noqa: E402
 from tests.benchmarks.peers.language.engines import ENGINES, Engine  # noqa: E402
 from tests.benchmarks.peers.language.measured import (  # noqa: E402

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Protocol
 
 import httpx
-from bench_language import ready
 
+from tests.benchmarks.bench_language import ready
 from tests.benchmarks.peers.contestants import Contestant, tree
 from tests.benchmarks.peers.language.environments import BENCH, environment
 from tests.benchmarks.peers.language.measured import Endpoint

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from bench_language import ANSWERS, GAPS, PROMPTS, TIMEOUT_S, Streamed, quantile, stream
 
+from tests.benchmarks.bench_language import ANSWERS, GAPS, PROMPTS, TIMEOUT_S, Streamed, quantile, stream
 from tests.benchmarks.peers.workloads import WORDS
 
 OWN_SEED = 99
