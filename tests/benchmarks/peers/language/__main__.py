@@ -94,7 +94,7 @@ def rounds(run: Run, engines: list[Engine], count: int, report: Report) -> None:
     """All take turns; one that does not start is left out, and the report says so."""
     there = list(engines)
     for number in range(count):
-        first = number % len(there)
+        first = number % max(1, len(there))
         for engine in there[first:] + there[:first]:
             try:
                 run.turn(engine, number, poisson=number == 0)
@@ -109,7 +109,7 @@ def told(run: Run, report: Report) -> None:
     for line in [*tables.windows(run.found), "", *tables.ratios(run.found, OURS), ""]:
         report.say(line)
     for name, said in run.said.items():
-        if name != OURS:
+        if name != OURS and OURS in run.said:
             same = agreeing(run.said[OURS], said)
             report.say(
                 f"- Greedy answers whose first {GREEDY_TOKENS} tokens are {OURS}'s, token for token: {same} of "
@@ -134,7 +134,9 @@ def main() -> None:
     report.say(
         "SmolLM2-135M-Instruct, one folder of fp32 safetensors for all; W3 (32 requests, 4,348 prompt and 2,268 output "
         f"tokens, greedy, no end of text) streamed over HTTP, {given.rounds} bursts of each in turn. Load average "
-        f"before: {os.getloadavg()[0]:.2f}. 'foreign': cores that other programs had in the window.\n"
+        f"before: {os.getloadavg()[0]:.2f}. Serinus is the whole `serinus up`, stopped while others are measured; vLLM is "
+        "`vllm serve` as it comes, on both cores, suspended meanwhile. 'foreign': cores that other programs had in the "
+        "window; rows with more than 0.3 of it rank nobody.\n"
     )
     with tempfile.TemporaryDirectory(prefix="serinus-peers-", ignore_cleanup_errors=True) as base:
         folder = Path(base)
