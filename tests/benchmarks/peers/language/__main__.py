@@ -126,6 +126,11 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _made(folder: Path) -> Path:
+    folder.mkdir()
+    return folder
+
+
 def main() -> None:
     given = parsed()
     report = Report()
@@ -140,11 +145,10 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory(prefix="serinus-peers-", ignore_cleanup_errors=True) as base:
         folder = Path(base)
-        (folder / "weights").mkdir()
-        held_weights = weights.export(folder / "weights")
+        held_weights = weights.export(_made(folder / "weights"))
         encode = load_tokenizer(held_weights).encode
         run = Run(lambda seed: prompts(encode, seed), lambda: held(given.lock))
-        engines = [ENGINES[name](folder / name, held_weights) for name in given.engines.split(",")]
+        engines = [ENGINES[name](_made(folder / name), held_weights) for name in given.engines.split(",")]
         try:
             rounds(run, engines, given.rounds, report)
         finally:

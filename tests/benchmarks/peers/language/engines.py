@@ -51,7 +51,6 @@ class Serinus:
 
     def wake(self) -> Endpoint:
         """Raises AssertionError when it does not come up."""
-        self._folder.mkdir(exist_ok=True)
         house = self._house = House(self._folder, SERINUS_VALIDATION_TIMEOUT_S="120").start()
         if not self._is_deployed:
             version = house.upload(MODEL, self._weights)
