@@ -9,10 +9,10 @@ KSERVE := kserve==0.21.0
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install run check format unit test e2e bench bench-peers soak proto clean
+.PHONY: help install run check format unit test e2e bench bench-peers bench-peers-language soak proto clean
 
 help: ## Show this list
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "Serinus needs Python 3.11 to 3.13: make run PYTHON=python3.11"'
@@ -76,6 +76,9 @@ proto: $(VENV)/.installed-dev ## Compile the .proto files again
 PEERS ?= mosec,litserve,bentoml,mlserver
 bench-peers: $(VENV)/.installed-dev ## Serinus beside other servers on this machine (installs them; not in CI)
 	$(BIN)/python -m tests.benchmarks.peers --peers $(PEERS) --write $(ARGS)
+
+bench-peers-language: $(VENV)/.installed-dev ## Serinus beside vLLM's CPU build (installs it; 12 minutes; not in CI)
+	$(BIN)/python -m tests.benchmarks.peers.language --write $(ARGS)
 
 MINUTES ?= 10
 soak: $(VENV)/.installed-dev ## Ten minutes at 70 % load with crashing clients, then 100,000 broken messages

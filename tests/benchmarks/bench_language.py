@@ -2,7 +2,7 @@
 
 A real `serinus up` serves the GGUF of the demo package in fp32; the load comes from this process by streamed
 completions. W3 is 32 mixed requests (4,348 prompt and 2,268 output tokens), as a burst and as Poisson arrivals.
-`--write` writes docs/benchmarks-language.md.
+`--write` writes docs/benchmarks-language.md, of which `make bench-peers-language` keeps a section.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ import httpx
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "platform"), str(Path(__file__).parent)]
 
+from tests.benchmarks import pages  # noqa: E402
+
+PAGE = ROOT / "docs" / "benchmarks-language.md"
+BESIDE = "## Beside its peers (`make bench-peers-language`)"
 PROMPTS = [
     119, 86, 228, 83, 187, 138, 242, 181, 61, 219, 124, 115, 93, 230, 61, 51, 106, 235, 184, 112, 191, 32, 221, 18, 146,
     159, 206, 133, 197, 43, 41, 106,
@@ -47,11 +51,14 @@ BURSTS = {"fp32": 3, "int8": 1, "ngram": 1}
 
 @dataclass
 class Streamed:
-    """One request: times (s) at which it was sent and at which each event with text came; tokens of its usage."""
+    """One request: times (s) at which it was sent and at which each event with text came; tokens of its usage; their ids,
+    where they were asked for.
+    """
 
     sent: float
     times: list[float] = field(default_factory=list)
     tokens: int = 0
+    ids: list[int] = field(default_factory=list)
 
     @property
     def first(self) -> float:
@@ -68,7 +75,7 @@ async def stream(client: httpx.AsyncClient, url: str, key: str, body: dict[str, 
     await asyncio.sleep(delay_s)
     found = Streamed(time.perf_counter())
     body = {"temperature": 0, "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}, **body}
-    headers = {"Authorization": f"Bearer {key}"}
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
     async with client.stream("POST", f"{url}/v1/completions", json=body, headers=headers) as response:
         if response.status_code != 200:
             raise SystemExit((await response.aread()).decode())
@@ -78,6 +85,7 @@ async def stream(client: httpx.AsyncClient, url: str, key: str, body: dict[str, 
             event = json.loads(line[6:])
             if event["choices"]:
                 found.times.append(time.perf_counter())
+                found.ids += event["choices"][0].get("token_ids") or []
             if event.get("usage"):
                 found.tokens = event["usage"]["completion_tokens"]
     return found
@@ -237,7 +245,13 @@ def main() -> None:
                 f"- transformers, one padded batch of 32, in process: {transformers_static(folder, threads):.1f} output tokens/s."
             )
     if given.write:
-        (ROOT / "docs" / "benchmarks-language.md").write_text("\n".join(lines) + "\n")
+        written(lines)
+
+
+def written(lines: list[str]) -> None:
+    """Writes the page anew, but for the section that another program keeps in it."""
+    beside = pages.section(PAGE.read_text(), BESIDE) if PAGE.exists() else ""
+    PAGE.write_text("\n".join(lines) + "\n" + (f"\n{beside}" if beside else ""))
 
 
 async def alone(url: str, key: str, model: str) -> float:

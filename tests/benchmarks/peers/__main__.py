@@ -24,6 +24,7 @@ import loadgen  # noqa: E402
 from bench_predict import pin  # noqa: E402
 
 from serinus.demo import minilm  # noqa: E402
+from tests.benchmarks import pages  # noqa: E402
 from tests.benchmarks.__main__ import Report, machine, mlp  # noqa: E402
 from tests.benchmarks.peers import workloads  # noqa: E402
 from tests.benchmarks.peers.contestants import PEERS, Contestant, first_answer, started  # noqa: E402
@@ -146,9 +147,7 @@ def parsed() -> argparse.Namespace:
 def written(lines: list[str]) -> None:
     """Puts the table in the place of the one before, or at the end of the page."""
     page = ROOT / "docs" / "benchmarks.md"
-    before, mark, after = page.read_text().partition(TITLE)
-    later = after.partition("\n## ")[2] if mark else ""
-    page.write_text(before.rstrip() + "\n\n" + "\n".join(lines).rstrip() + "\n" + (f"\n## {later}" if later else ""))
+    page.write_text(pages.with_section(page.read_text(), lines))
 
 
 def main() -> None:
