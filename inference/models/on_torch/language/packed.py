@@ -252,9 +252,9 @@ def share_of(form: Form) -> Any:
         first, last = panels * member // members, panels * (member + 1) // members
         is_many = rows >= MANY_ROWS
         plain = np.empty((inputs if is_many else 0, PANEL), np.float32)
-        near = np.intp(plain.ctypes.data)
         for panel in range(first, last):
             held, factors = weights + panel * (inputs // at_once) * PANEL, scales + panel * groups * line
+            near = np.intp(plain.ctypes.data)  # taken here, since an array is gone after its last mention
             if is_many:
                 unpack(held, factors, near, PANEL, inputs, inputs // groups)
                 products.through_panel(near, near, x, out, rows, inputs, outputs, panel)
