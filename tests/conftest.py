@@ -26,10 +26,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 # CI draws the same examples each time, so that a change is judged by what it changed; at a desk they are new each run.
-# No deadline: the machine may be busy, and timed claims live in the benchmarks.
-hypothesis_settings.register_profile("ci", derandomize=True, deadline=None)
-hypothesis_settings.register_profile("desk", deadline=None)
-hypothesis_settings.load_profile("ci" if os.environ.get("CI") else "desk")
+# HYPOTHESIS_PROFILE=deep draws many more. No deadline: the machine may be busy, and timed claims live in the benchmarks.
+hypothesis_settings.register_profile("ci", derandomize=True, deadline=None, max_examples=40)
+hypothesis_settings.register_profile("desk", deadline=None, max_examples=40)
+hypothesis_settings.register_profile("deep", deadline=None, max_examples=1000)
+hypothesis_settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "desk"))
 
 
 @pytest.fixture(scope="session")
