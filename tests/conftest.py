@@ -13,6 +13,10 @@ from typing import Any
 import pytest
 from hypothesis import settings as hypothesis_settings
 
+# What is asked here is on this machine and without TLS, yet every `httpx.get` reads all certificates that are trusted:
+# 30 ms of work each time, and tests that wait ask a hundred times a second. So one is trusted, whose key nobody has.
+os.environ.setdefault("SSL_CERT_FILE", str(Path(__file__).parent / "data" / "nobody.pem"))
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     from inference.host import devices
