@@ -54,10 +54,11 @@ format: $(VENV)/.installed-dev ## Put the code in form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# A file stays with one process, so that what it makes for all its tests is made once. The plugin of schemathesis, which
-# no test uses (its library is), would be imported by each process.
+# A file stays with one process, so that what it makes for all its tests is made once; the longest begin first
+# (tests/conftest.py). The plugin of schemathesis, which no test uses (its library is), would be imported by each process.
 PYTEST := $(BIN)/python -m pytest -q -p no:schemathesis
-TWO := -n 2 --dist loadfile
+FILES := --dist loadfile --no-loadscope-reorder
+TWO := -n 2 $(FILES)
 
 unit: $(VENV)/.installed-dev ## Unit tests only
 	$(PYTEST) tests/unit $(TWO)
@@ -72,11 +73,11 @@ test: $(VENV)/.installed-dev ## Every test: unit, integration, journeys, faults
 	$(PYTEST) $(SUITES) $(TWO) $(AGAIN)
 	$(MAKE) e2e
 
-# Journeys mostly wait, so two processes walk them, each in a house of its own. Those that kill parts of the house and
-# look how soon they are back walk alone.
+# Journeys mostly wait, so three processes walk them, each in a house of its own; those that look how soon something is
+# back (mark `alone`) walk alone.
 e2e: $(VENV)/.installed-dev ## The journeys through the real doors, the browser among them
-	$(PYTEST) tests/journeys -m "not fault" $(TWO) $(AGAIN)
-	$(PYTEST) tests/journeys -m fault $(AGAIN)
+	$(PYTEST) tests/journeys -m "not alone" -n 3 $(FILES) $(AGAIN)
+	$(PYTEST) tests/journeys -m alone $(AGAIN)
 
 bench: $(VENV)/.installed-dev ## Measure on this machine; see docs/benchmarks.md and docs/benchmarks-language.md
 	$(BIN)/python -m tests.benchmarks --write --sockets
