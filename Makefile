@@ -9,7 +9,7 @@ KSERVE := kserve==0.21.0
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install run check format unit test e2e bench bench-peers bench-peers-language soak proto clean
+.PHONY: help install run check form types contracts format unit test e2e bench bench-peers bench-peers-language soak proto clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -37,19 +37,31 @@ install: $(VENV)/.installed ## Make the environment and install everything
 run: $(VENV)/.installed ## Install, start everything and load the demo models
 	$(BIN)/serinus up --demo
 
-check: $(VENV)/.installed-dev ## Format, lint, types, import contracts, unit tests
+# Each law is a target of its own, so that `make -j2 check` can look for several at once.
+check: form types contracts unit ## Format, lint, types, import contracts, unit tests
+
+form: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+
+types: $(VENV)/.installed-dev
 	PYTHONPATH=.:platform $(BIN)/mypy inference platform serinus
+
+contracts: $(VENV)/.installed-dev
 	PYTHONPATH=.:platform $(BIN)/lint-imports
-	$(BIN)/python -m pytest tests/unit -q -n 2
 
 format: $(VENV)/.installed-dev ## Put the code in form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+# A file stays with one process, so that what it makes for all its tests is made once; the longest begin first
+# (tests/conftest.py). The plugin of schemathesis, which no test uses (its library is), would be imported by each process.
+PYTEST := $(BIN)/python -m pytest -q -p no:schemathesis
+FILES := --dist loadfile --no-loadscope-reorder
+TWO := -n 2 $(FILES)
+
 unit: $(VENV)/.installed-dev ## Unit tests only
-	$(BIN)/python -m pytest tests/unit -q -n 2
+	$(PYTEST) tests/unit $(TWO)
 
 # Faults are injected into real processes on a machine that may be busy, so a test that failed gets one more try; the
 # summary names it (R, "rerun"), and one that fails twice fails.
@@ -58,11 +70,14 @@ AGAIN := --reruns 1 --reruns-delay 2 -r fEsR
 SUITES ?= tests/unit tests/integration tests/devices
 
 test: $(VENV)/.installed-dev ## Every test: unit, integration, journeys, faults
-	$(BIN)/python -m pytest $(SUITES) -q -n 2 --dist loadfile $(AGAIN)
-	$(BIN)/python -m pytest tests/journeys -q $(AGAIN)
+	$(PYTEST) $(SUITES) $(TWO) $(AGAIN)
+	$(MAKE) e2e
 
+# Journeys mostly wait, so three processes walk them, each in a house of its own; those that look how soon something is
+# back (mark `alone`) walk alone.
 e2e: $(VENV)/.installed-dev ## The journeys through the real doors, the browser among them
-	$(BIN)/python -m pytest tests/journeys -q
+	$(PYTEST) tests/journeys -m "not alone" -n 3 $(FILES) $(AGAIN)
+	$(PYTEST) tests/journeys -m alone $(AGAIN)
 
 bench: $(VENV)/.installed-dev ## Measure on this machine; see docs/benchmarks.md and docs/benchmarks-language.md
 	$(BIN)/python -m tests.benchmarks --write --sockets

@@ -13,8 +13,41 @@ from typing import Any
 import pytest
 from hypothesis import settings as hypothesis_settings
 
+# What is asked here is on this machine and without TLS, yet every `httpx.get` reads all certificates that are trusted:
+# 30 ms of work each time, and tests that wait ask a hundred times a second. So one is trusted, whose key nobody has.
+os.environ.setdefault("SSL_CERT_FILE", str(Path(__file__).parent / "data" / "nobody.pem"))
 
+
+# Whole files go to processes (Makefile), in this order and then any: one that takes minutes and begins last leaves the
+# other processes idle.
+LONGEST_FIRST = (
+    "journeys/test_rollouts.py", "journeys/test_faults.py", "journeys/test_rollouts_steps.py", "journeys/test_up.py",
+    "journeys/test_playground.py", "journeys/test_browser.py", "journeys/test_triton_repository.py",
+    "journeys/test_faults_more.py", "journeys/test_adapters.py", "journeys/test_bad_uploads.py",
+    "integration/test_replica_validation.py", "integration/test_gateway_faults.py", "integration/test_jobs_batches.py",
+    "integration/models/test_gguf_kept.py", "integration/models/test_transformers_models.py",
+    "integration/test_console_browser.py", "integration/test_playground_browser.py", "integration/test_fuzz.py",
+    "integration/test_host.py", "integration/test_host_frameworks.py", "integration/test_host_real.py",
+    "integration/test_replica_validation_language.py", "integration/test_openai_fuzz.py",
+    "integration/test_schema_rest.py", "integration/test_schema_control.py", "integration/test_smollm2_exact.py",
+    "integration/test_rollouts_webhooks.py", "integration/test_rollouts_judge_simulation.py",
+    "integration/test_large_tensors.py", "integration/test_replica.py", "integration/test_security_routes.py",
+)  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "alone: looks how soon something happens, so nothing else may run beside it")
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    _skip_without_device(items)
+    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    root = Path(__file__).parent
+    items.sort(key=lambda item: places.get(item.path.relative_to(root).as_posix(), len(places)))
+
+
+def _skip_without_device(items: list[pytest.Item]) -> None:
     from inference.host import devices
 
     finders = {"gpu": lambda: devices.cuda().devices, "tpu": devices.tpu}
@@ -26,10 +59,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 # CI draws the same examples each time, so that a change is judged by what it changed; at a desk they are new each run.
-# No deadline: the machine may be busy, and timed claims live in the benchmarks.
-hypothesis_settings.register_profile("ci", derandomize=True, deadline=None)
-hypothesis_settings.register_profile("desk", deadline=None)
-hypothesis_settings.load_profile("ci" if os.environ.get("CI") else "desk")
+# HYPOTHESIS_PROFILE=deep draws many more. No deadline: the machine may be busy, and timed claims live in the benchmarks.
+hypothesis_settings.register_profile("ci", derandomize=True, deadline=None, max_examples=40)
+hypothesis_settings.register_profile("desk", deadline=None, max_examples=40)
+hypothesis_settings.register_profile("deep", deadline=None, max_examples=1000)
+hypothesis_settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "desk"))
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,11 +23,12 @@ from rollouts.models import Rollout
 from rollouts.plans import Approve, Plan, SetWeight
 from rollouts.webhooks import create_webhook
 from tests.support.batches import begin, line, upload
-from tests.support.cast import Cast
+from tests.support.cast import Cast, make_cast
 from tests.support.contents import ready_version
 from tests.support.hygiene import LEAKS
 from tests.support.rollouts import stage
 from tests.support.routes import GOLDEN, PREFIXES, ROUTES, Call, Route, expected, fill, walk
+from tests.support.shared_rows import bring_files, shared_rows
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
 REFUSED = {401, 403, 404, 405}
@@ -83,9 +87,25 @@ class World:
         return Caller(self.cast.bearer("teammate", role=role), self.cast.teammate)
 
 
+@pytest.fixture(scope="module")
+def furnished(
+    django_db_setup: None, django_db_blocker: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[World, Path]]:
+    """The rows that every test here begins with, and the folder of their files: made once."""
+    folder = tmp_path_factory.mktemp("world")
+    with shared_rows(django_db_blocker, folder, lambda: made_world(make_cast())) as made:
+        yield made, folder
+
+
 @pytest.fixture
-def world(cast: Cast, settings: Any) -> World:
+def world(furnished: tuple[World, Path], db: None, settings: Any) -> World:
     settings.MODEL_LOAD_TIMEOUT_S = 0.1  # no host here ever makes a replica ready
+    found, folder = furnished
+    bring_files(folder)
+    return copy.deepcopy(found)
+
+
+def made_world(cast: Cast) -> World:
     owner = cast.actor("owner")
     rollout = begun_rollout(cast)
     version = ready_version(owner, cast.red, alias="champion")

@@ -1,7 +1,7 @@
 """SmolLM2 says token for token what transformers says on the same weights in fp32, however it is run.
 
 The six rows of `smollm2.ARRAY` cover every pair of: alone or together, chunked or whole prefill, prefix cache hit or miss,
-preempted or not, with prompt lookup or without, streamed or not. tests/unit/generation/test_engine_exact.py has all
+preempted or not, with prompt lookup or without, streamed or not. tests/integration/generation/test_engine_exact.py has all
 combinations of a tiny model.
 """
 

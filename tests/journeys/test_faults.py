@@ -65,6 +65,7 @@ def _up(url: str) -> bool:
         return False
 
 
+@pytest.mark.alone
 def test_row_1_a_replica_killed_while_idle_is_replaced(whole: House, echo: str) -> None:
     (before,) = one_ready(whole)
     os.kill(before["pid"], signal.SIGKILL)
@@ -105,6 +106,7 @@ def _alive(house: House) -> bool:
     return bool(house.ok("GET", "/api/hosts/testhost/")["alive"])
 
 
+@pytest.mark.alone
 def test_row_5_a_killed_supervisor_takes_its_replicas_along_and_brings_them_back(whole: House, echo: str) -> None:
     before = one_ready(whole)
     with load_on(whole, echo) as load:
@@ -146,6 +148,7 @@ def _wanted(house: House) -> int:
     return len([row for row in house.replicas() if row["wanted"] == "run"])
 
 
+@pytest.mark.alone
 def test_row_7_a_dead_broker_fails_no_prediction_and_commands_land_after_it(whole: House, echo: str) -> None:
     with load_on(whole, echo) as load:
         time.sleep(1)
@@ -182,6 +185,7 @@ def _valkey(house: House) -> _Quiet:
     return _Quiet(house.services["REDIS_URL"])
 
 
+@pytest.mark.alone
 def test_row_8_a_flushed_broker_is_refilled_for_old_gateways_and_new_ones(whole: House, echo: str) -> None:
     with load_on(whole, echo) as load:
         time.sleep(0.5)

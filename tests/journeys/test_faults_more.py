@@ -212,6 +212,7 @@ def test_row_38_a_neighbour_of_a_saturated_model_loses_nothing(house: House, ser
     )
 
 
+@pytest.mark.alone
 def test_row_40_two_busy_loops_fail_nothing_and_waiting_threads_do_not_spin(
     house: House, serve: Callable[..., str]
 ) -> None:

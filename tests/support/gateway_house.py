@@ -119,11 +119,11 @@ class Gateway:
                 return httpx.get(f"{self.url}/v2/health/live").status_code == 200
             return False
 
-        until(live, 15)
+        until(live, 60)
         return self
 
     def wait_ready(self, endpoint: str = "mlp") -> Gateway:
-        until(lambda: self.get(f"/v2/models/{endpoint}/ready").status_code == 200, 15)
+        until(lambda: self.get(f"/v2/models/{endpoint}/ready").status_code == 200, 60)
         return self
 
     def get(self, path: str, key: str = "ser_all.s2") -> httpx.Response:

@@ -157,7 +157,7 @@ RULES = st.builds(
 )
 
 
-@settings(max_examples=400)
+@settings(max_examples=100)
 @given(RULES, st.lists(ACTS, min_size=10, max_size=50))
 def test_no_request_is_lost_answered_twice_reordered_or_fed_anothers_state(given, acts):
     world = World(given)

@@ -48,7 +48,7 @@ def test_a_large_message_in_another_order_of_fields_is_read_too():
     assert (found.id, found.model_name) == (whole.id, whole.model_name) == ("b", "mlp")
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(6))
 def test_a_broken_large_message_is_judged_as_protobuf_judges_it(seed):
     chance = random.Random(seed)
     good = sample([LARGE, 10]).SerializeToString()

@@ -35,7 +35,7 @@ def test_which_vocabularies_are_decoded_byte_by_byte():
 
 
 @each
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(text=TEXTS, sizes=st.lists(st.integers(0, 4), max_size=60))
 def test_parts_put_together_are_the_whole(name, text, sizes):
     vocabulary = VOCABULARIES[name]
@@ -55,7 +55,7 @@ def test_with_the_prompt_it_is_what_continues_it(name, prompt, text):
     assert vocabulary.decode(before) + "".join(parts) == vocabulary.decode([*before, *ids])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(ids=st.lists(st.integers(0, VOCABULARIES["byte_level"].backend.get_vocab_size() - 1), max_size=40))
 def test_any_bytes_at_all_are_decoded_as_the_tokenizer_does(ids):
     """Only an unfinished character at the very end is left out."""
@@ -106,7 +106,7 @@ def reference(text: str, stops: list[str]) -> tuple[str, str | None]:
 SHORT = st.text("abé🙂", max_size=12)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     text=SHORT,
     stops=st.lists(st.text("abé🙂", min_size=1, max_size=4), min_size=1, max_size=4),
@@ -123,7 +123,7 @@ def test_stop_strings_hold_across_any_border(text, stops, sizes, include):
     assert got == expected + (stopped or "" if include else "")
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(parts=st.lists(st.text("ab", max_size=3), max_size=8), stops=st.lists(st.text("ab", min_size=1, max_size=4)))
 def test_what_was_sent_is_never_part_of_a_stop_string(parts, stops):
     search = StopSearch(stops)

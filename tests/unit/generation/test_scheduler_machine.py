@@ -82,7 +82,7 @@ class Iterations(RuleBasedStateMachine):
 
 
 Iterations.TestCase.settings = settings(
-    max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=25, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestIterations = Iterations.TestCase
 
@@ -100,7 +100,7 @@ def asked_by(draw: random.Random) -> dict:
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32), limits=LIMITS, shape=POOLS | TIGHT, waits=st.sampled_from([2, 8, 16]))
 def test_a_long_storm_ends_well(seed, limits, shape, waits):
     """Hypothesis draws short lives; this one draws long ones, in which memory and host tier turn over many times."""

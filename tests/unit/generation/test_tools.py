@@ -115,7 +115,7 @@ def parsed(parser: str, parts: list[str]):
 
 
 @pytest.mark.parametrize("case", CASES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(cuts=st.lists(st.integers(0, 300), max_size=30))
 def test_calls_are_the_same_for_any_split(case, cuts):
     parser, written, text, calls = CASES[case]
@@ -126,7 +126,7 @@ def test_calls_are_the_same_for_any_split(case, cuts):
 
 
 @pytest.mark.parametrize("parser", ["hermes", "llama3", "mistral"])
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     parts=st.lists(
         st.sampled_from(
@@ -261,7 +261,7 @@ REASONED = {
 
 
 @pytest.mark.parametrize("case", REASONED)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(cuts=st.lists(st.integers(0, 60), max_size=20))
 def test_thoughts_are_apart_for_any_split(case, cuts):
     written, text, thoughts, opened = REASONED[case]
@@ -279,7 +279,7 @@ def test_which_reasoning_parser():
     assert not opens_reasoning("<think></think>")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(sizes=st.lists(st.integers(1, 5), max_size=60))
 def test_the_chain_of_a_choice(sizes):
     written = f"<think>I need 🙂</think>\n\nLet me see.\n{hermes(PARIS)}STOP never"

@@ -124,7 +124,7 @@ class Slices(RuleBasedStateMachine):
 
 
 TestSlices = Slices.TestCase
-TestSlices.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+TestSlices.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
 
 
 def test_a_commit_must_follow_the_cursor() -> None:

@@ -1,9 +1,5 @@
 """The echo model answers what one calculates by hand, and does on a magic value exactly what its file says."""
 
-import os
-import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -98,48 +94,6 @@ def test_magic_words_in_text_raise(tmp_path):
         model.run({"t": artifacts.texts("7")})
 
 
-SCRIPT = """
-import resource, sys
-from pathlib import Path
-from inference.artifacts.manifest import RuntimeSettings
-from inference.models import LoadContext, load
-resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-load("echo", LoadContext(Path(sys.argv[1]), RuntimeSettings()))
-"""
-
-
-def child(folder):
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(folder)], stderr=subprocess.DEVNULL, env=dict(os.environ)
-    )
-
-
-def test_abort_ends_the_process_by_a_signal(tmp_path):
-    artifacts.echo(tmp_path, at_load="abort")
-    assert child(tmp_path).wait(30) == -signal.SIGABRT
-
-
-@pytest.mark.parametrize("kind", ["hang", "busy"])
-def test_hang_and_busy_do_not_come_back(tmp_path, kind):
-    artifacts.echo(tmp_path, at_load=kind)
-    process = child(tmp_path)
-    try:
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(1.5)
-    finally:
-        process.kill()
-        process.wait()
-
-
-def test_allocate_fails_by_memory_under_a_limit(tmp_path):
-    artifacts.echo(tmp_path, at_load="allocate")
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
-    done = subprocess.run(
-        [sys.executable, "-c", limit + SCRIPT, str(tmp_path)], capture_output=True, text=True, timeout=30, check=False
-    )
-    assert "MemoryError" in done.stderr
-
-
 @pytest.mark.parametrize(
     "text",
     ["", "[]", '{"faktor": 1}', '{"faults": [{"value": 1, "kind": "explode"}]}', '{"signature": {"inputs": []}}'],
@@ -156,12 +110,6 @@ def test_every_kind_of_fault_has_a_strike():
     from inference.models.echo import FaultKind
 
     assert set(get_args(FaultKind)) == set(STRIKES)
-
-
-def test_it_imports_no_framework(tmp_path):
-    artifacts.echo(tmp_path)
-    check = "assert not {'torch', 'jax', 'onnxruntime', 'transformers'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", SCRIPT + check, str(tmp_path)], check=True, timeout=30)
 
 
 @pytest.mark.parametrize("name", ["torch_pickle", "keras", ""])

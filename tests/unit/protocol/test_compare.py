@@ -2,7 +2,7 @@
 
 import math
 import struct
-from time import perf_counter
+from time import process_time
 
 import pytest
 from hypothesis import given
@@ -141,9 +141,9 @@ def test_the_tolerance_itself_is_no_drift():
     ids=["rows", "wide", "tokens", "long", "many"],
 )  # fmt: skip
 def test_the_work_is_bounded_and_what_was_left_out_is_said(a, b):
-    began = perf_counter()
+    began = process_time()
     _, distance, detail, _ = one(a, b)
-    assert perf_counter() - began < 3.0
+    assert process_time() - began < 3.0, "of work: a busy machine counts for nothing"
     assert distance > 0.3
     assert "compared" in detail
 

@@ -187,7 +187,7 @@ def test_every_signature_is_compatible_with_itself(signature: Signature) -> None
     assert not compare_signatures(signature, signature).differences
 
 
-@settings(max_examples=400)
+@settings(max_examples=100)
 @given(st.data())
 def test_what_is_not_breaking_takes_every_request_and_keeps_every_promise(data: st.DataObject) -> None:
     stable, candidate = data.draw(changed())
@@ -202,7 +202,7 @@ def test_what_is_not_breaking_takes_every_request_and_keeps_every_promise(data: 
         assert all(old in (-1, new) for old, new in zip(spec.shape, now.shape, strict=True))
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(st.data())
 def test_widening_inputs_never_breaks_and_the_way_back_always_does(data: st.DataObject) -> None:
     stable = data.draw(SIGNATURES)
@@ -218,7 +218,7 @@ def test_widening_inputs_never_breaks_and_the_way_back_always_does(data: st.Data
     assert compare_signatures(wider, stable).is_breaking
 
 
-@settings(max_examples=300)
+@settings(max_examples=100)
 @given(st.data())
 def test_narrowing_outputs_never_breaks_and_the_way_back_always_does(data: st.DataObject) -> None:
     stable = data.draw(SIGNATURES)

@@ -12,7 +12,7 @@ from inference.models.on_torch.language import hook, through_transformers
 from inference.protocol.settings import GenerationSettings
 from tests.support import causal_models, decoders, engines, language
 
-LIMIT = 10
+LIMIT = 6
 MIND = random.Random(4)
 PROMPTS = [[MIND.randrange(3, 300) for _ in range(size)] for size in (1, 5, 8, 23, 40, 61)]
 

@@ -79,8 +79,18 @@ def logits(model, count=40):
     return torch.cat([model.forward(decoders.step_of([(text, size)])) for size in (20, 1, 1, 18)])
 
 
-@pytest.mark.parametrize("dtype", ["Q8_0", "Q4_0", "Q4_1", "Q5_1"])
-@pytest.mark.parametrize("family", ["llama", "qwen3", "gemma3", "phi3"])
+# Every family and every type twice: what a product is does not depend on the family.
+FAMILIES = {
+    "llama": ("Q4_0", "Q5_1"),
+    "qwen3": ("Q8_0", "Q4_1"),
+    "gemma3": ("Q8_0", "Q5_1"),
+    "phi3": ("Q4_0", "Q4_1"),
+}
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype"), [(family, dtype) for family, dtypes in FAMILIES.items() for dtype in dtypes]
+)
 def test_a_model_answers_as_its_dequantised_self(family, dtype, tmp_path):
     gguf_files.write(gguf_files.small_model(family), tmp_path / "m.gguf", family, dtype=dtype)
     opened, held = both(tmp_path / "m.gguf")
