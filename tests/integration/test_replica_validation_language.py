@@ -15,6 +15,14 @@ def standby(tmp_path_factory):
     made.close()
 
 
+@pytest.fixture(scope="module")
+def plain(standby, tmp_path_factory):
+    """What is said of the tiny model as it is."""
+    folder = tmp_path_factory.mktemp("plain") / "m"
+    language.folder(folder)
+    return standby.validate(folder)[-1].measurements.language
+
+
 def test_the_real_smollm2_becomes_ready_with_its_report(standby, tmp_path):
     folder = tmp_path / "m"
     folder.mkdir()
@@ -44,10 +52,10 @@ def test_a_hugging_face_folder_becomes_ready(standby, tmp_path):
     assert verdict.measurements.language.stored == "F32"
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize(("quantization", "most"), [("int8", 0.02), ("int4", 0.4)])
-def test_a_quantised_model_reports_its_perplexity_before_and_after(standby, tmp_path, quantization, most):
+def test_a_quantised_model_reports_its_perplexity_before_and_after(standby, plain, tmp_path, quantization, most):
     language.folder(tmp_path / "m")
-    plain = standby.validate(tmp_path / "m")[-1].measurements.language
     verdict = standby.validate(tmp_path / "m", generation={"quantization": quantization})[-1]
     assert verdict.state == "ready", verdict
     seen = verdict.measurements.language
