@@ -130,6 +130,12 @@ def test_it_lies_in_valkey_for_an_hour(house, two):
     assert counted == lie < MAX_KEPT_BYTES
 
 
+def test_what_no_gateway_wrote_is_no_response(house, two):
+    house.valkey.client.set(f"{PREFIX}{owner_of('all')}:resp_1", b"nonsense", ex=60)
+    with pytest.raises(openai.NotFoundError):
+        two[0].responses.retrieve("resp_1")
+
+
 def test_the_oldest_make_room_and_nobody_drives_out_everybody(house):
     """One key may have a quarter of what there is. An answer of 500 words is about 6 KB in Valkey."""
     house.valkey.client.delete(*house.valkey.client.keys(f"{PREFIX}*"))

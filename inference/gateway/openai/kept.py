@@ -30,6 +30,7 @@ MAX_ID = 200
 WAIT_S, ASK_S, PAUSE_S = 0.1, 1.0, 5.0
 PREFIX = "serinus:responses:"
 _GONE = b""
+_decode = msgspec.msgpack.Decoder(tuple[bytes, bytes]).decode
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -174,7 +175,10 @@ class KeptResponses:
             return own
         if value is None:
             raise missing(identity)
-        shown, messages = msgspec.msgpack.decode(value, type=tuple[bytes, bytes])
+        try:
+            shown, messages = _decode(value)
+        except msgspec.MsgspecError as error:  # another version's, or nobody's
+            raise missing(identity) from error
         return Kept(shown, messages, 0.0)
 
     async def _shared(self, caller: str, identity: str, *, must: bool) -> bytes | None:
