@@ -73,10 +73,10 @@ test: $(VENV)/.installed-dev ## Every test: unit, integration, journeys, faults
 	$(PYTEST) $(SUITES) $(TWO) $(AGAIN)
 	$(MAKE) e2e
 
-# Journeys mostly wait, so three processes walk them, each in a house of its own; those that look how soon something is
+# Journeys mostly wait, so two processes walk them, each in a house of its own; those that look how soon something is
 # back (mark `alone`) walk alone.
 e2e: $(VENV)/.installed-dev ## The journeys through the real doors, the browser among them
-	$(PYTEST) tests/journeys -m "not alone" -n 3 $(FILES) $(AGAIN)
+	$(PYTEST) tests/journeys -m "not alone" $(TWO) $(AGAIN)
 	$(PYTEST) tests/journeys -m alone $(AGAIN)
 
 bench: $(VENV)/.installed-dev ## Measure on this machine; see docs/benchmarks.md and docs/benchmarks-language.md

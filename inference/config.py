@@ -70,6 +70,7 @@ class GatewayConfig:
     allow_client_shm: clients of this machine may pass tensors in shared memory. header_forward_pattern: request
     headers whose names it finds become parameters of the model. otel_endpoint: OTLP/HTTP collector of traces, "" for
     none; trace_every: every so many requests of an endpoint one is traced from the start on, 0 for none.
+    shared_responses_bytes: of stored `/v1/responses` in Valkey for all gateways, 0 for each gateway its own.
     """
 
     host: str
@@ -88,6 +89,7 @@ class GatewayConfig:
     header_forward_pattern: re.Pattern[str] | None = None
     otel_endpoint: str = ""
     trace_every: int = 0
+    shared_responses_bytes: int = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,7 @@ def gateway_config(env: Mapping[str, str] = os.environ) -> GatewayConfig:
         header_forward_pattern=pattern(env, "SERINUS_HTTP_HEADER_FORWARD_PATTERN"),
         otel_endpoint=url(env, "SERINUS_OTEL_ENDPOINT"),
         trace_every=integer(env, "SERINUS_TRACE_EVERY", 0, 0, 1_000_000_000),
+        shared_responses_bytes=integer(env, "SERINUS_SHARED_RESPONSES_BYTES", 64 << 20, 0, 1 << 36),
     )
 
 

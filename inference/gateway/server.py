@@ -46,6 +46,7 @@ from inference.gateway.openai.completions import Completions
 from inference.gateway.openai.doors import OpenAI
 from inference.gateway.openai.embeddings import Embeddings
 from inference.gateway.openai.files import Files
+from inference.gateway.openai.kept import KeptResponses
 from inference.gateway.openai.models import Models
 from inference.gateway.openai.responses import Responses
 from inference.gateway.predict import Predict
@@ -114,6 +115,7 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     )
     predict = Predict(plane, limit_bytes=config.max_body_bytes, regions=regions, forward=config.header_forward_pattern)
     repository, files = Repository(rest, config.console_url), Files(rest, config.console_url)
+    kept = KeptResponses(tables.connect(config.redis_url, retries=1), most_bytes=config.shared_responses_bytes)
     rooms = Rooms(
         rest,
         Generate(plane),
@@ -121,7 +123,7 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
         repository,
         SharedDoors(plane, rest, regions),
         Feedback(plane, tables.connect(config.redis_url)),
-        OpenAI(Completions(plane), Embeddings(plane), Models(plane, rest), files, Responses(plane, rest)),
+        OpenAI(Completions(plane), Embeddings(plane), Models(plane, rest), files, Responses(plane, rest, kept)),
     )
     _filter_logs(settings)
     table.load()

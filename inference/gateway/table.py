@@ -290,15 +290,17 @@ def counted_as(name: str) -> str:
     return name if len(parts) == 1 else f"{parts[0]}/{parts[-1]}"
 
 
-def connect(url: str) -> redis.Redis | None:
-    """A client that never holds anybody up for long; None without a URL."""
+def connect(url: str, *, retries: int = 0) -> redis.Redis | None:
+    """A client that never holds anybody up for long; None without a URL. retries: 1 for who may find a connection that a
+    Valkey which is gone since has left behind, and cannot ask again later.
+    """
     if not url:
         return None
     client: redis.Redis = redis.Redis.from_url(
         url.replace("redis+socket://", "unix://", 1),
         socket_connect_timeout=1.0,
         socket_timeout=2.0,
-        retry=Retry(NoBackoff(), 0),
+        retry=Retry(NoBackoff(), retries),
     )
     return client
 

@@ -131,7 +131,10 @@ class ChatTemplates:
     def _for(self, chat: Chat) -> ChatTemplate:
         if chat.template:
             if not self._trust_request:
-                raise InvalidInput("a chat template comes with the model's version, not with a request")
+                raise InvalidInput(
+                    "chat_template is not taken from requests here: a chat template comes with the model's version, "
+                    "unless that has generation.trust_request_chat_template"
+                )
             return self._template(chat.template)
         name = "tool_use" if chat.tools and "tool_use" in self._named else "default"
         if name not in self._named:

@@ -1,4 +1,5 @@
-"""Requests of OpenAI's API as clients send them, with the fields that vLLM adds; what is not named here is ignored.
+"""Requests of OpenAI's API as clients send them, with the fields that vLLM adds; what is not named here is ignored. The
+classes `Foreign...` name what is known and not served.
 
 A field that may be left out may also be null, as OpenAI has it. Ranges are no part of these shapes: who reads a request
 checks them, in OpenAI's words.
@@ -46,6 +47,9 @@ class StructuredOutputs(msgspec.Struct):
     grammar: str | None = None
     json_object: bool | None = None
     structural_tag: Any = None
+    whitespace_pattern: Any = None
+    disable_any_whitespace: bool | None = None
+    disable_additional_properties: bool | None = None
 
 
 class Function(msgspec.Struct):
@@ -62,7 +66,57 @@ class Tool(msgspec.Struct):
     function: Function | None = None
 
 
-class SamplingBody(msgspec.Struct, kw_only=True):
+class ForeignGeneration(msgspec.Struct, kw_only=True):
+    """Of vLLM's generations."""
+
+    use_beam_search: bool | None = None
+    allowed_token_ids: list[int] | None = None
+    truncate_prompt_tokens: int | None = None
+    logits_processors: Any = None
+    logprob_token_ids: Any = None
+    spaces_between_special_tokens: bool | None = None
+    thinking_token_budget: int | None = None
+    repetition_detection: Any = None
+    watermarking: bool | None = None
+    prompt_embeds: Any = None
+    return_tokens_as_token_ids: bool | None = None
+    return_prompt_text: bool | None = None
+    guided_whitespace_pattern: Any = None
+    kv_transfer_params: Any = None
+    ec_transfer_params: Any = None
+    vllm_xargs: Any = None
+
+
+class ForeignResponse(ForeignGeneration, kw_only=True):
+    """Of vLLM's responses, or of its chats where responses have it not."""
+
+    n: int | None = None
+    echo: bool | None = None
+    prompt_logprobs: int | None = None
+    return_token_ids: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    documents: list[Object] | None = None
+    enable_response_messages: bool | None = None
+    previous_input_messages: Any = None
+    previous_response: Any = None
+
+
+class ForeignEmbedding(msgspec.Struct, kw_only=True):
+    """Of embeddings, scores and rankings of vLLM, Jina and Cohere."""
+
+    truncate_prompt_tokens: int | None = None
+    max_tokens_per_doc: int | None = None
+    normalize: bool | None = None
+    use_activation: bool | None = None
+    add_special_tokens: bool | None = None
+    embed_dtype: str | None = None
+    endianness: str | None = None
+    messages: Any = None
+    instruction: Any = None
+
+
+class SamplingBody(ForeignGeneration, kw_only=True):
     """What chat completions and completions have in common."""
 
     model: str = ""
@@ -99,9 +153,6 @@ class SamplingBody(msgspec.Struct, kw_only=True):
     cache_salt: str | None = None
     echo: bool | None = None
     return_token_ids: bool | None = None
-    use_beam_search: bool | None = None
-    allowed_token_ids: list[int] | None = None
-    truncate_prompt_tokens: int | None = None
 
 
 class ChatBody(SamplingBody, kw_only=True):
@@ -115,7 +166,11 @@ class ChatBody(SamplingBody, kw_only=True):
     tool_choice: str | Object | None = None
     parallel_tool_calls: bool | None = None
     reasoning_effort: str | None = None
+    include_reasoning: bool | None = None
     modalities: list[str] | None = None
+    audio: Any = None
+    web_search_options: Any = None
+    best_of: int | None = None
     functions: list[Any] | None = None
     function_call: Any = None
     chat_template: str | None = None
@@ -134,7 +189,7 @@ class CompletionBody(SamplingBody, kw_only=True):
     best_of: int | None = None
 
 
-class EmbeddingBody(msgspec.Struct, kw_only=True):
+class EmbeddingBody(ForeignEmbedding, kw_only=True):
     """`POST /v1/embeddings`. encoding_format: "float" or "base64"."""
 
     model: str = ""
@@ -144,7 +199,7 @@ class EmbeddingBody(msgspec.Struct, kw_only=True):
     priority: int | None = None
 
 
-class ScoreBody(msgspec.Struct, kw_only=True):
+class ScoreBody(ForeignEmbedding, kw_only=True):
     """`POST /v1/score`: how near each text_2 is to text_1. queries and documents: vLLM's later names for them."""
 
     model: str = ""
@@ -155,7 +210,7 @@ class ScoreBody(msgspec.Struct, kw_only=True):
     priority: int | None = None
 
 
-class RerankBody(msgspec.Struct, kw_only=True):
+class RerankBody(ForeignEmbedding, kw_only=True):
     """`POST /v1/rerank`, as Jina and Cohere have it."""
 
     model: str = ""
@@ -216,7 +271,7 @@ class ResponseTool(msgspec.Struct):
     strict: bool | None = None
 
 
-class ResponseBody(msgspec.Struct, kw_only=True):
+class ResponseBody(ForeignResponse, kw_only=True):
     """`POST /v1/responses`. input: a text, or messages, function calls and their outputs."""
 
     model: str = ""
@@ -251,3 +306,13 @@ class ResponseBody(msgspec.Struct, kw_only=True):
     stop: Texts | None = None
     ignore_eos: bool | None = None
     min_tokens: int | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    stop_token_ids: list[int] | None = None
+    include_stop_str_in_output: bool | None = None
+    bad_words: list[str] | None = None
+    skip_special_tokens: bool | None = None
+    structured_outputs: StructuredOutputs | None = None
+    chat_template: str | None = None
+    chat_template_kwargs: Object | None = None

@@ -111,7 +111,7 @@ class GenerationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     cold prefixes. quantization: of the weights, at load; "gguf" keeps those of a GGUF file as they are.
     kv_cache_dtype: of keys and values, fp8 where the GPU has it. cuda_graphs: record steps of decodes on a GPU.
     tool_parser, reasoning_parser: "auto" goes by the model's family, "none" for none. chat_template: instead of the
-    model's own (Jinja).
+    model's own (Jinja). trust_request_chat_template: a chat may bring a template of its own.
     """
 
     max_model_len: Annotated[int, msgspec.Meta(ge=0, le=1 << 22)] = 0
@@ -131,6 +131,7 @@ class GenerationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     tool_parser: Literal["auto", "none", "hermes", "llama3", "mistral"] = "auto"
     reasoning_parser: Literal["auto", "none", "think"] = "auto"
     chat_template: Annotated[str, msgspec.Meta(max_length=1 << 18)] = ""
+    trust_request_chat_template: bool = False
     max_adapters: Annotated[int, msgspec.Meta(ge=0, le=256)] = 0
     max_adapter_rank: Annotated[int, msgspec.Meta(ge=1, le=512)] = 64
 

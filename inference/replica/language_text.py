@@ -97,7 +97,9 @@ class LanguageText:
         self.max_context = max_context
         self.adapters: Mapping[str, AdapterSlot] = dict(adapters or {})
         self._templates = ChatTemplates(
-            settings.chat_template or tokenizer.chat_template, special_tokens=tokenizer.special_tokens
+            settings.chat_template or tokenizer.chat_template,
+            special_tokens=tokenizer.special_tokens,
+            trust_request=settings.trust_request_chat_template,
         )
         self._decoders = Decoders(tokenizer)
         self._tool_parser = tool_parser_for(facts.family, self._templates.source, settings.tool_parser)
@@ -136,13 +138,15 @@ class LanguageText:
         choices = [self._choice(sampling, ids, manner) for _ in range(sampling.n)]
         return Prepared(asked, request, text if asked.echo else "", choices, keeps_token=limit > 0)
 
-    def prompt(self, prompt: str | list[int] | Chat, *, special: bool = True) -> tuple[str, list[int]]:
-        """(text, ids). Raises InvalidInput."""
+    def prompt(self, prompt: str | list[int] | Chat, *, special: bool | None = None) -> tuple[str, list[int]]:
+        """(text, ids). special: whether the tokenizer adds its special tokens; None: to a text, not to a chat, whose
+        template brings them. Raises InvalidInput.
+        """
         if isinstance(prompt, Chat):
             text = self._templates.render(prompt)
-            return text, self._within(self.tokenizer.encode(text, add_special_tokens=False))
+            return text, self._within(self.tokenizer.encode(text, add_special_tokens=bool(special)))
         if isinstance(prompt, str):
-            return prompt, self._within(self.tokenizer.encode(prompt, add_special_tokens=special))
+            return prompt, self._within(self.tokenizer.encode(prompt, add_special_tokens=special is not False))
         for token in prompt:
             if not 0 <= token < self.facts.vocabulary:
                 raise InvalidInput(f"{token} is no token id of this model: they are 0 to {self.facts.vocabulary - 1}")

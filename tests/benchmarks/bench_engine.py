@@ -26,14 +26,15 @@ def exactness(threads: int) -> str:
     """64 chats at once, in chunks, streamed, against transformers' generate one by one."""
     import torch
 
-    from tests.support import smollm2
+    from tests.support import manners, smollm2
 
     torch.set_num_threads(threads)
     asked = smollm2.prompts(PROMPTS)
     wanted = [smollm2.greedy(prompt, LIMIT) for prompt in asked]
     smollm2.theirs.cache_clear()
-    manner = smollm2.Manner(True, True, True, False, True, True)
-    found = asyncio.run(smollm2.said(manner, smollm2.engine(manner, asked, LIMIT), asked, LIMIT))
+    manner = manners.Manner(True, True, True, False, True, True)
+    engine = manners.engine(smollm2.ours(), manner, asked, LIMIT)
+    found = asyncio.run(manners.said(manner, engine, smollm2.text(), asked, LIMIT))
     equal = [one.tokens == own for one, own in zip(found, wanted, strict=True)]
     told = (
         f"- Exactness: {sum(equal)} of {PROMPTS} greedy answers of up to {LIMIT} tokens ({sum(map(len, wanted))} in all) "
@@ -59,13 +60,13 @@ def bookkeeping(threads: int) -> str:
     from inference.protocol.generation import Sampling
     from inference.protocol.settings import GenerationSettings
     from inference.replica.language_start import engine_of
-    from tests.support import smollm2
+    from tests.support import manners, smollm2
 
     torch.set_num_threads(threads)
     model = smollm2.ours()
     settings = GenerationSettings(max_num_seqs=SEATS, enable_prefix_caching=True)
     limit = ITERATIONS + SEATS
-    blocks = SEATS * smollm2.blocks_of(64 + limit)
+    blocks = SEATS * manners.blocks_of(64 + limit)
     model.allocate(blocks, settings.block_size)
     engine = engine_of(model, settings, blocks)
     for prompt in smollm2.prompts(SEATS):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -222,6 +223,10 @@ def test_a_version_that_serves_is_called_by_its_number(cast: Any) -> None:
     assert "/v1/chat/completions" in shown
     assert "tiny@2" in shown
     assert "134.5M, in 30 layers" in shown
+    facts = " ".join(re.sub(r"<[^>]+>", " ", shown).split())
+    assert "quantised to int8" in facts
+    assert "Perplexity 21.40 on a built-in text; 21.25 without quantisation (+0.7 %)" in facts
+    assert "Computed by our own decoder" in facts
     assert "text_input" not in page_of(cast.teammate, "/endpoints/tiny/")
     bare = page_of(cast.teammate, "/models/untaught/versions/1/")
     assert "/v1/completions" in bare

@@ -94,6 +94,12 @@ def test_tokens_go_there_and_back(gateway):
     assert len(found["token_strs"]) == found["count"]
 
 
+def test_a_chats_own_template_is_taken_only_where_the_version_says_so(gateway):
+    told = error(post(gateway, model="mlp", messages=say("hi"), chat_template="{{ messages }}"), 400, "invalid_input")
+    assert told.startswith("chat_template is not taken from requests here")
+    assert "generation.trust_request_chat_template" in told
+
+
 def test_structured_output_keeps_its_schema(client):
     schema = {
         "type": "object",

@@ -15,6 +15,14 @@ def standby(tmp_path_factory):
     made.close()
 
 
+@pytest.fixture(scope="module")
+def plain(standby, tmp_path_factory):
+    """What is said of the tiny model as it is."""
+    folder = tmp_path_factory.mktemp("plain") / "m"
+    language.folder(folder)
+    return standby.validate(folder)[-1].measurements.language
+
+
 def test_the_real_smollm2_becomes_ready_with_its_report(standby, tmp_path):
     folder = tmp_path / "m"
     folder.mkdir()
@@ -42,6 +50,22 @@ def test_a_hugging_face_folder_becomes_ready(standby, tmp_path):
     assert verdict.format == "hf_decoder"
     assert "LlamaForCausalLM by our own decoder" in checks(verdict)["load"].message
     assert verdict.measurements.language.stored == "F32"
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("quantization", "most"), [("int8", 0.02), ("int4", 0.4)])
+def test_a_quantised_model_reports_its_perplexity_before_and_after(standby, plain, tmp_path, quantization, most):
+    language.folder(tmp_path / "m")
+    verdict = standby.validate(tmp_path / "m", generation={"quantization": quantization})[-1]
+    assert verdict.state == "ready", verdict
+    seen = verdict.measurements.language
+    assert (plain.quantization, seen.quantization) == ("none", quantization)
+    assert plain.perplexity_plain == 0
+    assert seen.perplexity_plain == pytest.approx(plain.perplexity, rel=1e-3)
+    assert 0 < abs(seen.perplexity / plain.perplexity - 1) < most
+    assert seen.weight_bytes < plain.weight_bytes
+    said = " ".join(check.message for check in checks(verdict).values())
+    assert f"{quantization} weights change perplexity {seen.perplexity_plain:.2f} to {seen.perplexity:.2f}" in said
 
 
 def test_another_architecture_is_served_through_transformers_and_the_report_says_so(standby, tmp_path):

@@ -1,7 +1,7 @@
 """SmolLM2 says token for token what transformers says on the same weights in fp32, however it is run.
 
-The six rows of `smollm2.ARRAY` cover every pair of: alone or together, chunked or whole prefill, prefix cache hit or miss,
-preempted or not, with prompt lookup or without, streamed or not. tests/integration/generation/test_engine_exact.py has all
+The six rows of `manners.ARRAY` cover every pair of: alone or together, chunked or whole prefill, prefix cache hit or miss,
+preempted or not, with prompt lookup or without, streamed or not. tests/integration/generation/test_engine_manners.py has all
 combinations of a tiny model.
 """
 
@@ -15,8 +15,8 @@ from dataclasses import astuple
 import pytest
 import torch
 
-from tests.support import smollm2
-from tests.support.smollm2 import ARRAY, BLOCK, Manner
+from tests.support import manners, smollm2
+from tests.support.manners import ARRAY, BLOCK, Manner
 
 pytestmark = pytest.mark.timeout(300)  # a minute of computing, on a machine that may be busy
 LIMIT = 16
@@ -53,8 +53,8 @@ def test_the_rows_hold_every_pair_of_values() -> None:
 def test_every_manner_says_what_transformers_says(
     manner: Manner, asked: list[list[int]], wanted: list[list[int]]
 ) -> None:
-    engine = smollm2.engine(manner, asked, LIMIT)
-    found = asyncio.run(smollm2.said(manner, engine, asked, LIMIT))
+    engine = manners.engine(smollm2.ours(), manner, asked, LIMIT)
+    found = asyncio.run(manners.said(manner, engine, smollm2.text(), asked, LIMIT))
     assert [one.tokens for one in found] == wanted
     counts, spent = engine.scheduler.counts, engine.spent
     assert (counts.preempted > 0) == manner.preempted

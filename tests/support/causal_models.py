@@ -79,13 +79,14 @@ def loaded(family: str, **settings: Any) -> Any:
     return through_transformers(made(family)[0], GenerationSettings(**settings), "cpu")
 
 
-def engine(model: Any, *, blocks: int = 256, **settings: Any) -> Engine:
-    """A new engine over a loaded model."""
+def engine(model: Any, *, blocks: int = 256, draft: Any = None, **settings: Any) -> Engine:
+    """A new engine over a loaded model, and a loaded draft model."""
     from inference.replica.language_start import engine_of
 
     chosen = GenerationSettings(**{"block_size": 8, "max_num_batched_tokens": 64, **settings})
-    model.allocate(blocks, chosen.block_size)
-    return engine_of(model, chosen, blocks)
+    for one in (model, draft) if draft is not None else (model,):
+        one.allocate(blocks, chosen.block_size)
+    return engine_of(model, chosen, blocks, draft=draft)
 
 
 def greedy(family: str, prompt: list[int], limit: int) -> list[int]:

@@ -141,6 +141,7 @@ class Replica:
         self.process = _start(SERVE, message, root / "log", theirs.fileno(), self.listener.fileno())
         theirs.close()
         self.control = Wire(ours, FromChild)
+        ours.settimeout(90)  # a load on a machine that does much else
         self.wires: list[Wire] = []
 
     def ready(self) -> Replica:

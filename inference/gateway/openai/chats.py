@@ -21,6 +21,9 @@ def of_chat(body: ChatBody) -> Chat:
     """Raises BadField."""
     refused(body.functions or body.function_call, "functions", "use 'tools' and 'tool_choice'.")
     refused([one for one in body.modalities or [] if one != "text"], "modalities", "text is all that is made here.")
+    refused(body.audio, "audio", "text is all that is made here.")
+    refused(body.web_search_options, "web_search_options", "nothing is looked up here; use 'tools'.")
+    refused((body.best_of or 1) > (body.n or 1), "best_of", "use 'n', or 'best_of' of /v1/completions.")
     arguments = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
         arguments.setdefault("reasoning_effort", body.reasoning_effort)

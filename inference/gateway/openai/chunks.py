@@ -94,6 +94,7 @@ class ChatChunks(_Chunks):
         self._tokens = bool(body.return_token_ids)
         self._one_call = body.parallel_tool_calls is False
         self._has_logprobs = bool(body.logprobs)
+        self._thinks = body.include_reasoning is not False
         self._text = self._choice + b'"delta":{"content":%b},"logprobs":null,"finish_reason":null%b'
         self._prefix = prefix
         self._n = body.n or 1
@@ -126,7 +127,7 @@ class ChatChunks(_Chunks):
         delta: dict[str, Any] = {}
         if piece.text:
             delta["content"] = piece.text
-        if piece.reasoning:
+        if piece.reasoning and self._thinks:
             # vLLM's clients read one or the other
             delta["reasoning_content"] = delta["reasoning"] = piece.reasoning
         calls = [self._call(tool) for tool in piece.tools if not (self._one_call and tool.index)]

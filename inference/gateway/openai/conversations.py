@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from inference.gateway.openai import chats, checks, sampling
+from inference.gateway.openai import chats, checks, foreign, sampling
 from inference.gateway.openai.asking import Target
 from inference.gateway.openai.problems import BadField
 from inference.protocol.generation import Chat, Generate
@@ -32,8 +32,12 @@ def message_of(body: ResponseBody, target: Target, before: list[Message], salt: 
         raise BadField("Missing required parameter: 'input'.", "input", "missing_required_parameter")
     instructions: list[Message] = [{"role": "system", "content": body.instructions}] if body.instructions else []
     tools = chats.tools([_tool(tool, f"tools[{place}]") for place, tool in enumerate(body.tools or [])])
-    arguments = {"reasoning_effort": body.reasoning.effort} if body.reasoning and body.reasoning.effort else {}
-    chat = Chat([*instructions, *asked], tools, chats.choice(body.tool_choice, tools), template_arguments=arguments)
+    arguments = dict(body.chat_template_kwargs or {})
+    if body.reasoning and body.reasoning.effort:
+        arguments.setdefault("reasoning_effort", body.reasoning.effort)
+    chat = Chat(
+        [*instructions, *asked], tools, chats.choice(body.tool_choice, tools), body.chat_template or "", arguments
+    )
     found = Generate(
         chat,
         sampling.of_chat(_as_chat(body)),
@@ -47,6 +51,7 @@ def message_of(body: ResponseBody, target: Target, before: list[Message], salt: 
 
 
 def _refuse(body: ResponseBody) -> None:
+    foreign.refuse(body, foreign.GENERATION | foreign.RESPONSES)
     checks.refused(body.background, "background", "ask with 'stream', or use /v1/batches.")
     checks.refused(body.prompt, "prompt", "send 'input' and 'instructions' themselves.")
     checks.refused(body.conversation, "conversation", "use 'previous_response_id'.")
@@ -76,6 +81,14 @@ def _as_chat(body: ResponseBody) -> ChatBody:
         ignore_eos=body.ignore_eos,
         min_tokens=body.min_tokens,
         priority=body.priority,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        logit_bias=body.logit_bias,
+        stop_token_ids=body.stop_token_ids,
+        include_stop_str_in_output=body.include_stop_str_in_output,
+        bad_words=body.bad_words,
+        skip_special_tokens=body.skip_special_tokens,
+        structured_outputs=body.structured_outputs,
     )
 
 

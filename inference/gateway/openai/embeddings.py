@@ -21,7 +21,7 @@ import msgspec
 from inference.errors import NotReady
 from inference.gateway.calls import Call
 from inference.gateway.dataplane import DataPlane
-from inference.gateway.openai import checks
+from inference.gateway.openai import checks, foreign
 from inference.gateway.openai.asking import Target, Who, find, together, who_of
 from inference.gateway.openai.problems import BadField
 from inference.gateway.table import Variant
@@ -82,6 +82,7 @@ class Embeddings:
 
     async def embed(self, request: Request) -> Response:
         who, body = who_of(request), checks.decode(request.body, EmbeddingBody)
+        foreign.refuse(body, foreign.EMBEDDINGS)
         target = find(self._plane, body.model, who)
         texts = _texts(body.input)
         if body.encoding_format not in {None, "float", "base64"}:
@@ -101,6 +102,7 @@ class Embeddings:
 
     async def score(self, request: Request) -> Response:
         who, body = who_of(request), checks.decode(request.body, ScoreBody)
+        foreign.refuse(body, foreign.EMBEDDINGS)
         target = find(self._plane, body.model, who)
         left = _list(body.text_1 if body.text_1 is not None else body.queries, "text_1")
         right = _list(body.text_2 if body.text_2 is not None else body.documents, "text_2")
@@ -117,6 +119,7 @@ class Embeddings:
 
     async def rerank(self, request: Request) -> Response:
         who, body = who_of(request), checks.decode(request.body, RerankBody)
+        foreign.refuse(body, foreign.EMBEDDINGS)
         target = find(self._plane, body.model, who)
         query = checks.needed(body.query, "query")
         texts = _list([_document(one) for one in checks.needed(body.documents, "documents")], "documents")

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from inference.gateway.openai import foreign
 from inference.gateway.openai.checks import above as above_low
 from inference.gateway.openai.checks import number, refused, token_ids
 from inference.gateway.openai.problems import BadField
@@ -100,19 +101,12 @@ def _check(body: SamplingBody) -> None:
     number(body.priority, "priority", -(1 << 31), 1 << 31)
     if body.prompt_logprobs is not None and body.stream:
         raise BadField("'prompt_logprobs' cannot be streamed: ask without 'stream'.", "prompt_logprobs")
-    _refuse(body)
+    foreign.refuse(body, foreign.GENERATION)
     if body.stream_options is not None and not body.stream:
         raise BadField("'stream_options' needs 'stream' to be true.", "stream_options")
     for param in ("stop_token_ids", "bad_words", "logit_bias"):
         if len(getattr(body, param) or ()) > MAX_LIST:
             raise BadField(f"Invalid '{param}': at most {MAX_LIST} entries are allowed.", param)
-
-
-def _refuse(body: SamplingBody) -> None:
-    """VLLM's fields that change the answer and are not served: to ignore them would be to answer something else."""
-    refused(body.use_beam_search, "use_beam_search", "beam search has no streamed form; use 'n' or 'best_of'.")
-    refused(body.allowed_token_ids, "allowed_token_ids", "use 'logit_bias', or 'structured_outputs' with 'choice'.")
-    refused(body.truncate_prompt_tokens, "truncate_prompt_tokens", "shorten the prompt; /tokenize counts its tokens.")
 
 
 def _stops(given: str | list[str] | None) -> list[str]:
@@ -186,7 +180,9 @@ def _guided(body: SamplingBody) -> Structure | None:
 def _of_vllm(given: StructuredOutputs | None) -> Structure | None:
     if given is None:
         return None
-    refused(given.structural_tag, "structured_outputs.structural_tag", "use json, regex, choice or grammar.")
+    for name in ("structural_tag", "whitespace_pattern", "disable_any_whitespace", "disable_additional_properties"):
+        words = "say it in the schema, or use regex, choice or grammar."
+        refused(getattr(given, name), f"structured_outputs.{name}", words)
     found: list[Structure] = []
     if given.json is not None:
         found.append(Structure(json_schema=schema_text(given.json, "structured_outputs.json")))

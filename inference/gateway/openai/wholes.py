@@ -37,7 +37,7 @@ def _chat_choice(index: int, body: ChatBody, one: Choice, prefix: str) -> dict[s
     text, reasoning = prefix + "".join(one.text), "".join(one.reasoning)
     calls = [one.calls[place].shown() for place in sorted(one.calls)]
     message: dict[str, Any] = {"role": "assistant", "content": text if text or not calls else None, "refusal": None}
-    if reasoning:
+    if reasoning and body.include_reasoning is not False:
         message |= {"reasoning": reasoning, "reasoning_content": reasoning}
     if calls:
         message["tool_calls"] = calls

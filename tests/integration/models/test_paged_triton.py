@@ -15,8 +15,11 @@ if DEVICE == "cpu" and "triton" in sys.modules:
 if DEVICE == "cpu":
     os.environ["TRITON_INTERPRET"] = "1"  # read where triton's own kernels and ours are defined
 pytest.importorskip("triton", reason="triton comes with CUDA builds of torch; pip install triton runs this here")
-from inference.models.on_torch.language import decode_graphs, paged_triton  # noqa: E402
-from tests.support import decoders  # noqa: E402
+from inference.generation.drafts import Drafts  # noqa: E402
+from inference.models.on_torch.language import TorchLanguageModel, decode_graphs, paged_triton, source_of  # noqa: E402  # noqa: E402
+from inference.protocol.settings import GenerationSettings, Speculation  # noqa: E402
+from inference.replica.language_start import engine_of  # noqa: E402
+from tests.support import decoders, engines  # noqa: E402
 
 os.environ.pop("TRITON_INTERPRET", None)
 
@@ -158,6 +161,26 @@ def test_recorded_steps_give_the_logits_of_others(tmp_path):
         wanted = torch.stack([own[at][begin] for at, begin in zip(running, begins, strict=True)])
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
     assert replays == [(4, 3), (1, 1), (2, 2), (4, 3)]
+
+
+def test_recorded_steps_and_drafts_go_together():
+    """A step with drafts is no step of decodes alone, and runs without its recording; the tokens are transformers'."""
+    settings = GenerationSettings(
+        block_size=8, max_num_seqs=2, enable_prefix_caching=False, speculation=Speculation(tokens=2, shortest_match=1)
+    )
+    ours = TorchLanguageModel(source_of(engines.tiny()[0]), settings, "cpu")
+    ours.allocate(13, 8)
+    ours.is_tiled, ours._graphs_up_to = True, 2
+    ours.record(replayed_by_hand)
+    engine = engine_of(ours, settings, 12)  # the thirteenth block is nobody's
+    engine.drafts = Drafts(engine.drafts.proposer, engines.Always())
+    replays, fill = [], ours.graphs._fill
+    ours.graphs._fill = lambda batch, step, count: (replays.append(count), fill(batch, step, count))
+    prompts = [[5, 6, 7, 5, 6], [40, 41, 42, 43, 44, 45, 46, 47, 48]]
+    found = engines.run(engine, [engines.request(prompt, 12) for prompt in prompts])
+    assert [found[at, 0].tokens for at in range(2)] == [engines.greedy(prompt, 12) for prompt in prompts]
+    assert replays
+    assert engine.spent.drafted > 0
 
 
 def test_sizes_of_recorded_steps():

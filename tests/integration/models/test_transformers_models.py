@@ -6,10 +6,14 @@ import random
 import pytest
 import torch
 
+from inference.artifacts.manifest import RuntimeSettings
 from inference.errors import InvalidInput, Rejected
+from inference.generation.drafts import Drafts
+from inference.models import LoadContext
+from inference.models.drafting import load_draft
 from inference.models.language import Step
 from inference.models.on_torch.language import hook, through_transformers
-from inference.protocol.settings import GenerationSettings
+from inference.protocol.settings import GenerationSettings, Speculation
 from tests.support import causal_models, decoders, engines, language
 
 LIMIT = 6
@@ -89,6 +93,20 @@ def test_choices_begin_with_one_prompt(model, wanted):
     assert [found[0, choice].tokens for choice in range(3)] == [wanted[4]] * 3
 
 
+def with_drafts(model, draft=None, **speculation):
+    """An engine whose steps have drafts whenever there are any."""
+    chosen = Speculation(tokens=3, shortest_match=1, **speculation)
+    engine = causal_models.engine(model, speculation=chosen, draft=draft)
+    engine.drafts = Drafts(engine.drafts.proposer, engines.Always())
+    return engine
+
+
+def test_prompt_lookup_changes_no_token(model, wanted):
+    engine = with_drafts(model)
+    assert said(engine) == wanted
+    assert engine.spent.drafted > 0
+
+
 def test_only_wanted_rows_have_logits(model):
     text = decoders.Text(PROMPTS[3][:20], [3, 1, 2])
     step = decoders.step_of([(text, 20)])
@@ -98,6 +116,25 @@ def test_only_wanted_rows_have_logits(model):
     found = model.forward(some)
     assert found.shape == (2, language.VOCABULARY)
     assert (found - every[[4, 19]]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["gpt2", "stablelm"], ids=["flat", "one after another"])
+def test_the_same_weights_guess_through_transformers_too(name):
+    """The draft model is another copy of the same class; its guesses are nearly always right."""
+    folder, model = causal_models.made(name)[0], causal_models.loaded(name)
+    settings = GenerationSettings(speculation=Speculation(method="draft", draft="self"))
+    draft = load_draft(LoadContext(folder, RuntimeSettings(generation=settings)), model)
+    assert draft.facts.path == "transformers"
+    engine = with_drafts(model, draft, method="draft")
+    assert said(engine) == [causal_models.greedy(name, prompt, LIMIT) for prompt in PROMPTS]
+    assert engine.spent.accepted > 0.8 * engine.spent.drafted > 0
+
+
+def test_a_draft_model_is_not_quantised_through_transformers():
+    folder, model = causal_models.made("gpt2")[0], causal_models.loaded("gpt2")
+    settings = GenerationSettings(speculation=Speculation(method="draft", draft="self", quantization="int8"))
+    with pytest.raises(Rejected, match="quantization is for families"):
+        load_draft(LoadContext(folder, RuntimeSettings(generation=settings)), model)
 
 
 def test_a_block_costs_what_all_layers_keep():

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from inference.errors import NotFound
-from inference.gateway.openai import responses
+from inference.gateway.openai import kept
 from inference.gateway.openai.conversations import LOGPROBS
+from inference.gateway.openai.kept import KEPT_S, KeptResponses, Store
 from inference.gateway.openai.response_events import ResponseWriter
-from inference.gateway.openai.responses import KEPT_S, Store
 from inference.protocol.generation import Event, Piece, TokenLogprob, ToolPiece, Usage
 from inference.protocol.openai import ResponseBody
 
@@ -24,12 +24,10 @@ def test_a_response_is_its_callers_alone_and_goes_after_its_time():
     clock = Clock()
     store = Store(now=clock)
     store.put("a", "resp_1", b"{}", b"[]")
-    assert store.get("a", "resp_1").shown == b"{}"
-    with pytest.raises(NotFound):
-        store.get("b", "resp_1")
+    assert store.find("a", "resp_1").shown == b"{}"
+    assert store.find("b", "resp_1") is None
     clock.now = KEPT_S
-    with pytest.raises(NotFound):
-        store.get("a", "resp_1")
+    assert store.find("a", "resp_1") is None
     store.put("a", "resp_2", b"{}", b"[]")
     assert (len(store), store.size_bytes) == (1, 4)
 
@@ -41,11 +39,24 @@ def test_the_oldest_make_room(monkeypatch):
     assert (len(store), store.size_bytes) == (2, 80)
     store.put("a", "resp_large", b"x" * 101, b"")
     assert len(store) == 2
-    store.delete("a", "resp_4")
+    store.forget("a", "resp_4")
+    store.forget("a", "resp_4")
     assert (len(store), store.size_bytes) == (1, 40)
-    monkeypatch.setattr(responses, "MAX_KEPT", 1)
+    monkeypatch.setattr(kept, "MAX_KEPT", 1)
     store.put("a", "resp_6", b"", b"")
     assert (len(store), store.size_bytes) == (1, 0)
+
+
+async def test_without_a_valkey_a_gateway_has_its_own():
+    alone = KeptResponses()
+    await alone.put("a", "resp_1", b"{}", b"[]")
+    assert (await alone.get("a", "resp_1")).messages == b"[]"
+    for caller, identity in (("b", "resp_1"), ("a", "resp_2"), ("a", "x" * 100_000)):
+        with pytest.raises(NotFound, match="not found: it was not stored"):
+            await alone.get(caller, identity)
+    await alone.delete("a", "resp_1")
+    with pytest.raises(NotFound):
+        await alone.delete("a", "resp_1")
 
 
 def logprob(text: str) -> TokenLogprob:
