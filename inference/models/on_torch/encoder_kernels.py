@@ -14,9 +14,9 @@ import numba
 import numpy as np
 from numba import float32, int64
 
+from inference.models.on_torch.lanes import LINE
 from inference.models.on_torch.vectors import (
     HAS_WIDE,
-    LINE,
     PRODUCT_ROWS,
     ROWS,
     UNROLLED,

@@ -9,23 +9,22 @@ from __future__ import annotations
 
 from typing import Any
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba import extending
 from numba.core import cgutils, types
 from numba.extending import models, register_model
 
+from inference.models.on_torch import lanes
+from inference.models.on_torch.lanes import FLOATS, INTS, LANES, LINE, WORD
+
 intrinsic: Any = extending.intrinsic
-LANES = 16
-LINE = 4 * LANES  # bytes of one value
 WIDTH = 2 * LANES  # columns of a tile
 UNROLLED = 4
-HAS_WIDE = bool(llvm.get_host_cpu_features().get("avx512f"))
+HAS_WIDE = lanes.is_wide()
 # Rows of a tile: with two vectors of columns each, their sums fill the registers and no more.
 ROWS = 8 if HAS_WIDE else 2
 PRODUCT_ROWS = 14 if HAS_WIDE else 2
-_FLOAT, _WORD, _WHOLE = ir.FloatType(), ir.IntType(64), ir.IntType(32)
-_FLOATS, _WHOLES = ir.VectorType(_FLOAT, LANES), ir.VectorType(_WHOLE, LANES)
+_FLOAT, _WHOLE = ir.FloatType(), ir.IntType(32)
 _FAST = ("fast",)
 # 2 ** x for 0 <= x < 1, relative error 1e-7 (as in language.kernels).
 _POWER = (1.8775767e-3, 8.9893397e-3, 5.5826318e-2, 2.4015361e-1, 6.9315308e-1, 9.9999994e-1)
@@ -49,20 +48,16 @@ floats = Floats()
 @register_model(Floats)
 class _FloatsModel(models.PrimitiveModel):
     def __init__(self, dmm: Any, fe_type: Any) -> None:
-        super().__init__(dmm, fe_type, _FLOATS)
+        super().__init__(dmm, fe_type, FLOATS)
 
 
 def _all(value: float) -> Any:
-    return ir.Constant(_FLOATS, [value] * LANES)
+    return ir.Constant(FLOATS, [value] * LANES)
 
 
-def _call(builder: Any, name: str, *given: Any, result: Any = _FLOATS, flags: tuple[str, ...] = ()) -> Any:
+def _call(builder: Any, name: str, *given: Any, result: Any = FLOATS, flags: tuple[str, ...] = ()) -> Any:
     kind = ir.FunctionType(result, [one.type for one in given])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), given, fastmath=flags)
-
-
-def _fma(builder: Any, one: Any, two: Any, added: Any) -> Any:
-    return _call(builder, f"llvm.fma.v{LANES}f32", one, two, added)
 
 
 def _larger(builder: Any, one: Any, two: Any) -> Any:
@@ -78,15 +73,15 @@ def _exp2(builder: Any, value: Any) -> Any:
     """For values up to 0; what is below -125 counts as -125, since smaller numbers cost hundreds of cycles."""
     power = builder.select(builder.fcmp_ordered("<", value, _all(-125.0)), _all(-125.0), value)
     whole = _call(builder, f"llvm.floor.v{LANES}f32", power)
-    bits = builder.add(builder.fptosi(whole, _WHOLES), ir.Constant(_WHOLES, [127] * LANES))
-    scale = builder.bitcast(builder.shl(bits, ir.Constant(_WHOLES, [23] * LANES)), _FLOATS)
+    bits = builder.add(builder.fptosi(whole, INTS), ir.Constant(INTS, [127] * LANES))
+    scale = builder.bitcast(builder.shl(bits, ir.Constant(INTS, [23] * LANES)), FLOATS)
     return builder.fmul(_polynomial(builder, builder.fsub(power, whole), _POWER), scale)
 
 
 def _polynomial(builder: Any, x: Any, factors: tuple[float, ...]) -> Any:
     found = _all(factors[0])
     for factor in factors[1:]:
-        found = _fma(builder, found, x, _all(factor))
+        found = lanes.fused(builder, found, x, _all(factor))
     return found
 
 
@@ -97,27 +92,10 @@ def _bounded(builder: Any, x: Any, low: float, high: float) -> Any:
 
 def _first_of(builder: Any, value: Any, count: Any) -> Any:
     """The first `count` of them, and minus infinity instead of the others."""
-    one = builder.insert_element(ir.Constant(_WHOLES, ir.Undefined), builder.trunc(count, _WHOLE), _WHOLE(0))
-    counts = builder.shuffle_vector(one, ir.Constant(_WHOLES, ir.Undefined), ir.Constant(_WHOLES, [0] * LANES))
-    kept = builder.icmp_signed("<", ir.Constant(_WHOLES, list(range(LANES))), counts)
+    one = builder.insert_element(ir.Constant(INTS, ir.Undefined), builder.trunc(count, _WHOLE), _WHOLE(0))
+    counts = builder.shuffle_vector(one, ir.Constant(INTS, ir.Undefined), ir.Constant(INTS, [0] * LANES))
+    kept = builder.icmp_signed("<", ir.Constant(INTS, list(range(LANES))), counts)
     return builder.select(kept, value, _all(float("-inf")))
-
-
-def _splat(builder: Any, value: Any) -> Any:
-    one = builder.insert_element(ir.Constant(_FLOATS, ir.Undefined), value, _WHOLE(0))
-    return builder.shuffle_vector(one, ir.Constant(_FLOATS, ir.Undefined), ir.Constant(_WHOLES, [0] * LANES))
-
-
-def _load(builder: Any, address: Any) -> Any:
-    return builder.load(builder.inttoptr(address, _FLOATS.as_pointer()), align=4)
-
-
-def _store(builder: Any, address: Any, value: Any) -> None:
-    builder.store(value, builder.inttoptr(address, _FLOATS.as_pointer()), align=4)
-
-
-def _scalar(builder: Any, address: Any) -> Any:
-    return builder.load(builder.inttoptr(address, _FLOAT.as_pointer()), align=4)
 
 
 @intrinsic
@@ -126,7 +104,7 @@ def address(_typing: Any, array: Any) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         held = context.make_array(signature.args[0])(context, builder, given[0])
-        return builder.ptrtoint(held.data, _WORD)
+        return builder.ptrtoint(held.data, WORD)
 
     return types.int64(array), generate
 
@@ -134,7 +112,7 @@ def address(_typing: Any, array: Any) -> Any:
 @intrinsic
 def load(_typing: Any, address: Any) -> Any:
     """The sixteen floats at an address."""
-    return floats(address), lambda _context, builder, _signature, given: _load(builder, given[0])
+    return floats(address), lambda _context, builder, _signature, given: lanes.vector(builder, given[0])
 
 
 @intrinsic
@@ -142,7 +120,7 @@ def store(_typing: Any, address: Any, value: Any) -> Any:
     """Puts them at an address."""
 
     def generate(context: Any, builder: Any, _signature: Any, given: Any) -> Any:
-        _store(builder, *given)
+        lanes.store(builder, given[1], given[0])
         return context.get_dummy_value()
 
     return types.void(address, value), generate
@@ -162,7 +140,7 @@ def store_one(_typing: Any, address: Any, _value: Any) -> Any:
 @intrinsic
 def splat(_typing: Any, value: Any) -> Any:
     """One float32 sixteen times."""
-    return floats(value), lambda _context, builder, _signature, given: _splat(builder, given[0])
+    return floats(value), lambda _context, builder, _signature, given: lanes.splat(builder, given[0])
 
 
 @intrinsic
@@ -186,7 +164,7 @@ def mul(_typing: Any, one: Any, two: Any) -> Any:
 @intrinsic
 def fma(_typing: Any, one: Any, two: Any, added: Any) -> Any:
     """The sum one * two + added, rounded once."""
-    return floats(one, two, added), lambda _context, builder, _signature, given: _fma(builder, *given)
+    return floats(one, two, added), lambda _context, builder, _signature, given: lanes.fused(builder, *given)
 
 
 @intrinsic
@@ -206,7 +184,7 @@ def gelu(_typing: Any, value: Any) -> Any:
         # "fast" lets LLVM take the machine's reciprocal and refine it, which is a third of a division's time.
         erf = builder.fdiv(builder.fmul(x, above), below, flags=_FAST)
         half = builder.fmul(given[0], _all(0.5))
-        return _fma(builder, half, _bounded(builder, erf, -1.0, 1.0), half)
+        return lanes.fused(builder, half, _bounded(builder, erf, -1.0, 1.0), half)
 
     return floats(value), generate
 
@@ -221,7 +199,7 @@ def tile(  # noqa: PLR0917
         a, a_stride, b, b_stride, depth, factors, out, out_stride = given
         sums = _products(builder, ROWS, a, a_stride, b, b_stride, depth)
         for row, pair in enumerate(sums):
-            factor = _splat(builder, _scalar(builder, builder.add(factors, _WORD(4 * row))))
+            factor = lanes.splat(builder, lanes.number(builder, builder.add(factors, WORD(4 * row))))
             _store_pair(builder, [builder.fmul(one, factor) for one in pair], out, out_stride, row)
         return context.get_dummy_value()
 
@@ -239,7 +217,7 @@ def product_tile(  # noqa: PLR0917
 
     def generate(context: Any, builder: Any, _signature: Any, given: Any) -> Any:
         a, a_stride, b, depth, out, out_stride, ahead, step = given
-        sums = _products(builder, PRODUCT_ROWS, a, a_stride, b, _WORD(2 * LINE), depth, (ahead, step))
+        sums = _products(builder, PRODUCT_ROWS, a, a_stride, b, WORD(2 * LINE), depth, (ahead, step))
         for row, pair in enumerate(sums):
             _store_pair(builder, pair, out, out_stride, row)
         return context.get_dummy_value()
@@ -258,37 +236,29 @@ def _products(  # noqa: PLR0917
     asked: tuple[Any, Any] | None = None,
 ) -> list[list[Any]]:
     """For each row of a, the sums of its products with two vectors of columns of b."""
-    sums = [[cgutils.alloca_once(builder, _FLOATS) for _ in range(2)] for _ in range(rows)]
+    sums = [[cgutils.alloca_once(builder, FLOATS) for _ in range(2)] for _ in range(rows)]
     for place in (one for pair in sums for one in pair):
         builder.store(_all(0.0), place)
-    lines = [builder.add(a, builder.mul(a_stride, _WORD(row))) for row in range(rows)]
+    lines = [builder.add(a, builder.mul(a_stride, WORD(row))) for row in range(rows)]
     unrolled = UNROLLED if asked else 1
-    with cgutils.for_range(builder, builder.udiv(depth, _WORD(unrolled))) as loop:
+    with cgutils.for_range(builder, builder.udiv(depth, WORD(unrolled))) as loop:
         if asked:
-            _ask_for(builder, builder.add(asked[0], builder.mul(loop.index, asked[1])))
+            lanes.prefetch(builder, builder.add(asked[0], builder.mul(loop.index, asked[1])))
         for part in range(unrolled):
-            at = builder.add(builder.mul(loop.index, _WORD(unrolled)), _WORD(part))
+            at = builder.add(builder.mul(loop.index, WORD(unrolled)), WORD(part))
             right = builder.add(b, builder.mul(at, b_stride))
-            columns = [_load(builder, builder.add(right, _WORD(half * LINE))) for half in range(2)]
+            columns = [lanes.vector(builder, builder.add(right, WORD(half * LINE))) for half in range(2)]
             for line, pair in zip(lines, sums, strict=True):
-                spread = _splat(builder, _scalar(builder, builder.add(line, builder.mul(at, _WORD(4)))))
+                spread = lanes.splat(builder, lanes.number(builder, builder.add(line, builder.mul(at, WORD(4)))))
                 for column, place in zip(columns, pair, strict=True):
-                    builder.store(_fma(builder, column, spread, builder.load(place)), place)
+                    builder.store(lanes.fused(builder, column, spread, builder.load(place)), place)
     return [[builder.load(one) for one in pair] for pair in sums]
 
 
-def _ask_for(builder: Any, address: Any) -> None:
-    """Fetches a line into the cache; where there is no memory nothing happens."""
-    pointer = ir.IntType(8).as_pointer()
-    kind = ir.FunctionType(ir.VoidType(), [pointer, _WHOLE, _WHOLE, _WHOLE])
-    ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(ask, [builder.inttoptr(address, pointer), _WHOLE(0), _WHOLE(3), _WHOLE(1)])
-
-
 def _store_pair(builder: Any, pair: list[Any], out: Any, out_stride: Any, row: int) -> None:
-    line = builder.add(out, builder.mul(out_stride, _WORD(row)))
+    line = builder.add(out, builder.mul(out_stride, WORD(row)))
     for half, one in enumerate(pair):
-        _store(builder, builder.add(line, _WORD(half * LINE)), one)
+        lanes.store(builder, one, builder.add(line, WORD(half * LINE)))
 
 
 @intrinsic
@@ -307,30 +277,32 @@ def shares(_typing: Any, scores: Any, stride: Any, size: Any, factors: Any) -> A
 
 def _write_shares(builder: Any, scores: Any, stride: Any, size: Any, factors: Any) -> None:
     # All rows go side by side: one row alone is a chain of steps that wait for each other.
-    lines = [builder.add(scores, builder.mul(stride, _WORD(row))) for row in range(ROWS)]
-    held = [cgutils.alloca_once(builder, _FLOATS) for _ in range(ROWS)]
+    lines = [builder.add(scores, builder.mul(stride, WORD(row))) for row in range(ROWS)]
+    held = [cgutils.alloca_once(builder, FLOATS) for _ in range(ROWS)]
     for one in held:
         builder.store(_all(float("-inf")), one)
-    vectors = builder.udiv(builder.add(size, _WORD(LANES - 1)), _WORD(LANES))
-    last = builder.mul(builder.sub(vectors, _WORD(1)), _WORD(LINE))
-    left = builder.sub(size, builder.mul(builder.sub(vectors, _WORD(1)), _WORD(LANES)))
+    vectors = builder.udiv(builder.add(size, WORD(LANES - 1)), WORD(LANES))
+    last = builder.mul(builder.sub(vectors, WORD(1)), WORD(LINE))
+    left = builder.sub(size, builder.mul(builder.sub(vectors, WORD(1)), WORD(LANES)))
     for line in lines:
         place = builder.add(line, last)
-        _store(builder, place, _first_of(builder, _load(builder, place), left))
+        lanes.store(builder, _first_of(builder, lanes.vector(builder, place), left), place)
     with cgutils.for_range(builder, vectors) as loop:
         for line, one in zip(lines, held, strict=True):
-            value = _load(builder, builder.add(line, builder.mul(loop.index, _WORD(LINE))))
+            value = lanes.vector(builder, builder.add(line, builder.mul(loop.index, WORD(LINE))))
             builder.store(_larger(builder, value, builder.load(one)), one)
     name = f"llvm.vector.reduce.fmax.v{LANES}f32"
-    tops = [_splat(builder, _call(builder, name, builder.load(one), result=_FLOAT, flags=("nnan",))) for one in held]
+    tops = [
+        lanes.splat(builder, _call(builder, name, builder.load(one), result=_FLOAT, flags=("nnan",))) for one in held
+    ]
     for one in held:
         builder.store(_all(0.0), one)
     with cgutils.for_range(builder, vectors) as loop:
         for line, one, top in zip(lines, held, tops, strict=True):
-            place = builder.add(line, builder.mul(loop.index, _WORD(LINE)))
-            share = _exp2(builder, builder.fsub(_load(builder, place), top))
-            _store(builder, place, share)
+            place = builder.add(line, builder.mul(loop.index, WORD(LINE)))
+            share = _exp2(builder, builder.fsub(lanes.vector(builder, place), top))
+            lanes.store(builder, share, place)
             builder.store(builder.fadd(share, builder.load(one)), one)
     for row, one in enumerate(held):
-        place = builder.inttoptr(builder.add(factors, _WORD(4 * row)), _FLOAT.as_pointer())
+        place = builder.inttoptr(builder.add(factors, WORD(4 * row)), _FLOAT.as_pointer())
         builder.store(builder.fdiv(_FLOAT(1.0), _total(builder, builder.load(one))), place, align=4)

@@ -18,8 +18,8 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from inference.models.on_torch.lanes import FLOATS, INTS, LANES, at, fused, prefetch, splat, vector
 from inference.models.on_torch.language import products, vectors
-from inference.models.on_torch.language.vectors import FLOATS, INTS, LANES, at, fused, prefetch, splat, vector
 
 Array = np.ndarray[Any, Any]
 PANEL = 32  # outputs that lie together

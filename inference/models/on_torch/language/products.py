@@ -17,14 +17,15 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from inference.models.on_torch import lanes
+from inference.models.on_torch.lanes import FLOATS, LANES, WORD, ZEROS, at
 from inference.models.on_torch.language import vectors
 from inference.models.on_torch.language.panels import PANEL
-from inference.models.on_torch.language.vectors import FLOATS, LANES, WORD, ZEROS, at
 
 Array = np.ndarray[Any, Any]
 CHUNK_BYTES = 1 << 20  # of rows that stay in a core's own cache while all panels pass
-MOST = 12 if vectors.is_wide() else 6  # rows at once, as many as there are registers for their sums
-HALVES = 2 if vectors.is_wide() else 1  # vectors of a panel at once
+MOST = 12 if lanes.is_wide() else 6  # rows at once, as many as there are registers for their sums
+HALVES = 2 if lanes.is_wide() else 1  # vectors of a panel at once
 PARTS = PANEL // (LANES * HALVES)
 _FLAGS: Any = {"nogil": True, "error_model": "numpy"}
 
@@ -56,25 +57,25 @@ def _write_block(builder: Any, rows: int, given: Any) -> None:
     sums = [[builder.phi(FLOATS) for _ in range(HALVES)] for _ in range(rows)]
     line = at(builder, weights, k, 4 * PANEL)
     ahead = builder.add(asked, builder.mul(k, step))
-    vectors.prefetch(builder, ahead)
-    vectors.prefetch(builder, builder.add(ahead, WORD(64)))
-    held = [vectors.vector(builder, builder.add(line, WORD(4 * LANES * n)), ir.FloatType()) for n in range(HALVES)]
+    lanes.prefetch(builder, ahead)
+    lanes.prefetch(builder, builder.add(ahead, WORD(64)))
+    held = [lanes.vector(builder, builder.add(line, WORD(4 * LANES * n)), ir.FloatType()) for n in range(HALVES)]
     following = builder.add(k, WORD(1))
     k.add_incoming(following, body)
     added = []
     for row in range(rows):
-        value = vectors.splat(builder, vectors.number(builder, at(builder, lines[row], k, 4)))
+        value = lanes.splat(builder, lanes.number(builder, at(builder, lines[row], k, 4)))
         for n in range(HALVES):
             own = sums[row][n]
             own.add_incoming(ZEROS, before)
-            added.append(vectors.fused(builder, held[n], value, own))
+            added.append(lanes.fused(builder, held[n], value, own))
             own.add_incoming(added[-1], body)
     builder.cbranch(builder.icmp_signed("<", following, inputs), body, done)
     builder.position_at_end(done)
     for row in range(rows):
         for n in range(HALVES):
             place = at(builder, out, builder.add(builder.mul(out_stride, WORD(row)), WORD(n * LANES)), 4)
-            vectors.store(builder, added[row * HALVES + n], place)
+            lanes.store(builder, added[row * HALVES + n], place)
 
 
 @intrinsic

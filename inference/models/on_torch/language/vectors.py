@@ -1,5 +1,5 @@
-"""Vectors of 16 numbers in LLVM's own terms, for loops that numba would make half as wide; LLVM makes of them what the
-machine has (AVX2, AVX-512, NEON). Addresses are whole numbers.
+"""What the language models' compiled loops are made of: arrays at addresses, functions compiled apart, atomics, and the
+products of attention as vectors (`lanes`).
 """
 
 # ruff: noqa: ARG001 (what an intrinsic is given, the code that it generates reads)
@@ -7,69 +7,27 @@ machine has (AVX2, AVX-512, NEON). Addresses are whole numbers.
 from __future__ import annotations
 
 import platform
-from functools import cache
 from typing import Any
 
 import numba
-from llvmlite import binding, ir
+from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-LANES = 16
+from inference.models.on_torch.lanes import (
+    FLOATS,
+    LANES,
+    WORD,
+    at,
+    fused,
+    number,
+    prefetch,
+    splat,
+    store,
+    vector,
+)
+
 MOST_PIECES = 8  # of 16 floats, in a row that `dots` takes
-FLOATS = ir.VectorType(ir.FloatType(), LANES)
-INTS = ir.VectorType(ir.IntType(32), LANES)
-WORD = ir.IntType(64)
-ZEROS = ir.Constant(FLOATS, [0.0] * LANES)
-
-
-@cache
-def is_wide() -> bool:
-    """Whether one register holds all 16, and there are 32 of them (AVX-512)."""
-    return bool(binding.get_host_cpu_features().get("avx512f"))
-
-
-def vector(builder: Any, address: Any, element: Any) -> Any:
-    """16 elements of memory."""
-    kind = ir.VectorType(element, LANES)
-    return builder.load(builder.inttoptr(address, kind.as_pointer()), align=1)
-
-
-def store(builder: Any, value: Any, address: Any) -> None:
-    """16 floats into memory."""
-    builder.store(value, builder.inttoptr(address, FLOATS.as_pointer()), align=4)
-
-
-def number(builder: Any, address: Any) -> Any:
-    """One float of memory."""
-    return builder.load(builder.inttoptr(address, ir.FloatType().as_pointer()))
-
-
-def splat(builder: Any, value: Any) -> Any:
-    """The same float 16 times."""
-    one = builder.insert_element(ir.Constant(FLOATS, ir.Undefined), value, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(one, ir.Constant(FLOATS, ir.Undefined), ir.Constant(INTS, [0] * LANES))
-
-
-def fused(builder: Any, one: Any, two: Any, added: Any) -> Any:
-    """One * two + added, rounded once."""
-    kind = ir.FunctionType(FLOATS, [FLOATS] * 3)
-    return builder.call(
-        cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{LANES}f32"), [one, two, added]
-    )
-
-
-def prefetch(builder: Any, address: Any) -> None:
-    """Asks for a line that will be needed; beyond the array it is no error."""
-    pointer, whole = ir.IntType(8).as_pointer(), ir.IntType(32)
-    kind = ir.FunctionType(ir.VoidType(), [pointer, whole, whole, whole])
-    ask = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-    builder.call(ask, [builder.inttoptr(address, pointer), whole(0), whole(3), whole(1)])
-
-
-def at(builder: Any, base: Any, index: Any, size: int) -> Any:
-    """The address of element `index` of those of `size` bytes."""
-    return builder.add(base, builder.mul(index, WORD(size)))
 
 
 def apart(kinds: str, **flags: Any) -> Any:
