@@ -26,12 +26,13 @@ from inference.gateway.admission import Caller, admit_caller
 from inference.gateway.awaiting import Awaited, Done, Streamed
 from inference.gateway.calls import Call
 from inference.gateway.choosing import Asked
-from inference.gateway.connections import ConnectionLost, Link, Pool
+from inference.gateway.connections import Link, Pool
 from inference.gateway.counting import Counting
 from inference.gateway.feedback_ids import FeedbackIds
 from inference.gateway.flights import Flight, Flights
 from inference.gateway.pipelines import Run
 from inference.gateway.quarantine import WORDS, Trials
+from inference.gateway.replica_wire import ConnectionLost
 from inference.gateway.replicas import Reader, Replicas
 from inference.gateway.rescue import Rescuer, refit
 from inference.gateway.table import Endpoint, Table, Variant
