@@ -106,3 +106,38 @@ def test_blocks_that_nobody_uses_any_more_are_given_back(folder: Path) -> None:
         assert place.mapped()
         until(lambda: not place.mapped() and not blocks_of(place.gateway.process.pid), 20)
         place.ask(8 * MIB, 3)
+
+
+LIMIT_BYTES = 64 * MIB
+
+
+def peak_bytes(pid: int) -> int:
+    """The most that a process has held at once so far, lent blocks included."""
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) << 10
+
+
+def whole(size: int) -> tuple[bytes, dict[str, str]]:
+    """A request whose body has exactly `size` bytes: two tensors, and spaces behind their JSON."""
+    tensors = [np.ones((1, (size - 4096) // 8), np.float32)] * 2
+    data, headers = body(*tensors)
+    split = int(headers["Inference-Header-Content-Length"])
+    pad = size - len(data)
+    headers["Inference-Header-Content-Length"] = str(split + pad)
+    return data[:split] + b" " * pad + data[split:], headers
+
+
+def test_a_body_of_64_mib_passes_in_bounded_memory_and_one_byte_more_is_refused(folder: Path) -> None:
+    with placed(folder) as place:
+        place.ask(64, 1)
+        before = peak_bytes(place.gateway.process.pid)
+        for _ in range(3):
+            data, headers = whole(LIMIT_BYTES)
+            status, split, found = place.send(data, headers)
+            assert status == 200, found[:300]
+            assert len(found) - split == 8 * ((LIMIT_BYTES - 4096) // 8)
+            assert (np.frombuffer(found[split:], "<f4") == 2).all()
+        # what comes in and what goes out, once each, however often
+        assert peak_bytes(place.gateway.process.pid) - before < 2 * LIMIT_BYTES + 16 * MIB
+        status, _, found = place.send(*whole(LIMIT_BYTES + 1))
+        assert status == 413, found[:300]
