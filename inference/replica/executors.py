@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from inference.artifacts.manifest import RuntimeSettings
 from inference.batching import policies
-from inference.batching.batcher import Batcher, Bounds, Lengths
+from inference.batching.batcher import Batcher
+from inference.batching.bounds import Bounds, Lengths
 from inference.batching.window import Rules
 from inference.protocol.oip import Signature
 from inference.replica import kinds

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -147,6 +148,7 @@ def written(lines: list[str]) -> None:
 
 def main() -> None:
     given = parsed()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # who is told to stop ends what it has started
     names = [*given.peers.split(","), *["ray"] * given.with_ray, *["pytriton"] * given.with_pytriton]
     report = Report()
     report.say(TITLE)
