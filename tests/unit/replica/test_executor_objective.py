@@ -46,7 +46,11 @@ async def test_window_and_size_are_found_from_the_objective_alone() -> None:
     assert 2 * step.of(found.max_batch_size) + found.window_s <= OBJECTIVE_MS / 1e3
 
 
-@pytest.mark.parametrize("own", [{"window_ms": 2.0}, {"max_queue_delay_us": 3000}], ids=["window", "delay"])
+@pytest.mark.parametrize(
+    "own",
+    [{"window_ms": 2.0}, {"window_ms": 5.0}, {"max_queue_delay_us": 3000}],
+    ids=["window", "as_the_default", "delay"],
+)
 async def test_what_the_version_sets_itself_wins(own: dict[str, float]) -> None:
     settings = RuntimeSettings(latency_objective_ms=OBJECTIVE_MS, **own)  # type: ignore[arg-type]
     batcher = await after_bursts(settings)
