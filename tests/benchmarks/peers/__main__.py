@@ -1,7 +1,8 @@
 """`make bench-peers`: Serinus beside other servers, the same payloads, alternately in one run.
 
 W1 is a tiny MLP, one row a request; W2 is MiniLM, one sentence a request. Serinus is the whole `serinus up`: gateway and
-replica with key check, routing, metrics and deadlines. A peer that is not measured is stopped meanwhile (SIGSTOP); Serinus idles, for its parts watch each other and would take a stop for a crash.
+replica with key check, routing, metrics and deadlines. A peer that is not measured is stopped meanwhile (SIGSTOP);
+Serinus idles, for its parts watch each other and would take a stop for a crash.
 `pinned`: server on core 0, load on core 1. Peers run with defaults and the batch settings that the workload names.
 Then the same requests are offered to all at the same moments (equal_load.py): a closed loop asks more of whoever
 answers sooner, so its tails do not compare.
