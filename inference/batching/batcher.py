@@ -16,13 +16,14 @@ from functools import partial
 from math import ceil, inf
 
 from inference.batching import lengths
+from inference.batching.bounds import Bounds, Lengths, RunBatch
 from inference.batching.estimates import Arrivals, StepEstimate
 from inference.batching.lane import Lane
 from inference.batching.line import Group, Line
-from inference.batching.objective import Objective
 from inference.batching.ordering import Ended, Ordering
-from inference.batching.policies import PLAIN, Policies
-from inference.batching.preparation import Preparation, Prepare
+from inference.batching.policies import PLAIN
+from inference.batching.preparation import Preparation
+from inference.batching.results import results
 from inference.batching.tally import Tally, ns
 from inference.batching.window import Release, Rules, Wait, Waiting, decide
 from inference.errors import (
@@ -37,41 +38,10 @@ from inference.errors import (
 from inference.protocol.messages import BACKGROUND
 from inference.protocol.statistics import ModelStatistics
 from inference.runtime.runner import Ran
-from inference.runtime.work import Arrays, Outcome, Scalar, Ticket, awaited
+from inference.runtime.work import Arrays, Outcome, Ticket, awaited
 
 log = logging.getLogger(__name__)
 MIN_RETRY_S, MAX_RETRY_S = 0.05, 30.0
-
-
-RunBatch = Callable[[list[Arrays]], Ran]
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """queue_limit: requests that may wait; hang_timeout_s: a pass longer than this is taken for hung; delay_until: so
-    many must wait before the first pass; objective_s: a p99 to be held by choosing window and size, 0 for none;
-    keeps_window: then only the size is chosen. inline_below_s: passes that are expected to take less run in the event
-    loop itself, which saves handing them to a lane; there only the kernel's alarm ends one that hangs. 0: none do.
-    """
-
-    rules: Rules
-    queue_limit: int = 1024
-    hang_timeout_s: float = 30.0
-    policies: Policies = PLAIN
-    delay_until: int = 0
-    preserve_ordering: bool = False
-    objective_s: float = 0.0
-    keeps_window: bool = False
-    inline_below_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Lengths:
-    """For models whose rows have lengths (see models.contract). pads: similar lengths should run together."""
-
-    prepare: Prepare
-    restore: Callable[[Arrays, int], Arrays] | None = None
-    pads: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -116,7 +86,7 @@ class Batcher:
         self._ordering = Ordering() if bounds.preserve_ordering else None
         self._preparation = self._prepares(lengths) if lengths else None
         self._restore = lengths.restore if lengths else None
-        self._objective = _objective(bounds)
+        self._objective = bounds.objective()
         self._delay_until = bounds.delay_until
         self._closed: SerinusError | None = None
         self._is_considering = False
@@ -400,7 +370,8 @@ class Batcher:
         self._idle_since = now
         if self._line.count:
             self._consider()  # before the answers: the lane should not stand still while they are written
-        self._tell(self._results(one, now, ran))
+        took_ns, restore = ns(now - one.began), self._restore
+        self._tell(results(batch, ran, rows=one.rows, began=one.began, took_ns=took_ns, restore=restore))
 
     def _learn(self, one: Pass, now: float, ran: Ran) -> None:
         if not any(isinstance(result, SerinusError) for result in ran.results):
@@ -412,21 +383,6 @@ class Batcher:
         if self._objective:
             self._objective.saw(now, [now - ticket.arrived_at for ticket in one.batch])
             self._rules = self._objective.rules(self.step.value, self._line.rows)
-
-    def _results(self, one: Pass, now: float, ran: Ran) -> list[Ended]:
-        rows, infer_ns, began = one.rows, ran.infer_ns or ns(now - one.began), one.began
-        found: list[Ended] = []
-        for ticket, result in zip(one.batch, ran.results, strict=True):
-            if isinstance(result, SerinusError):
-                found.append((ticket, result))
-                continue
-            outputs = self._restore(result, ticket.length) if self._restore else result
-            waited_ns = int((began - ticket.arrived_at) * 1e9)
-            ended = Outcome(outputs, rows, waited_ns, infer_ns, ran.input_ns, ran.output_ns, parameters=_told(ticket))
-            if ran.doubts is not None:
-                ended.is_invalid = ran.doubts(ticket.wanted(outputs))
-            found.append((ticket, ended))
-        return found
 
     def _tell(self, ended: Iterable[Ended]) -> None:
         for ticket, result in self._ordering.finished(ended) if self._ordering else ended:
@@ -468,16 +424,3 @@ class Batcher:
                 ticket.end(type(error)(error.message))
         if tickets and self._ordering:
             self._tell(())
-
-
-def _objective(bounds: Bounds) -> Objective | None:
-    if not bounds.objective_s:
-        return None
-    return Objective(bounds.objective_s, bounds.rules, keeps_window=bounds.keeps_window)
-
-
-def _told(ticket: Ticket) -> dict[str, Scalar]:
-    """What an answer says beside its outputs: how many tokens its texts were, where a request asks for that."""
-    if not ticket.parameters or not ticket.elements or ticket.parameters.get("count_tokens") is not True:
-        return {}
-    return {"tokens": ticket.elements}

@@ -101,7 +101,7 @@ class Doors:
 
 
 class App:
-    """Answers requests; see http.Application."""
+    """Answers requests; see application.Application."""
 
     def __init__(self, plane: DataPlane, rest: Rest, predict: Predict, streams: Streams, doors: Doors) -> None:
         self._plane = plane

@@ -14,7 +14,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from inference.errors import Cancelled, InvalidInput, Overloaded, SerinusError, ServerError
-from inference.gateway import calls, envelopes, generate
+from inference.gateway import answers, calls, envelopes, generate
 from inference.gateway.awaiting import Done
 from inference.gateway.flights import Flight
 from inference.gateway.table import Variant
@@ -174,7 +174,7 @@ class Asking(Flight):
                 told["feedback_id"] = feedback
             if self.call.traceparent:
                 told["traceparent"] = self.call.traceparent
-            text, found = calls.write(self.call, name, variant.version, answer.tensors, body, parameters=told)
+            text, found = answers.write(self.call, name, variant.version, answer.tensors, body, parameters=told)
             parts += found
         if self._sent or not answer.final:
             text = envelopes.response(text, is_final=answer.final)

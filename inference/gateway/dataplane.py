@@ -7,14 +7,11 @@ and ends by a callback; `infer` and `stream` are the same for doors that wait in
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncGenerator, Callable
-from typing import Protocol
 
 from inference.errors import (
     Cancelled,
-    DeadlineExceeded,
     Draining,
     NotFound,
     NotReady,
@@ -26,38 +23,25 @@ from inference.errors import (
 )
 from inference.gateway import choosing
 from inference.gateway.admission import Caller, admit_caller
-from inference.gateway.affinity import Affinity, SequenceKey
 from inference.gateway.awaiting import Awaited, Done, Streamed
 from inference.gateway.calls import Call
 from inference.gateway.choosing import Asked
-from inference.gateway.connections import ConnectionLost, Link, Pool
+from inference.gateway.connections import Link, Pool
+from inference.gateway.counting import Counting
 from inference.gateway.feedback_ids import FeedbackIds
 from inference.gateway.flights import Flight, Flights
-from inference.gateway.lending import lender_of
 from inference.gateway.pipelines import Run
 from inference.gateway.quarantine import WORDS, Trials
+from inference.gateway.replica_wire import ConnectionLost
+from inference.gateway.replicas import Reader, Replicas
 from inference.gateway.rescue import Rescuer, refit
-from inference.gateway.router import less_busy
 from inference.gateway.table import Endpoint, Table, Variant
 from inference.gateway.telemetry import Telemetry
-from inference.gateway.timeline import timeline
-from inference.protocol.messages import Answer, SequenceControl
+from inference.protocol.messages import Answer
 from inference.protocol.statistics import ModelStatistics
 
 HOLD_S = 10.0
 ASK_S = 2.0
-
-Reader = Callable[[Variant], Call]
-
-
-class Tracer(Protocol):
-    """Who follows single requests (gateway.spans): told once each, never in the way of one that is not followed."""
-
-    def begin(self, flight: Flight, call: Call) -> None: ...
-
-    def answered(self, flight: Flight, answer: Answer) -> None: ...
-
-    def failed(self, flight: Flight, error: SerinusError) -> None: ...
 
 
 class DataPlane:
@@ -70,17 +54,16 @@ class DataPlane:
         self.insecure = insecure
         self.flights = Flights(self._end)
         self.draining = False
-        self.tracer: Tracer | None = None
         self.watchers: tuple[Callable[[Flight], None], ...] = ()
         self._held: dict[Flight, None] = {}
         self.trials = Trials(self._dispatch, self._end)
         self.rescuer = Rescuer(table, telemetry)
+        self.counting = Counting(telemetry, self.rescuer)
         self.feedback = FeedbackIds(table)
-        self._random = random.Random()  # noqa: S311 (spreads load, guards nothing)
-        self._affinity = Affinity()
+        self._replicas = Replicas()
         pool.on_failed = self._failed_there
-        pool.on_part = self._part_came
-        pool.on_lost = self._affinity.lost
+        pool.on_part = self.counting.part
+        pool.on_lost = self._replicas.lost
         pool.on_change.append(self._try_held)
 
     # -- who and what -----------------------------------------------------------------------------------------------
@@ -110,7 +93,7 @@ class DataPlane:
         variant = None
         if endpoint is not None:
             variant = endpoint.only if version is None else endpoint.variants.get(version)
-        link = self._pick(variant) if variant is not None and variant.links else None
+        link = self._replicas.pick(variant) if variant is not None and variant.links else None
         return link.memory(size, offset) if link is not None else None
 
     # -- a flight's life --------------------------------------------------------------------------------------------
@@ -135,20 +118,20 @@ class DataPlane:
             variant = flight.variant = choosing.chosen(asked, asked.sticky)
             call = flight.call = reader(variant)
             if call.sequence is not None:
-                call = self._settle_sequence(flight, asked, reader, call.sequence)
+                call = self._replicas.settle(flight, asked, reader, call.sequence)
             elif endpoint.route.steering is not None:
                 call = self._settle_rollout(flight, asked, reader, assigned)
             if caller.limiter is not None:
                 caller.limiter.rows(call.rows)
             _set_deadline(flight, asked)
-            if self.tracer is not None:
-                self.tracer.begin(flight, call)
+            if self.counting.tracer is not None:
+                self.counting.tracer.begin(flight, call)
             self._begin(flight)
         except BaseException as error:
             if has_place:
                 queue.leave(caller.id)
             known = error if isinstance(error, SerinusError) else ServerError()
-            self._count_failed(flight, known)
+            self.counting.failed(flight, known)
             raise
         self.flights.add(flight)
         if endpoint.is_watched:
@@ -164,20 +147,9 @@ class DataPlane:
         flight.endpoint.queue.leave(flight.key)
         if self.trials.suspects or self.trials.tried:
             self.trials.ended(flight, answered=True)
-        sequence = flight.call.sequence
-        if sequence is not None and sequence.end:
-            self._affinity.ended(_key_of(flight, sequence))
-        now, began = time.monotonic(), flight.started
-        if flight.rescued is not None:
-            began = flight.rescued.at
-            self.rescuer.answered(flight.rescued)
-        self.telemetry.answered(flight.variant.key, (now - began) * 1e3, answer, flight.retries)
-        if flight.is_invalid and not answer.is_invalid:
-            self.telemetry.invalid(flight.variant.key)
-        if flight.call.timeline:
-            answer.parameters.update(timeline(flight.started, flight.sent, now, answer))
-        if flight.trace is not None and self.tracer is not None:
-            self.tracer.answered(flight, answer)
+        if flight.call.sequence is not None:
+            self._replicas.answered(flight)
+        self.counting.answered(flight, answer)
 
     def abandon(self, flight: Flight) -> None:
         """The caller has left. The replica is told; nobody is called back."""
@@ -233,7 +205,7 @@ class DataPlane:
             flight.link = run = Run(self, flight, flight.variant.plan)
             run.begin()
             return
-        link = self._pick_for(flight)
+        link = self._replicas.pick_for(flight)
         if link is not None:
             self._send(flight, link)
             return
@@ -244,38 +216,6 @@ class DataPlane:
         flight.sent = now = time.monotonic()
         link.send(flight, max(1, int((flight.deadline - now) * 1e3)))
 
-    def _pick_for(self, flight: Flight) -> Link | None:
-        """The replica for this request; None when none is ready. Raises SequenceLost."""
-        sequence = flight.call.sequence
-        if sequence is None:
-            lending = lender_of(flight.call.body) if len(flight.variant.links) > 1 else None
-            chosen = [link for link in flight.variant.links if link.lender is lending and link.ready] if lending else []
-            return chosen[0] if chosen else self._pick(flight.variant)
-        links = {link.route.id: link for link in flight.variant.links}
-        ready = [name for name, link in links.items() if link.ready]
-        draining = [name for name, link in links.items() if link.draining]
-        key = _key_of(flight, sequence)
-        try:
-            found = self._affinity.pick(key, ready, is_start=sequence.start, now=time.monotonic(), draining=draining)
-        except NotReady:
-            return None
-        return links[found]
-
-    def _settle_sequence(self, flight: Flight, asked: Asked, reader: Reader, sequence: SequenceControl) -> Call:
-        """A sequence stays on the version that it began on, and begins where its own id puts it."""
-        endpoint = asked.endpoint
-        if asked.version is None and endpoint.only is None:
-            numbers = list(endpoint.variants)
-            began = self._affinity.version_of(endpoint.route.name, numbers, _name_of(flight, sequence))
-            if began is None or sequence.start:
-                variant = choosing.chosen(asked, _name_of(flight, sequence))
-            else:
-                variant = endpoint.variants[began].counted(flight.variant.apart)
-            if variant is not flight.variant:
-                flight.variant = variant
-                flight.call = reader(variant)
-        return flight.call
-
     def _settle_rollout(self, flight: Flight, asked: Asked, reader: Reader, assigned: Variant | None) -> Call:
         """Counts who was assigned by itself; and requests may go to the candidate by what their parameters say."""
         if assigned is not None:
@@ -285,15 +225,6 @@ class DataPlane:
             flight.variant = found
             flight.call = reader(found)
         return flight.call
-
-    def _pick(self, variant: Variant) -> Link | None:
-        links = variant.links
-        if len(links) == 1:
-            return links[0] if links[0].ready else None
-        ready = [link for link in links if link.ready]
-        if len(ready) < 2:
-            return ready[0] if ready else None
-        return less_busy(ready, self._random.random(), self._random.random())
 
     def _try_held(self) -> None:
         """Looks at those who wait for a replica: one may be ready now, or their version may be gone."""
@@ -306,7 +237,7 @@ class DataPlane:
                 continue
             flight.variant = variant
             try:
-                link = self._pick_for(flight)
+                link = self._replicas.pick_for(flight)
                 if link is not None:
                     del self._held[flight]
                     flight.held_until = 0.0
@@ -369,36 +300,9 @@ class DataPlane:
         if flight.link is not None:
             flight.link.forget(flight)
         flight.endpoint.queue.leave(flight.key)
-        self._count_failed(flight, error)
+        self.counting.failed(flight, error)
         if not flight.is_abandoned:
             flight.failed(error)
-
-    def _count_failed(self, flight: Flight, error: SerinusError) -> None:
-        variant, began = getattr(flight, "variant", None), flight.started
-        key = variant.key if variant is not None else (flight.endpoint.route.name, 0, "")
-        if flight.rescued is not None:
-            began = flight.rescued.at
-            self.rescuer.failed(flight.rescued)
-        if flight.is_invalid:
-            self.telemetry.invalid(key)
-        if flight.rescued is None or not isinstance(error, DeadlineExceeded):  # that time the candidate has used up
-            self.telemetry.failed(key, (time.monotonic() - began) * 1e3, error, flight.retries)
-        if flight.trace is not None and self.tracer is not None:
-            self.tracer.failed(flight, error)
-
-    def _part_came(self, flight: Flight, answer: Answer) -> None:
-        """One of several answers, before its flight hears of it."""
-        if not answer.tensors:
-            return
-        now, key = time.monotonic(), flight.variant.key
-        if not flight.parts:
-            began = flight.started if flight.rescued is None else flight.rescued.at
-            self.telemetry.part(key, (now - began) * 1e3, is_first=True)
-        elif flight.heard:
-            self.telemetry.part(key, (now - flight.heard) * 1e3, is_first=False)
-        flight.heard = now
-        if answer.is_invalid and not answer.final:
-            flight.is_invalid = True
 
     # -- for coroutines ---------------------------------------------------------------------------------------------
 
@@ -436,15 +340,6 @@ class DataPlane:
             if isinstance(found, ModelStatistics):
                 total.merge(found)
         return total
-
-
-def _name_of(flight: Flight, sequence: SequenceControl) -> str:
-    """One caller's sequence 7 is not another's, nor the sequence "7"."""
-    return f"{flight.key}\0{type(sequence.id).__name__}\0{sequence.id}"
-
-
-def _key_of(flight: Flight, sequence: SequenceControl) -> SequenceKey:
-    return SequenceKey(flight.endpoint.route.name, flight.variant.route.version, _name_of(flight, sequence))
 
 
 def _set_deadline(flight: Flight, asked: Asked) -> None:

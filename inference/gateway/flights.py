@@ -43,7 +43,7 @@ class Flight(ABC):
 
     __slots__ = (
         "asked", "call", "deadline", "endpoint", "feedback", "has_ended", "heard", "held_until", "is_abandoned",
-        "is_invalid", "key", "link", "number", "parts", "rescued", "retries", "room", "sent", "started", "trace", "variant",
+        "is_invalid", "key", "lent", "link", "number", "parts", "rescued", "retries", "room", "sent", "started", "trace", "variant",
         "watchers",
     )  # fmt: skip
 
@@ -62,6 +62,7 @@ class Flight(ABC):
         self.held_until = 0.0
         self.parts = 0  # answers so far
         self.room: memoryview | None = None  # lent for its answer
+        self.lent: memoryview | None = None  # what it asks, where that was copied into a block of the replica's link
         self.asked: Asked | None = None
         self.rescued: Rescued | None = None
         self.heard = 0.0

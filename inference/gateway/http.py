@@ -12,10 +12,11 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from typing import Protocol, cast
+from typing import cast
 
 from inference.errors import DeadlineExceeded, Malformed, SerinusError
 from inference.gateway import chunks, web
+from inference.gateway.application import Application, Owner
 from inference.gateway.bodies import Bodies, Held
 from inference.gateway.heads import MAX_HEAD_BYTES, Head, Heads
 from inference.gateway.incoming import Incoming
@@ -37,70 +38,12 @@ _scratch = memoryview(bytearray(SCRATCH_BYTES))
 _log = logging.getLogger(__name__)
 
 
-class Application(Protocol):
-    """What answers requests. Each method is called in the event loop and must not block."""
-
-    @property
-    def draining(self) -> bool:
-        """Whether connections are to close with their next answer."""
-        ...
-
-    def passes_on(self, head: Head) -> bool:
-        """Whether this request's body is passed on while it comes, in `Connection.incoming`, whatever its size."""
-        ...
-
-    def preflight(self, head: Head) -> None:
-        """Called when a head has come whose body is still on its way. Raises SerinusError to refuse it."""
-        ...
-
-    def memory(self, head: Head) -> memoryview | None:
-        """Called after `preflight` for a large body: where it shall be received; None: anywhere."""
-        ...
-
-    def handle(self, connection: Connection, head: Head, body: Part) -> None:
-        """Takes a whole request; it ends with one `respond` or `stream`, now or later. Raises nothing."""
-        ...
-
-    def refuse(self, connection: Connection, head: Head | None, error: SerinusError) -> None:
-        """Answers what could not be read; the connection closes after it."""
-        ...
-
-    def upgrade(self, connection: Connection, head: Head, rest: bytes) -> None:
-        """Takes the connection over: it speaks another protocol from here on."""
-        ...
-
-
-class Owner(Protocol):
-    """Whoever works on a connection's request: told when its client has left."""
-
-    def left(self) -> None: ...
-
-
 class Connection(asyncio.BufferedProtocol):
     """One client's connection."""
 
     __slots__ = (
-        "_app",
-        "_bodies",
-        "_body",
-        "_busy_head",
-        "_chunks",
-        "_closing",
-        "_filled",
-        "_head",
-        "_heads",
-        "_held",
-        "_memory",
-        "_open",
-        "_part",
-        "_paused",
-        "_since",
-        "_stalled_since",
-        "_view",
-        "_writable",
-        "incoming",
-        "owner",
-        "transport",
+        "_app", "_bodies", "_busy_head", "_chunks", "_closing", "_filled", "_head", "_heads", "_held", "_memory",
+        "_open", "_part", "_paused", "_since", "_stalled_since", "_view", "_writable", "incoming", "owner", "transport",
     )  # fmt: skip
 
     def __init__(self, app: Application, heads: Heads, bodies: Bodies, connections: set[Connection]) -> None:

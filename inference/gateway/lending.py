@@ -67,6 +67,24 @@ class Lender:
             at += len(part)
         return block.number, start - _address(memoryview(block))
 
+    def copied(self, parts: Sequence[Part], size: int) -> memoryview | None:
+        """These parts, `size` bytes in all, one after the other in a block that the replica has mapped; None where no
+        such block is free.
+        """
+        block = self._free(size, is_for_answers=False) if self.is_open else None
+        if block is None or block.number not in self.mapped:
+            return None
+        view, at = memoryview(block)[:size], 0
+        for part in parts:
+            view[at : at + len(part)] = part
+            at += len(part)
+        return view
+
+    def prepare(self, parts: Sequence[Part], size: int) -> None:
+        """These parts went through the socket: the next ones of their size shall find a block to be copied into."""
+        if self.is_open and lender_of(parts) is not self:  # a block of its own is on its way to being mapped
+            self._take(size, is_for_answers=False)
+
     def room(self) -> memoryview | None:
         """Memory for an answer such as the last one, if that was large; None: it shall come through the socket."""
         if not self.room_bytes or not self.is_open:
@@ -105,6 +123,10 @@ class Lender:
                 self._drop(block)
 
     def _take(self, size: int, *, is_for_answers: bool) -> Block | None:
+        found = self._free(size, is_for_answers=is_for_answers)
+        return found if found is not None else self._make(size, is_for_answers=is_for_answers)
+
+    def _free(self, size: int, *, is_for_answers: bool) -> Block | None:
         for block in self._blocks:
             if (
                 block.is_for_answers is is_for_answers
@@ -113,7 +135,7 @@ class Lender:
             ):
                 block.used_at = time.monotonic()
                 return block
-        return self._make(size, is_for_answers=is_for_answers)
+        return None
 
     def _make(self, size: int, *, is_for_answers: bool) -> Block | None:
         whole = -(-size // STEP_BYTES) * STEP_BYTES

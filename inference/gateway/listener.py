@@ -14,9 +14,10 @@ import socket
 import time
 from collections.abc import Callable
 
+from inference.gateway.application import Application
 from inference.gateway.bodies import Bodies
 from inference.gateway.heads import Heads
-from inference.gateway.http import Application, Connection
+from inference.gateway.http import Connection
 
 BACKLOG = 4096
 AT_ONCE = 64

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from inference.errors import InvalidInput, Malformed, SerinusError, ServerError
-from inference.gateway import calls, encodings, parameters, problems
+from inference.gateway import answers, calls, encodings, parameters, problems
 from inference.gateway.admission import Caller
 from inference.gateway.choosing import HEADER as PIN
 from inference.gateway.choosing import Asked, pin
@@ -236,7 +236,7 @@ class _Flying(Flight):
             if data is not None:
                 connection.write_answer(data)
                 return
-        text, parts = calls.write(
+        text, parts = answers.write(
             self.call, self.endpoint.route.name, variant.version, answer.tensors, body,
             parameters=answer.parameters or None,
         )  # fmt: skip

@@ -136,12 +136,16 @@ class GenerationSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True
     max_adapter_rank: Annotated[int, msgspec.Meta(ge=1, le=512)] = 64
 
 
+DEFAULT_WINDOW_MS = 5.0
+
+
 class RuntimeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """How a version is to be run. Part of its digest.
 
     max_batch_size: 0 lets validation choose. window_ms: how long the first request of a batch may wait for others that
-    are likely to come; nobody waits for it alone. buckets: batch sizes to compile. task: for Hugging Face encoders.
-    queue_limit: requests that may wait at one replica. hang_timeout_s: a forward pass longer than this is killed.
+    are likely to come (None: DEFAULT_WINDOW_MS, or what a latency objective finds); nobody waits for it alone.
+    buckets: batch sizes to compile. task: for Hugging Face encoders. queue_limit: requests that may wait at one
+    replica. hang_timeout_s: a forward pass longer than this is killed.
 
     Dynamic batching: `preferred_batch_sizes` are released as soon as one is reached; `max_queue_delay_us` (None: not
     set) holds a smaller batch for so long even where nobody is expected, as Triton does. `latency_objective_ms` is a
@@ -162,7 +166,7 @@ class RuntimeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, o
     """
 
     max_batch_size: Annotated[int, msgspec.Meta(ge=0, le=MAX_ROWS)] = 0
-    window_ms: Annotated[float, msgspec.Meta(ge=0, le=50)] = 5.0
+    window_ms: Annotated[float, msgspec.Meta(ge=0, le=50)] | None = None
     buckets: list[Rows] = msgspec.field(default_factory=list)
     task: str = ""
     queue_limit: Annotated[int, msgspec.Meta(ge=1, le=65536)] = 1024

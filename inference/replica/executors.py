@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 from inference.artifacts.manifest import RuntimeSettings
 from inference.batching import policies
-from inference.batching.batcher import Batcher, Bounds, Lengths
+from inference.batching.batcher import Batcher
+from inference.batching.bounds import Bounds, Lengths
 from inference.batching.window import Rules
 from inference.protocol.oip import Signature
+from inference.protocol.settings import DEFAULT_WINDOW_MS
 from inference.replica import kinds
 from inference.replica.alarm import Alarm
 from inference.runtime.runner import Ran, Runner
@@ -17,7 +19,6 @@ from inference.runtime.work import Arrays, Executor
 
 ALARM_GRACE_S = 5.0
 INLINE_BELOW_S = 1e-3  # handing a shorter pass to another thread costs as much as running it
-DEFAULT_WINDOW_MS = RuntimeSettings().window_ms
 
 
 def make(
@@ -57,7 +58,7 @@ def bounds_of(settings: RuntimeSettings, signature: Signature, inline_below_s: f
     delay_us = settings.max_queue_delay_us
     rules = Rules(
         largest,
-        settings.window_ms / 1e3,
+        (DEFAULT_WINDOW_MS if settings.window_ms is None else settings.window_ms) / 1e3,
         tuple(sorted({size for size in settings.preferred_batch_sizes if size <= largest})),
         None if delay_us is None else delay_us / 1e6,
     )
@@ -69,7 +70,7 @@ def bounds_of(settings: RuntimeSettings, signature: Signature, inline_below_s: f
         settings.delay_until,
         settings.preserve_ordering,
         settings.latency_objective_ms / 1e3,
-        keeps_window=settings.window_ms != DEFAULT_WINDOW_MS,
+        keeps_window=settings.window_ms is not None,
         inline_below_s=inline_below_s,
     )
 

@@ -26,7 +26,10 @@ def upload(
     alias: Annotated[str, typer.Option(help="Also point this alias at the new version.")] = "",
     task: Annotated[str, typer.Option(help="For encoders: feature-extraction or text-classification.")] = "",
     max_batch_size: Annotated[int, typer.Option(min=0, max=4096, help="0: validation chooses.")] = 0,
-    window_ms: Annotated[float, typer.Option(min=0, max=50, help="How long a batch may wait for company.")] = 5.0,
+    window_ms: Annotated[
+        float | None,
+        typer.Option(min=0, max=50, help="How long a batch may wait for company; 5 where nothing is said."),
+    ] = None,
     more: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=JSON", help="Any other setting, see docs/batching.md.")
     ] = None,
@@ -36,7 +39,9 @@ def upload(
 ) -> None:
     """Upload a trained model as the next version; an interrupted upload goes on where it stopped."""
     control = Control()
-    settings: dict[str, Any] = {"max_batch_size": max_batch_size, "window_ms": window_ms}
+    settings: dict[str, Any] = {"max_batch_size": max_batch_size}
+    if window_ms is not None:
+        settings["window_ms"] = window_ms
     if task:
         settings["task"] = task
     settings |= settings_given(more or [])

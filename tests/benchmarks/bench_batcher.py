@@ -14,7 +14,8 @@ import time
 import numpy as np
 import uvloop
 
-from inference.batching.batcher import Batcher, Bounds
+from inference.batching.batcher import Batcher
+from inference.batching.bounds import Bounds
 from inference.batching.window import Rules
 from inference.runtime.runner import Ran
 from inference.runtime.work import Ticket

@@ -1,13 +1,15 @@
 """Large binary tensors there and back: gateway and a real replica (an identity model in torch), no console.
 
-`python tests/benchmarks/bench_tensors.py [--times 15]` prints one row a size, with the processor time of gateway and
-replica, beside the floor: the same bytes to a bare TCP echo that receives them into memory which is there, and sends
-them back.
+`python tests/benchmarks/bench_tensors.py [--times 15]` prints one row a size and door, with the processor time of gateway
+and replica, beside the floor: the same bytes to a bare TCP echo that receives them into memory which is there, and sends
+them back. `split` is REST at an endpoint of two versions: which one answers is known after the body.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
+import json
 import os
 import socket
 import statistics
@@ -21,15 +23,18 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "benchmarks")]
 
 import bench_predict  # noqa: E402
+import tritonclient.grpc as triton  # noqa: E402
+import websockets  # noqa: E402
 
 from inference.protocol import routes  # noqa: E402
 from inference.protocol.oip import Signature, TensorSpec  # noqa: E402
 from inference.protocol.routes import EndpointRoute, ReplicaRoute, RoutingTable, VariantRoute  # noqa: E402
-from tests.support.gateway_house import Gateway, key  # noqa: E402
+from tests.support.gateway_house import Gateway, free_port, key  # noqa: E402
 from tests.support.replica_process import Replica  # noqa: E402
 
 SAME = Signature([TensorSpec("x", "FP32", [-1, -1])], [TensorSpec("output_0", "FP32", [-1, -1])], max_batch_size=8)
 FLOOR_HEAD_BYTES = 8
+HEAD_BYTES = 1024
 
 
 def serve_floor(listener: socket.socket) -> None:
@@ -80,12 +85,60 @@ def served(folder: Path) -> tuple[Gateway, Replica]:
     """A gateway and the replica that it routes `same` to, both ready."""
     bench_predict.identity(folder / "same")
     replica = Replica(folder / "r", folder / "same", "torch_export", {}).ready()
-    variant = VariantRoute(1, "primary", 10_000, SAME, [ReplicaRoute("r1", 1, f"unix:{replica.path}")])
-    endpoint = EndpointRoute("same", "m", "salt", False, 30_000, 64, [variant])
+    link = ReplicaRoute("r1", 1, f"unix:{replica.path}")
+    one = VariantRoute(1, "primary", 10_000, SAME, [link])
+    two = [VariantRoute(number, "primary", 5_000, SAME, [link]) for number in (1, 2)]
+    endpoints = [
+        EndpointRoute(name, "m", "salt", False, 30_000, 64, variants)
+        for name, variants in (("same", [one]), ("split", two))
+    ]
     (folder / "gateway").mkdir()
-    table = RoutingTable(1, [endpoint], [key("all", "s2", ["*"])])
+    table = RoutingTable(1, endpoints, [key("all", "s2", ["*"])])
     (folder / "gateway" / "routes.json").write_bytes(routes.encode(table))
-    return Gateway(folder, "").wait_live().wait_ready("same"), replica
+    return Gateway(folder, "", SERINUS_GRPC_PORT=str(free_port())).wait_live().wait_ready("same"), replica
+
+
+def grpc_s(gateway: Gateway, size: int, times: int) -> float:
+    """Seconds (median) of one ModelInfer with `size` bytes in and as many out."""
+    given, taken = triton.InferInput("x", [1, size // 4], "FP32"), []
+    given._raw_content = bytes(size)  # what set_data_from_numpy keeps, without the array
+    with triton.InferenceServerClient(gateway.grpc_address) as client:
+        for _ in range(times):
+            began = time.perf_counter()
+            client.infer("same", [given], headers={"authorization": "Bearer ser_all.s2"})
+            taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+async def websocket_s(gateway: Gateway, size: int, times: int) -> float:
+    """Seconds (median) of one binary frame with `size` bytes in and as many out."""
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, size // 4], "parameters": {"binary_data_size": size}}
+    head = json.dumps({"id": "1", "inputs": [tensor]}).encode()
+    frame, taken = len(head).to_bytes(4, "little") + head + bytes(size), []
+    url = f"ws://127.0.0.1:{gateway.port}/v2/models/same/stream"
+    key = ["serinus.v1", "serinus.key.ser_all.s2"]
+    async with websockets.connect(url, subprotocols=key, max_size=None, compression=None) as stream:  # type: ignore[arg-type]
+        for _ in range(times):
+            began = time.perf_counter()
+            await stream.send(frame)
+            assert len(await stream.recv()) > size
+            taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+def doors(gateway: Gateway) -> dict[str, Callable[[int, int], float]]:
+    """By name, what measures so many requests of a size."""
+
+    def rest(name: str) -> Callable[[int, int], float]:
+        url = f"{gateway.url}/v2/models/{name}/infer"
+        return lambda size, times: bench_predict.tensor_s(url, "ser_all.s2", "x", size, times)
+
+    return {
+        "REST": rest("same"),
+        "split": rest("split"),
+        "gRPC": lambda size, times: grpc_s(gateway, size, times),
+        "WebSocket": lambda size, times: asyncio.run(websocket_s(gateway, size, times)),
+    }
 
 
 def main() -> None:
@@ -93,23 +146,22 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=15)
     given = parser.parse_args()
     bare = floor()
-    print(
-        "| size | ms | MB/s (both ways) | gateway CPU ms | replica CPU ms | bare TCP echo ms | times it | times two memcpys |"
-    )
-    print("|" + "---|" * 8)
+    print("| door | size | ms | MB/s (both ways) | gateway CPU ms | replica CPU ms | bare TCP echo ms | times it "
+          "| times two memcpys |\n" + "|---" * 9 + "|")  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         gateway, replica = served(Path(name))
         pids = [gateway.process.pid, replica.process.pid]
-        url = f"{gateway.url}/v2/models/same/infer"
-        for megabytes in bench_predict.SIZES_MB:
-            size = megabytes << 20
-            bench_predict.tensor_s(url, "ser_all.s2", "x", size, 3)
-            before = [cpu_ms(pid) for pid in pids]
-            took = bench_predict.tensor_s(url, "ser_all.s2", "x", size, given.times)
-            cpu = [(cpu_ms(pid) - was) / given.times for pid, was in zip(pids, before, strict=True)]
-            least, copy = bare(size), bench_predict.memcpy_s(size)
-            print(f"| {megabytes} MiB | {took * 1e3:.2f} | {2 * size / took / 1e6:.0f} | {cpu[0]:.1f} | {cpu[1]:.1f} "
-                  f"| {least * 1e3:.2f} | {took / least:.1f} | {took / (2 * copy):.1f} |", flush=True)  # fmt: skip
+        for door, measure in doors(gateway).items():
+            for megabytes in bench_predict.SIZES_MB:
+                size = (megabytes << 20) - HEAD_BYTES  # a frame of a WebSocket has 16 MiB at most
+                measure(size, 3)
+                before = [cpu_ms(pid) for pid in pids]
+                took = measure(size, given.times)
+                cpu = [(cpu_ms(pid) - was) / given.times for pid, was in zip(pids, before, strict=True)]
+                least, copy = bare(size), bench_predict.memcpy_s(size)
+                print(f"| {door} | {megabytes} MiB | {took * 1e3:.2f} | {2 * size / took / 1e6:.0f} | {cpu[0]:.1f} | "
+                      f"{cpu[1]:.1f} | {least * 1e3:.2f} | {took / least:.1f} | {took / (2 * copy):.1f} |",
+                      flush=True)  # fmt: skip
         gateway.stop()
         replica.close()
 

@@ -377,9 +377,9 @@ def test_a_draining_gateway_finishes_what_is_under_way(house):
             yield raw_request(model="slow", identity="last").SerializeToString()
             hold.wait(20)
 
-        answers = stream(sending(), metadata=metadata(), timeout=20)
         replica = house.replicas["slow"]
         before = len(replica.seen)
+        answers = stream(sending(), metadata=metadata(), timeout=20)
         until(lambda: len(replica.seen) > before)
         gateway.process.terminate()
         assert next(answers).infer_response.id == "last"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import http.client
-import json
 import os
 import signal
 import socket
@@ -17,108 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inference.protocol import routes
-from inference.protocol.oip import Signature, TensorSpec
-from inference.protocol.routes import EndpointRoute, ReplicaRoute, RoutingTable, VariantRoute
-from tests.support.gateway_house import Gateway, key, until
-from tests.support.replica_process import Replica
-
-MIB = 1 << 20
-TWO = Signature(
-    [TensorSpec("a", "FP32", [-1, -1]), TensorSpec("b", "FP32", [-1, -1])],
-    [TensorSpec("c", "FP32", [-1, -1]), TensorSpec("d", "FP32", [-1, -1])],
-    max_batch_size=8,
-)
-FATAL = 666.0
-
-
-class Place:
-    """A gateway and the replicas behind its endpoint `echo`, whose model doubles two inputs."""
-
-    def __init__(self, folder: Path, replicas: int, settings: dict[str, object]) -> None:
-        plan = {
-            "signature": json.loads(routes.msgspec.json.encode(TWO)),
-            "factor": 2.0,
-            "faults": [{"value": FATAL, "kind": "raise"}],
-        }
-        (folder / "model").mkdir()
-        (folder / "model" / "echo.json").write_text(json.dumps(plan))
-        self.replicas = [
-            Replica(folder / f"r{n}", folder / "model", "echo", settings, name=f"r{n}") for n in range(replicas)
-        ]
-        links = [ReplicaRoute(f"r{n}", 1, f"unix:{one.ready().path}") for n, one in enumerate(self.replicas)]
-        variant = VariantRoute(1, "primary", 10_000, TWO, links)
-        table = RoutingTable(
-            1, [EndpointRoute("echo", "m", "salt", False, 20_000, 64, [variant])], [key("all", "s2", ["*"])]
-        )
-        (folder / "gateway").mkdir()
-        (folder / "gateway" / "routes.json").write_bytes(routes.encode(table))
-        self.gateway = Gateway(folder, "").wait_live().wait_ready("echo")
-
-    def close(self) -> None:
-        self.gateway.stop(signal.SIGKILL)
-        for one in self.replicas:
-            one.close()
-
-    def ask(self, size: int, seed: int) -> None:
-        """Sends two tensors of `size` bytes in all and checks every byte of the answer."""
-        a, b = values(size // 2, seed), values(size // 2, seed + 1)
-        status, split, found = self.post(a, b)
-        assert status == 200, found[:300]
-        got = np.frombuffer(found[split:], "<f4")
-        assert np.array_equal(got, np.concatenate([a.ravel(), b.ravel()]) * 2)
-
-    def post(self, *tensors: np.ndarray) -> tuple[int, int, bytes]:
-        """Status, length of the JSON in the answer, and the answer."""
-        peer = http.client.HTTPConnection("127.0.0.1", self.gateway.port, timeout=60)
-        try:
-            peer.request("POST", "/v2/models/echo/infer", *body(*tensors))
-            found = peer.getresponse()
-            return found.status, int(found.headers.get("inference-header-content-length", 0)), found.read()
-        finally:
-            peer.close()
-
-    def mapped(self) -> set[int]:
-        """Sizes of the blocks that the replicas have mapped."""
-        return {size for one in self.replicas for size in blocks_of(one.process.pid)}
-
-    def alive(self) -> bool:
-        return all(one.process.poll() is None for one in self.replicas)
-
-
-def blocks_of(pid: int) -> list[int]:
-    lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
-    spans = [line.split()[0].split("-") for line in lines if "serinus-block" in line]
-    return [int(end, 16) - int(start, 16) for start, end in spans]
-
-
-def values(size: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((1, size // 4), np.float32)
-
-
-def body(*tensors: np.ndarray) -> tuple[bytes, dict[str, str]]:
-    inputs = [
-        {"name": name, "datatype": "FP32", "shape": list(one.shape), "parameters": {"binary_data_size": one.nbytes}}
-        for name, one in zip("ab", tensors, strict=False)
-    ]
-    text = json.dumps({"inputs": inputs, "parameters": {"binary_data_output": True}}).encode()
-    headers = {"Inference-Header-Content-Length": str(len(text)), "Authorization": "Bearer ser_all.s2"}
-    return b"".join((text, *(one.tobytes() for one in tensors))), headers
+from tests.support.gateway_house import until
+from tests.support.large_tensors import FATAL, MIB, blocks_of, body, placed, values
 
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="big-") as name:
         yield Path(name)
-
-
-@contextlib.contextmanager
-def placed(folder: Path, replicas: int = 1, **settings: object) -> Iterator[Place]:
-    place = Place(folder, replicas, settings)
-    try:
-        yield place
-    finally:
-        place.close()
 
 
 def test_every_byte_comes_back_in_every_size(folder: Path) -> None:
@@ -203,3 +106,38 @@ def test_blocks_that_nobody_uses_any_more_are_given_back(folder: Path) -> None:
         assert place.mapped()
         until(lambda: not place.mapped() and not blocks_of(place.gateway.process.pid), 20)
         place.ask(8 * MIB, 3)
+
+
+LIMIT_BYTES = 64 * MIB
+
+
+def peak_bytes(pid: int) -> int:
+    """The most that a process has held at once so far, lent blocks included."""
+    line = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) << 10
+
+
+def whole(size: int) -> tuple[bytes, dict[str, str]]:
+    """A request whose body has exactly `size` bytes: two tensors, and spaces behind their JSON."""
+    tensors = [np.ones((1, (size - 4096) // 8), np.float32)] * 2
+    data, headers = body(*tensors)
+    split = int(headers["Inference-Header-Content-Length"])
+    pad = size - len(data)
+    headers["Inference-Header-Content-Length"] = str(split + pad)
+    return data[:split] + b" " * pad + data[split:], headers
+
+
+def test_a_body_of_64_mib_passes_in_bounded_memory_and_one_byte_more_is_refused(folder: Path) -> None:
+    with placed(folder) as place:
+        place.ask(64, 1)
+        before = peak_bytes(place.gateway.process.pid)
+        for _ in range(3):
+            data, headers = whole(LIMIT_BYTES)
+            status, split, found = place.send(data, headers)
+            assert status == 200, found[:300]
+            assert len(found) - split == 8 * ((LIMIT_BYTES - 4096) // 8)
+            assert (np.frombuffer(found[split:], "<f4") == 2).all()
+        # what comes in and what goes out, once each, however often
+        assert peak_bytes(place.gateway.process.pid) - before < 2 * LIMIT_BYTES + 16 * MIB
+        status, _, found = place.send(*whole(LIMIT_BYTES + 1))
+        assert status == 413, found[:300]

@@ -52,7 +52,7 @@ def house(tmp_path_factory):
     )
     env = hurried(
         tmp_path_factory.mktemp("site"), http__HEAD_S=1.0, http__BODY_IDLE_S=1.0, stream__IDLE_S=1.0,
-        stream__MAX_BINARY_BYTES=BINARY_FRAME_BYTES,
+        stream__MAX_BINARY_BYTES=BINARY_FRAME_BYTES, stream__MESSAGE_S=1.0, stream__STALL_S=3.0,
     )  # fmt: skip
     gateway = found.gateway(SERINUS_MAX_BODY_BYTES=str(BODY_BYTES), **env).wait_live()
     for name in ("mlp", "slow", "wide", "deep", "faulty"):
@@ -271,9 +271,11 @@ def test_retries_are_32_at_once_and_then_one_in_ten(gateway, house):
 
 @pytest.fixture
 def connect(gateway):
-    def make(subprotocols=KEY):
+    def make(subprotocols=KEY, **more):
         url = f"ws://127.0.0.1:{gateway.port}/v2/models/mlp/stream"
-        return websockets.connect(url, subprotocols=subprotocols, max_size=None, compression=None, ping_interval=None)
+        return websockets.connect(
+            url, subprotocols=subprotocols, max_size=None, compression=None, ping_interval=None, **more
+        )
 
     return make
 
@@ -326,3 +328,47 @@ async def test_an_idle_connection_is_closed_and_one_at_work_is_not(connect, hous
         with pytest.raises(ConnectionClosed) as caught:
             await asyncio.wait_for(stream.recv(), 10)
         assert caught.value.rcvd.code == 1000
+
+
+@pytest.mark.parametrize(("pause_s", "fits"), [(0.3, True), (3.0, False)], ids=["within", "past"])
+async def test_a_message_must_come_in_time(connect, pause_s, fits):
+    text = json.dumps(request(identity="m"))
+
+    async def slowly_sent():
+        yield text[:40]
+        await asyncio.sleep(pause_s)
+        yield text[40:]
+
+    async with connect() as stream:
+        if fits:
+            await stream.send(slowly_sent())
+            assert "outputs" in json.loads(await asyncio.wait_for(stream.recv(), 10))
+            return
+        sending = asyncio.create_task(stream.send(slowly_sent()))
+        with pytest.raises(ConnectionClosed) as caught:
+            await asyncio.wait_for(stream.recv(), 10)
+        assert caught.value.rcvd.code == 1008
+        assert "in time" in caught.value.rcvd.reason
+        await asyncio.gather(sending, return_exceptions=True)
+
+
+@pytest.mark.parametrize(("pause_s", "parts", "is_cut"), [(0.3, 64, False), (4.0, 5_000, True)], ids=["within", "past"])
+async def test_a_reader_that_takes_nothing_is_cut(connect, house, pause_s, parts, is_cut):
+    replica = house.replicas["r1"]
+    replica.latency_s, cancelled = 0.002, len(replica.cancelled)  # the replica can be told to pause
+    asked = request(identity="p") | {"parameters": {"parts": parts, "part_bytes": 256 << 10}}
+    async with connect(max_queue=1) as stream:
+        stream.transport.pause_reading()
+        await stream.send(json.dumps(asked))
+        await asyncio.sleep(0.5)
+        assert len(replica.cancelled) == cancelled
+        if is_cut:
+            await asyncio.to_thread(until, lambda: len(replica.cancelled) == cancelled + 1, 15)
+        stream.transport.resume_reading()
+        found = 0
+        try:
+            while not json.loads(await asyncio.wait_for(stream.recv(), 10)).get("final"):
+                found += 1
+        except ConnectionClosed as closed:
+            found = -1 if closed.rcvd is None else found
+        assert found == (-1 if is_cut else parts)

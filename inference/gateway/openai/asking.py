@@ -20,11 +20,12 @@ from inference.gateway.admission import Caller
 from inference.gateway.calls import Call
 from inference.gateway.choosing import HEADER as PIN
 from inference.gateway.choosing import Asked, pin
-from inference.gateway.dataplane import DataPlane, Reader
+from inference.gateway.dataplane import DataPlane
 from inference.gateway.openai.checks import needed
 from inference.gateway.openai.gathering import Gathered
 from inference.gateway.openai.problems import BadField, NoSuchModel
 from inference.gateway.predict import credential_of, timeout_of
+from inference.gateway.replicas import Reader
 from inference.gateway.table import Endpoint, Variant
 from inference.gateway.web import Given, Headers, Request
 from inference.protocol import generation

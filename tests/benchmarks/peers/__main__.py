@@ -1,8 +1,11 @@
 """`make bench-peers`: Serinus beside other servers, the same payloads, alternately in one run.
 
 W1 is a tiny MLP, one row a request; W2 is MiniLM, one sentence a request. Serinus is the whole `serinus up`: gateway and
-replica with key check, routing, metrics and deadlines. Whoever is not measured is stopped meanwhile (SIGSTOP).
+replica with key check, routing, metrics and deadlines. A peer that is not measured is stopped meanwhile (SIGSTOP);
+Serinus idles, for its parts watch each other and would take a stop for a crash.
 `pinned`: server on core 0, load on core 1. Peers run with defaults and the batch settings that the workload names.
+Then the same requests are offered to all at the same moments (equal_load.py): a closed loop asks more of whoever
+answers sooner, so its tails do not compare.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import statistics
 import sys
 import tempfile
@@ -21,12 +25,11 @@ ROOT = Path(__file__).resolve().parents[3]
 sys.path[:0] = [str(ROOT), str(ROOT / "platform"), str(ROOT / "tests" / "benchmarks")]
 
 import loadgen  # noqa: E402
-from bench_predict import pin  # noqa: E402
 
 from serinus.demo import minilm  # noqa: E402
 from tests.benchmarks import pages  # noqa: E402
 from tests.benchmarks.__main__ import Report, machine, mlp  # noqa: E402
-from tests.benchmarks.peers import workloads  # noqa: E402
+from tests.benchmarks.peers import equal_load, workloads  # noqa: E402
 from tests.benchmarks.peers.contestants import PEERS, Contestant, first_answer, started  # noqa: E402
 from tests.support.house import House, running_house  # noqa: E402
 
@@ -57,24 +60,15 @@ def serinus(house: House, workload: str, folder: Path) -> Contestant:
 
 
 def measure(one: Contestant, mode: str, connections: int, seconds: float) -> loadgen.Result:
-    """One window. The server's processes and this one are where the mode wants them."""
-    cores, own = os.cpu_count() or 1, os.sched_getaffinity(0)
-    one.wake()
-    pids = one.pids()
-    pin(pids, "0" if mode == "pinned" else f"0-{cores - 1}")
-    if mode == "pinned" and cores > 1:
-        os.sched_setaffinity(0, {1})
-    try:
-        headers = {"Content-Type": "application/json", **one.headers}
-        frames = [loadgen.frame(one.url, body, headers) for body in one.requests]
-        return loadgen.measure(one.url, frames, connections, seconds, pids)
-    finally:
-        os.sched_setaffinity(0, own)
-        one.rest()
+    """One window of a closed loop."""
+    with one.measured(mode) as pids:
+        return loadgen.measure(one.url, one.frames(), connections, seconds, pids)
 
 
-def compare(report: Report, field: list[Contestant], cell: tuple[str, str, int], seconds: float, rounds: int) -> None:
-    """The rows of one cell: medians over rounds in which everybody has had a turn."""
+def compare(
+    report: Report, field: list[Contestant], cell: tuple[str, str, int], seconds: float, rounds: int
+) -> dict[str, float]:
+    """The rows of one cell: medians over rounds in which everybody has had a turn. Answers requests per second."""
     workload, mode, connections = cell
     found: dict[str, list[loadgen.Result]] = {one.name: [] for one in field}
     for turn in range(rounds):
@@ -95,6 +89,7 @@ def compare(report: Report, field: list[Contestant], cell: tuple[str, str, int],
             f"{median(one.name, 'p99_ms'):.2f}", f"{median(one.name, 'cpu_ms_per_request'):.3f}",
             f"{ours / rate:.2f}" if rate else "-", errors or "",
         )  # fmt: skip
+    return {one.name: median(one.name, "requests_per_s") for one in field}
 
 
 def differing(field: list[Contestant], workload: str) -> list[str]:
@@ -140,6 +135,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--workloads", default="w1,w2")
     parser.add_argument("--seconds", type=float, default=5.0)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only-pinned", action="store_true", help="leave out the cells in which nothing is pinned")
     parser.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
     return parser.parse_args()
 
@@ -152,6 +148,7 @@ def written(lines: list[str]) -> None:
 
 def main() -> None:
     given = parsed()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # who is told to stop ends what it has started
     names = [*given.peers.split(","), *["ray"] * given.with_ray, *["pytriton"] * given.with_pytriton]
     report = Report()
     report.say(TITLE)
@@ -163,14 +160,21 @@ def main() -> None:
     report.head("work", "mode", "connections", "server", "req/s", "min-max", "p50 ms", "p99 ms", "CPU ms/req",
                 "ours / theirs", "errors")  # fmt: skip
     unlike: list[str] = []
+    equal: list[equal_load.Row] = []
     with tempfile.TemporaryDirectory(prefix="serinus-peers-") as folder, running_house(Path(folder)) as house:
         for workload in given.workloads.split(","):
             with everybody(house, workload, names, report) as field:
                 unlike += differing(field, workload)
-                for cell in CELLS:
-                    if cell[0] == workload:
-                        compare(report, field, cell, given.seconds * (2 if workload == "w2" else 1), given.rounds)
+                seconds = given.seconds * (2 if workload == "w2" else 1)
+                rates = {
+                    cell: compare(report, field, cell, seconds, given.rounds)
+                    for cell in CELLS
+                    if cell[0] == workload and (cell[1] == "pinned" or not given.only_pinned)
+                }
+                if equal_load.CELL in rates:
+                    equal += equal_load.compared(field, rates[equal_load.CELL], given.seconds, given.rounds)
     report.say("\nThe first answers are the same numbers everywhere." if not unlike else f"\nOTHER NUMBERS: {unlike}")
+    equal_load.told(report, equal)
     if given.write:
         written(report.lines)
 

@@ -14,13 +14,15 @@ import site
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
 import psutil
+from bench_predict import pin
+from loadgen import frame
 
 from tests.benchmarks.peers import workloads
 from tests.support.house import free_port
@@ -102,6 +104,26 @@ class Contestant:
     pids: Callable[[], list[int]]
     headers: dict[str, str] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
+
+    def frames(self) -> list[bytes]:
+        """Its payloads as requests of HTTP."""
+        headers = {"Content-Type": "application/json", **self.headers}
+        return [frame(self.url, body, headers) for body in self.requests]
+
+    @contextlib.contextmanager
+    def measured(self, mode: str) -> Iterator[list[int]]:
+        """Its processes, awake; they and this one are on the cores that the mode says."""
+        cores, own = os.cpu_count() or 1, os.sched_getaffinity(0)
+        self.wake()
+        pids = self.pids()
+        pin(pids, "0" if mode == "pinned" else f"0-{cores - 1}")
+        if mode == "pinned" and cores > 1:
+            os.sched_setaffinity(0, {1})
+        try:
+            yield pids
+        finally:
+            os.sched_setaffinity(0, own)
+            self.rest()
 
     def rest(self) -> None:
         """Stops it in its tracks, so that it takes nothing from whoever is measured."""

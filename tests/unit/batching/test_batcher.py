@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from inference.batching import policies
-from inference.batching.batcher import Batcher, Bounds
+from inference.batching.batcher import Batcher
+from inference.batching.bounds import Bounds
 from inference.batching.window import Rules
 from inference.errors import (
     DeadlineExceeded,

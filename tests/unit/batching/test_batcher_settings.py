@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.batching import policies
-from inference.batching.batcher import Batcher, Bounds, Lengths
+from inference.batching.batcher import Batcher
+from inference.batching.bounds import Bounds, Lengths
 from inference.batching.window import Rules
 from inference.errors import (
     DeadlineExceeded,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inference.errors import ClientError, InvalidInput, Malformed, Unsupported
-from inference.gateway import calls, codec
+from inference.gateway import answers, calls, codec
 from inference.gateway.shared_memory import Regions
 from inference.protocol.messages import TensorHeader
 from inference.protocol.oip import DATATYPES, Signature, TensorSpec
@@ -212,7 +212,7 @@ def test_tensors_come_from_shared_memory_and_go_there(shared, tmp_path):
     call = read({"inputs": [given | {"parameters": region}], "outputs": outputs}, shared=shared)
     assert bytes(call.body[0]) == struct.pack("<3f", 1, 2, 3)
     assert call.binary == frozenset()
-    text, parts = calls.write(call, "m", "1", [TensorHeader("y", "FP32", [1, 2], 8)], memoryview(b"abcdefgh"))
+    text, parts = answers.write(call, "m", "1", [TensorHeader("y", "FP32", [1, 2], 8)], memoryview(b"abcdefgh"))
     assert msgspec.json.decode(text)["outputs"] == [
         {
             "name": "y", "datatype": "FP32", "shape": [1, 2],
@@ -238,7 +238,7 @@ def test_a_ranked_output_is_texts_in_json_or_bytes():
     for binary in (False, True):
         outputs = [{"name": "y", "parameters": {"classification": 1, "binary_data": binary}}]
         call = read({"inputs": [x([1.0] * 6, [2, 3])], "outputs": outputs}, signature=named)
-        text, parts = calls.write(call, "m", "1", header, body)
+        text, parts = answers.write(call, "m", "1", header, body)
         told = msgspec.json.decode(text)["outputs"][0]
         assert (told["datatype"], told["shape"]) == ("BYTES", [2, 1])
         data = codec.to_json(memoryview(b"".join(parts)), "BYTES", "y") if binary else told["data"]
@@ -272,11 +272,11 @@ def test_every_datatype_survives_json_and_bytes(datatype, data):
     given_json = {"name": "x", "shape": [len(values)], "datatype": datatype, "data": values}
     call = read({"inputs": [given_json]}, signature=signature)
     packed = b"".join(call.body)
-    text, _ = calls.write(call, "m", "1", call.tensors, memoryview(packed))
+    text, _ = answers.write(call, "m", "1", call.tensors, memoryview(packed))
     assert msgspec.json.decode(text)["outputs"][0]["data"] == values
     head = {"name": "x", "shape": [len(values)], "datatype": datatype, "parameters": {"binary_data_size": len(packed)}}
     again = read({"inputs": [head], "parameters": {"binary_data_output": True}}, packed, signature)
-    assert b"".join(calls.write(again, "m", "1", again.tensors, memoryview(packed))[1]) == packed
+    assert b"".join(answers.write(again, "m", "1", again.tensors, memoryview(packed))[1]) == packed
 
 
 @pytest.mark.parametrize("datatype", ["FP16", "BF16"])
@@ -284,7 +284,7 @@ def test_half_floats_survive_as_bytes(datatype):
     signature = Signature([TensorSpec("x", datatype, [-1])], [TensorSpec("x", datatype, [-1])])
     head = {"name": "x", "shape": [3], "datatype": datatype, "parameters": {"binary_data_size": 6}}
     call = read({"inputs": [head], "parameters": {"binary_data_output": True}}, b"abcdef", signature)
-    _, parts = calls.write(call, "m", "1", call.tensors, memoryview(b"".join(call.body)))
+    _, parts = answers.write(call, "m", "1", call.tensors, memoryview(b"".join(call.body)))
     assert b"".join(parts) == b"abcdef"
 
 
@@ -311,7 +311,7 @@ def test_an_answer_carries_json_and_bytes():
     call = read({"id": "9", "inputs": [x()]})
     tensors = [TensorHeader("y", "FP32", [1, 2], 8)]
     body = memoryview(struct.pack("<2f", 0.5, 2))
-    text, parts = calls.write(call, "m", "3", tensors, body)
+    text, parts = answers.write(call, "m", "3", tensors, body)
     assert msgspec.json.decode(text) == {
         "model_name": "m",
         "model_version": "3",
@@ -320,7 +320,7 @@ def test_an_answer_carries_json_and_bytes():
     }
     assert parts == []
     call.binary = None
-    text, parts = calls.write(call, "m", "3", tensors, body)
+    text, parts = answers.write(call, "m", "3", tensors, body)
     assert msgspec.json.decode(text)["outputs"][0]["parameters"] == {"binary_data_size": 8}
     assert b"".join(parts) == bytes(body)
 

@@ -14,7 +14,8 @@ from inference.errors import (
     by_code,
 )
 from inference.gateway import app, problems
-from inference.gateway.connections import Pool, fault_error
+from inference.gateway.connections import Pool
+from inference.gateway.replica_wire import fault_error
 from inference.gateway.table import Table
 from inference.gateway.telemetry import BUFFER_MAXLEN, Telemetry
 from inference.protocol import routes

@@ -1,0 +1,88 @@
+"""Large tensors that come by the other doors, or before their version is known: copied once into a lent block."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+import websockets
+
+from tests.support.gateway_house import until
+from tests.support.large_tensors import MIB, Place, placed, read_bytes, values
+
+SIZE = 4 * MIB
+KEY = {"authorization": "Bearer ser_all.s2"}
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="big-") as name:
+        yield Path(name)
+
+
+def over_grpc(place: Place, size: int, seed: int) -> None:
+    given = {"a": values(size // 2, seed), "b": values(size // 2, seed + 1)}
+    inputs = []
+    for name, one in given.items():
+        inputs.append(triton.InferInput(name, list(one.shape), "FP32"))
+        inputs[-1].set_data_from_numpy(one)
+    with triton.InferenceServerClient(place.gateway.grpc_address) as client:
+        found = client.infer("echo", inputs, headers=KEY, client_timeout=60)
+    for name, output in (("a", "c"), ("b", "d")):
+        assert np.array_equal(found.as_numpy(output), given[name] * 2)
+
+
+def over_websocket(place: Place, size: int, seed: int) -> None:
+    a, b = values(size // 2, seed), values(size // 2, seed + 1)
+    inputs = [
+        {"name": name, "datatype": "FP32", "shape": list(one.shape), "parameters": {"binary_data_size": one.nbytes}}
+        for name, one in (("a", a), ("b", b))
+    ]
+    head = json.dumps({"id": "1", "inputs": inputs}).encode()
+
+    async def ask() -> bytes:
+        url = f"ws://127.0.0.1:{place.gateway.port}/v2/models/echo/stream"
+        asked: dict[str, Any] = {"subprotocols": ["serinus.v1", "serinus.key.ser_all.s2"], "max_size": None}
+        async with websockets.connect(url, **asked) as stream:
+            await stream.send(len(head).to_bytes(4, "little") + head + a.tobytes() + b.tobytes())
+            answer = await asyncio.wait_for(stream.recv(), 60)
+            assert isinstance(answer, bytes)
+            return answer
+
+    answer = asyncio.run(ask())
+    body = answer[4 + int.from_bytes(answer[:4], "little") :]
+    assert np.array_equal(np.frombuffer(body, "<f4"), np.concatenate([a.ravel(), b.ravel()]) * 2)
+
+
+@pytest.mark.parametrize("ask", [over_grpc, over_websocket])
+def test_a_door_that_cannot_receive_into_a_block_copies_into_one(
+    folder: Path, ask: Callable[[Place, int, int], None]
+) -> None:
+    with placed(folder) as place:
+        pid = place.replicas[0].process.pid
+        ask(place, SIZE, 1)
+        assert read_bytes(pid) == 0  # there was no block yet
+        ask(place, SIZE, 2)
+        assert read_bytes(pid) >= SIZE
+        with ThreadPoolExecutor(6) as pool:
+            list(pool.map(lambda seed: ask(place, MIB * (seed % 5) or 64, seed), range(30)))
+        assert place.alive()
+
+
+def test_an_endpoint_with_a_split_reads_in_blocks_at_each_of_its_versions(folder: Path) -> None:
+    with placed(folder, 2, is_split=True) as place:
+        pids = [one.process.pid for one in place.replicas]
+        until(lambda: place.gateway.get("/v2/models/echo/versions/2/ready").status_code == 200)
+        with ThreadPoolExecutor(4) as pool:
+            asked = [pool.submit(place.ask, SIZE, seed, **{"X-Session-Id": f"s{seed}"}) for seed in range(24)]
+            for one in asked:
+                one.result(60)
+        assert [read_bytes(pid) >= SIZE for pid in pids] == [True, True]
