@@ -194,11 +194,11 @@ class House:
         os.kill(pid, number)
         return pid
 
-    def down(self, *programs: str) -> None:
-        """Stops programs and keeps them down (SIGKILL first, so that nothing is tidied up)."""
+    def down(self, *programs: str, number: int = signal.SIGKILL) -> None:
+        """Sends a signal to programs and keeps them down (SIGKILL, so that nothing is tidied up)."""
         for program in programs:
             with contextlib.suppress(ProcessLookupError):
-                self.kill(program)
+                self.kill(program, number)
             until(f"{program} stays down", lambda program=program: self._stopped(program), 20)
 
     def _stopped(self, program: str) -> bool:
