@@ -97,7 +97,7 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     """Serves until a signal comes, then drains. Raises BadSetting when the gRPC port cannot be had."""
     stop = _until_signal()
     pool, telemetry = Pool(), Telemetry()
-    table = Table(pool, config.data_dir / "gateway" / "routes.json")
+    table = Table(pool, config.data_dir / "gateway" / "routes.json", telemetry.used_keys)
     plane = DataPlane(table, pool, telemetry, insecure=config.insecure)
     triton, settings = TritonMetrics(plane), LiveSettings()
     plane.tracer = spans = _spans(config, settings)

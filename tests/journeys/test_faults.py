@@ -23,6 +23,7 @@ import redis
 
 from inference.errors import SerinusError
 from tests.journeys.conftest import ECHO_BODY, write_echo
+from tests.support.deadlines import slowness
 from tests.support.house import REPO, House, free_port, until
 from tests.support.load import Load
 
@@ -78,8 +79,8 @@ def test_row_1_a_replica_killed_while_idle_is_replaced(whole: House, echo: str) 
     until("a new process serves", lambda: [s for s in supervisor_sees(whole) if s.pid != before["pid"]], 10, 0.02)
     ready_s = time.monotonic() - killed
     print(f"\nrow 1: noticed after {noticed_s:.3f} s, ready after {ready_s:.2f} s; loading takes {load_s:.2f} s")
-    assert noticed_s < 1
-    assert ready_s < load_s + 2
+    assert noticed_s < 1 * slowness()
+    assert ready_s < (load_s + 2) * slowness()
     assert whole.infer(echo, ECHO_BODY).status_code == 200
     (after,) = until("rows show it", lambda: [r for r in one_ready(whole) if r["pid"] != before["pid"]], 10)
     assert after["id"] == before["id"]
@@ -117,7 +118,7 @@ def test_row_5_a_killed_agent_fails_nothing_and_the_next_one_adopts(whole: House
         adopted_s = time.monotonic() - started
         time.sleep(3)
     print(f"\nrow 5: adopted {adopted_s:.1f} s after the next agent's start")
-    assert adopted_s < 5
+    assert adopted_s < 5 * slowness()
     assert _alive(whole)
     assert not load.failed, load.explain()
     (after,) = one_ready(whole)
@@ -144,7 +145,7 @@ def test_row_5_a_killed_supervisor_takes_its_replicas_along_and_brings_them_back
         until("predictions are back", lambda: whole.infer(echo, ECHO_BODY).status_code == 200, 30, 0.1)
         back_s = time.monotonic() - killed
     print(f"\nrow 5: predictions are back {back_s:.1f} s after the supervisor was killed")
-    assert back_s < 10
+    assert back_s < 10 * slowness()
     answered_in_time(load)
 
 
@@ -193,8 +194,8 @@ def test_row_7_a_dead_broker_fails_no_prediction_and_commands_land_after_it(whol
     assert not load.failed, load.explain()
     before_ms, during_ms = load.p99_ms(began, killed), load.p99_ms(killed, ended)
     print(f"\nrow 7: p99 {before_ms:.1f} -> {during_ms:.1f} ms without a broker, command landed after {landed_s:.1f} s")
-    assert landed_s < 5
-    assert during_ms < 1.2 * before_ms + OTHERS_MS
+    assert landed_s < 5 * slowness()
+    assert during_ms < (1.2 * before_ms + OTHERS_MS) * slowness()
     whole.scale("echo", 1, 1)
 
 
@@ -224,8 +225,11 @@ def _valkey(house: House) -> _Quiet:
 def test_row_8_a_flushed_broker_is_refilled_for_old_gateways_and_new_ones(whole: House, echo: str) -> None:
     with load_on(whole, echo) as load:
         time.sleep(0.5)
-        whole.scale("echo", 1, 2)
-        assert _valkey(whole).flushall()
+        with frozen(whole, "agent", "control", "beat"):
+            whole.scale("echo", 1, 2)
+            assert _waiting(whole) >= 1, "there is a wake-up to be lost"
+            assert _valkey(whole).flushall()
+            assert _waiting(whole) == 0
         flushed = time.monotonic()
         until("the wish has come true", lambda: len(supervisor_sees(whole)) == 2, 15)
         reached_s = time.monotonic() - flushed
@@ -236,9 +240,27 @@ def test_row_8_a_flushed_broker_is_refilled_for_old_gateways_and_new_ones(whole:
             assert answer.status_code == 200
         whole.scale("echo", 1, 1)
     print(f"\nrow 8: wish true {reached_s:.1f} s, table back {published_s:.1f} s after the flush")
-    assert reached_s < 4
-    assert published_s < 4
+    assert reached_s < 4 * slowness()
+    assert published_s < 4 * slowness()
     assert not load.failed, load.explain()
+
+
+@contextlib.contextmanager
+def frozen(house: House, *programs: str) -> Iterator[None]:
+    """Programs that do nothing for a while, and take nothing off their queues."""
+    pids = [house.pid(program) for program in programs]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+
+
+def _waiting(house: House) -> int:
+    """Messages to the host and to the control worker that nobody has taken yet."""
+    return int(_valkey(house).llen("host.testhost")) + int(_valkey(house).llen("control"))
 
 
 @contextlib.contextmanager

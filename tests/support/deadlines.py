@@ -18,3 +18,14 @@ def accepted_for_s(ask: Callable[[], int], patience_s: float = 10.0) -> float:
         assert sent < patience_s, f"still accepted after {sent:.1f} s"
         last = sent
         time.sleep(0.01)
+
+
+def slowness(sample_s: float = 0.2) -> float:
+    """How many times longer than on an idle machine a computation takes here and now: 1.0 when nobody else computes.
+
+    A promise of seconds is one of an idle machine; a test that shares its machine holds the promise times this.
+    """
+    began, used = time.monotonic(), time.thread_time()
+    while time.thread_time() - used < sample_s:
+        pass
+    return max(1.0, (time.monotonic() - began) / sample_s)
