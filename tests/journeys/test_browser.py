@@ -240,6 +240,14 @@ def test_a_key_is_made_used_and_revoked(house: House, visitor: Visitor, echo: st
     until("the gateway knows it", lambda: house.infer(echo, ECHO_BODY, key=token).status_code == 200, 5)
     page.goto("/keys/")
     assert token not in page.content()
+    row = page.locator("tr", has_text="web-shop")
+
+    def is_used() -> bool:
+        page.reload()
+        return "not used yet" not in row.inner_text()
+
+    until("its use is told", is_used, 20, 1)
+    assert "used" in row.inner_text()
     page.get_by_role("button", name="Revoke web-shop").click()
     press(page, "Revoke", "dialog")
     page.locator(".toast.success", has_text="is revoked").wait_for()
