@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
+from typing import Self
 
 
 def accepted_for_s(ask: Callable[[], int], patience_s: float = 10.0) -> float:
@@ -20,12 +22,34 @@ def accepted_for_s(ask: Callable[[], int], patience_s: float = 10.0) -> float:
         time.sleep(0.01)
 
 
-def slowness(sample_s: float = 0.2) -> float:
-    """How many times longer than on an idle machine a computation takes here and now: 1.0 when nobody else computes.
+class Pace:
+    """How many times longer than on an idle machine a computation took while this was open: `factor`, at least 1.
 
     A promise of seconds is one of an idle machine; a test that shares its machine holds the promise times this.
     """
-    began, used = time.monotonic(), time.thread_time()
-    while time.thread_time() - used < sample_s:
-        pass
-    return max(1.0, (time.monotonic() - began) / sample_s)
+
+    BURN_S, PAUSE_S = 0.03, 0.25
+
+    def __enter__(self) -> Self:
+        self._wall = self._used = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            began, used = time.monotonic(), time.thread_time()
+            while time.thread_time() - used < self.BURN_S:
+                pass
+            self._wall += time.monotonic() - began
+            self._used += self.BURN_S
+            self._stop.wait(self.PAUSE_S)
+
+    @property
+    def factor(self) -> float:
+        return max(1.0, self._wall / self._used) if self._used else 1.0
