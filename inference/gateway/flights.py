@@ -117,8 +117,7 @@ class Flights:
         now = time.monotonic()
         late = [flight for flight in self._flights if now >= flight.deadline]
         for flight in late:
-            # Who waited for a replica may come again; who had one asked for more than could be done in the time.
-            self._end(flight, DeadlineExceeded(retry_after_s=1.0 if flight.held_until else None))
+            self._end(flight, DeadlineExceeded())
         held = [flight for flight in self._flights if flight.held_until and now >= flight.held_until]
         for flight in held:
             self._end(flight, NotReady(retry_after_s=1.0))
