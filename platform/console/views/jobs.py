@@ -48,7 +48,7 @@ def _form(actor: Actor) -> dict[str, Any]:
         "config": {"files_url": "/v1/files", "batches_url": "/v1/batches", "max_bytes": MAX_FILE_BYTES},
         "max_lines": MAX_LINES,
         "max_bytes": MAX_FILE_BYTES,
-        "snippet": batch_snippet(settings.GATEWAY_URL, first_chatting(actor) or "my-endpoint"),
+        "snippet": batch_snippet(settings.GATEWAY_URL, first_chatting(actor) or next(iter(names), "my-endpoint")),
     }
 
 
