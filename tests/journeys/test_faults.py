@@ -101,7 +101,7 @@ def test_row_3_the_only_replica_killed_under_load_loses_no_request(whole: House,
         os.kill(before["pid"], signal.SIGKILL)
         time.sleep(4)
     answered_in_time(load, pace)
-    assert len(load.outcomes) > 200
+    assert len(load.outcomes) > 200 / pace.factor
 
 
 DEADLINE_S = 5.0
@@ -152,7 +152,7 @@ def test_row_5_a_killed_supervisor_takes_its_replicas_along_and_brings_them_back
         killed = time.monotonic()
         whole.kill("host")
         until("its replicas are gone", lambda: not any(_runs(row["pid"]) for row in before), 3)
-        until("predictions are back", lambda: whole.infer(echo, ECHO_BODY).status_code == 200, 30, 0.1)
+        until("predictions are back", lambda: whole.infer(echo, ECHO_BODY).status_code == 200, 90, 0.1)
         back_s = time.monotonic() - killed
     print(f"\nrow 5: predictions are back {back_s:.1f} s after the supervisor was killed, pace {pace.factor:.1f}")
     assert back_s < 10 * pace.factor
@@ -286,7 +286,7 @@ def another_gateway(house: House) -> Iterator[str]:
     }  # fmt: skip
     process = subprocess.Popen(command, env=environment, cwd=REPO, stderr=subprocess.DEVNULL)
     try:
-        until("the second gateway listens", lambda: _up(f"http://127.0.0.1:{port}/v2/health/live"), 20)
+        until("the second gateway listens", lambda: _up(f"http://127.0.0.1:{port}/v2/health/live"), 60)
         another_gateway.process = process  # type: ignore[attr-defined]
         yield f"http://127.0.0.1:{port}"
     finally:
