@@ -277,7 +277,7 @@ def forget_readers(house: House) -> None:
     """Ends the connections that wait for a message: the next one would be sent to a frozen reader, and not be lost."""
     for client in _valkey(house).client_list():
         if client["cmd"] == "brpop":
-            _valkey(house).client_kill_filter(_id=client["id"])
+            _valkey(house).client_kill_filter(client["id"])
 
 
 def _waiting(house: House) -> int:
