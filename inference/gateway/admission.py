@@ -119,8 +119,11 @@ class Keys:
         *,
         now: Callable[[], float] = time.time,
         limiters: dict[str, Limiter] | None = None,
+        used: set[str] | None = None,
     ) -> None:
+        """used: takes the id of every key that opened a door."""
         self._now = now
+        self._used: set[str] = set() if used is None else used
         self._limiters: dict[str, Limiter] = {} if limiters is None else limiters
         self._token_secret = table.token_secret.encode()
         self._keys = {
@@ -165,6 +168,7 @@ class Keys:
         same = hmac.compare_digest(digest, key.digest if key else _NO_DIGEST)
         if key is None or not same or key.expires_at_unix_s <= self._now():
             return None
+        self._used.add(key.caller.id)
         return key.caller
 
     def _token(self, credential: str) -> Caller | None:

@@ -133,7 +133,7 @@ def assembled(config: GatewayConfig, sock: socket.socket, *, max_connections: in
 
 def _core(config: GatewayConfig) -> Core:
     pool, telemetry = Pool(), Telemetry()
-    table = Table(pool, config.data_dir / "gateway" / "routes.json")
+    table = Table(pool, config.data_dir / "gateway" / "routes.json", telemetry.used_keys)
     plane, settings = DataPlane(table, pool, telemetry, insecure=config.insecure), LiveSettings()
     plane.counting.tracer = spans = _spans(config, settings)
     diffs, recorder = Diffs(telemetry.source), Recorder(telemetry.source)

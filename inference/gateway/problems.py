@@ -6,7 +6,7 @@ import math
 
 import msgspec
 
-from inference.errors import SerinusError
+from inference.errors import DeadlineExceeded, SerinusError
 from inference.gateway.web import JSON_TYPE, Headers
 
 STATUSES: dict[str, int] = {
@@ -49,10 +49,10 @@ def body_of(error: SerinusError) -> bytes:
 
 
 def headers_of(error: SerinusError) -> Headers:
-    """Content type, the error's code, and when to come back if the error says so."""
+    """Content type, the error's code, and when to come back: if the error says so, may be tried again or came too late."""
     headers = [JSON_TYPE, (b"x-error-code", error.code.encode())]
     after_s = error.retry_after_s
-    if after_s is None and error.retryable:
+    if after_s is None and (error.retryable or isinstance(error, DeadlineExceeded)):
         after_s = 1.0
     if after_s is not None:
         headers.append((b"retry-after", str(max(1, math.ceil(after_s))).encode()))

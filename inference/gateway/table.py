@@ -127,7 +127,8 @@ class Snapshot:
 class Table:
     """Holds the current Snapshot under `now`."""
 
-    def __init__(self, pool: Pool, path: Path) -> None:
+    def __init__(self, pool: Pool, path: Path, used_keys: set[str] | None = None) -> None:
+        self._used_keys = used_keys
         self.now = Snapshot(-1, {}, Keys(RoutingTable(generation=-1)))
         self._pool = pool
         self._path = path
@@ -160,7 +161,12 @@ class Table:
         ]
         wanted = {replica for one in held for replica in newest(one.replicas)}
         endpoints = {endpoint.name: self._endpoint(endpoint) for endpoint in table.endpoints}
-        snapshot = Snapshot(table.generation, endpoints, Keys(table, limiters=self._limiters), _steps_of(endpoints))
+        snapshot = Snapshot(
+            table.generation,
+            endpoints,
+            Keys(table, limiters=self._limiters, used=self._used_keys),
+            _steps_of(endpoints),
+        )
         self._pool.keep(wanted)
         for name in self._queues.keys() - snapshot.endpoints.keys() - snapshot.steps.keys():
             del self._queues[name]

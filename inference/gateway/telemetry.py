@@ -23,19 +23,22 @@ from inference.errors import InvalidOutput, SerinusError, ServerError
 from inference.gateway.copies import Copies
 from inference.gateway.sums import WAIT_EDGES_NS, Sums, held
 from inference.protocol.messages import Answer
-from inference.protocol.routes import SAMPLES_STREAM
+from inference.protocol.routes import SAMPLES_STREAM, USED_KEYS
 from inference.protocol.samples import Sample, bucket_of
 
 STREAM_MAXLEN = 20_000
 BUFFER_MAXLEN = 20_000
 SEND_AT_ONCE = 500
+USED_EVERY_S = 5
 _log = logging.getLogger(__name__)
 
 Key = tuple[str, int, str]
 
 
 class Telemetry:
-    """The numbers of one gateway process. `source` names it, a new one with every start."""
+    """The numbers of one gateway process. `source` names it, a new one with every start. used_keys: ids of the keys that
+    were used since they were last told.
+    """
 
     def __init__(self, source: str = "") -> None:
         self.source = source or f"gateway-{os.getpid()}-{os.urandom(4).hex()}"
@@ -44,6 +47,8 @@ class Telemetry:
         self._sequence = 0
         self.waiting: deque[bytes] = deque(maxlen=BUFFER_MAXLEN)
         self.refusals: dict[tuple[str, str], int] = {}
+        self.used_keys: set[str] = set()
+        self._used_at = 0.0
 
     def answered(self, key: Key, latency_ms: float, answer: Answer, retries: int) -> None:
         """A request that a replica answered."""
@@ -187,6 +192,11 @@ class Telemetry:
                 retry_at = time.monotonic() + pause
 
     async def _send(self, client: Any) -> None:
+        if self.used_keys and time.monotonic() - self._used_at >= USED_EVERY_S:
+            told = list(self.used_keys)
+            await client.sadd(USED_KEYS, *told)
+            self.used_keys.difference_update(told)
+            self._used_at = time.monotonic()
         while self.waiting:
             batch = [self.waiting[index] for index in range(min(SEND_AT_ONCE, len(self.waiting)))]
             async with client.pipeline(transaction=False) as pipe:

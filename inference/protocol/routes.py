@@ -14,6 +14,7 @@ from inference.protocol.settings import RuntimeSettings
 TABLE_KEY = "serinus:routes"
 TABLE_CHANNEL = "serinus:routes:changed"
 SAMPLES_STREAM = "serinus:samples"
+USED_KEYS = "serinus:keys:used"  # a set of the ids of keys that were used since it was looked at
 DIFFS_STREAM = "serinus:diffs"
 RECORDS_STREAM = "serinus:records"
 WEIGHT_TOTAL_BP = 10_000

@@ -14,7 +14,7 @@ from django.core.handlers.asgi import ASGIRequest
 from django.http import HttpResponse
 from django.middleware.csrf import CsrfViewMiddleware
 
-from accounts.authentication import REFUSED, find_key
+from accounts.authentication import REFUSED, key_of_caller
 from accounts.models import User
 from accounts.permissions import Actor, actor_of_key, actor_of_user
 from inference.errors import Forbidden, Malformed, Unauthenticated
@@ -45,7 +45,7 @@ def actor_of_scope(scope: dict[str, Any], request_id: str) -> Actor:
         raise Malformed("this host name is not served here") from error
     header = request.headers.get("Authorization", "")
     if header.startswith("Bearer "):
-        key = find_key(header[7:].strip())
+        key = key_of_caller(header[7:].strip())
         if key is None:
             raise Unauthenticated(REFUSED)
         return actor_of_key(key, request_id)

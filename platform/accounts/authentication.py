@@ -9,6 +9,7 @@ from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.request import Request
 
 from accounts import keys
+from accounts.actions import note_used
 from accounts.models import ApiKey
 from accounts.permissions import actor_of_key
 
@@ -43,6 +44,14 @@ def find_key(token: str) -> ApiKey | None:
     return row if good else None
 
 
+def key_of_caller(token: str) -> ApiKey | None:
+    """As find_key, for somebody who calls with it: its use is noted."""
+    key = find_key(token)
+    if key is not None:
+        note_used([key.pk])
+    return key
+
+
 class KeyAuthentication(BaseAuthentication):
     """`Authorization: Bearer ser_<id>.<secret>`."""
 
@@ -50,7 +59,7 @@ class KeyAuthentication(BaseAuthentication):
         header = request.headers.get("Authorization", "")
         if not header.startswith("Bearer "):
             return None
-        key = find_key(header[7:].strip())
+        key = key_of_caller(header[7:].strip())
         if key is None:
             raise AuthenticationFailed(REFUSED)
         django_request = request._request  # noqa: SLF001 (DRF has no other way to reach it)

@@ -67,6 +67,12 @@ def chat_targets(actor: Actor) -> list[Facts]:
     return [_target(endpoint, ready) for endpoint in held]
 
 
+def first_chatting(actor: Actor) -> str:
+    """The name of an endpoint of a language model that the actor may see, for examples; "" without one."""
+    rows = visible(actor, Endpoint.objects.filter(variants__version__signature__platform=PLATFORM))
+    return rows.order_by("name").values_list("name", flat=True).first() or ""
+
+
 def _target(endpoint: Endpoint, ready: dict[int, int]) -> Facts:
     versions = [_version(variant, ready) for variant in endpoint.variants.all() if is_language(variant.version)]
     return {"name": endpoint.name, "ready": sum(one["ready"] for one in versions), "versions": versions}

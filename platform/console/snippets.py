@@ -82,6 +82,7 @@ def _values(data: list[Any]) -> str:
 
 
 def _python(url: str, example: dict[str, Any], *, key: bool) -> str:
+    """With the standard library alone, so that it runs wherever it is pasted."""
     inputs = "".join(
         f'    {{"name": {one["name"]!r}, "datatype": {one["datatype"]!r}, "shape": {one["shape"]!r}, '
         f'"data": {_values(one["data"])}}},\n'
@@ -89,10 +90,12 @@ def _python(url: str, example: dict[str, Any], *, key: bool) -> str:
     )
     headers = '{"Authorization": f"Bearer {os.environ[\'SERINUS_API_KEY\']}"}' if key else "{}"
     return (
-        f"{'import os' + chr(10) if key else ''}import requests\n\n"
+        f"import json\n{'import os' + chr(10) if key else ''}import urllib.request\n\n"
         f"inputs = [\n{inputs}]\n"
-        f'answer = requests.post({url!r}, json={{"inputs": inputs}}, headers={headers}, timeout=30)\n'
-        'answer.raise_for_status()\nprint(answer.json()["outputs"])\n'
+        f"request = urllib.request.Request(\n    {url!r},\n"
+        f'    json.dumps({{"inputs": inputs}}).encode(),\n    {headers},\n)\n'
+        "with urllib.request.urlopen(request, timeout=30) as answer:\n"
+        '    print(json.load(answer)["outputs"])\n'
     )
 
 
@@ -109,7 +112,11 @@ def _triton(gateway_url: str, endpoint: str, example: dict[str, Any], *, key: bo
             f"inputs.append(triton.InferInput({one['name']!r}, list(array.shape), {one['datatype']!r}))",
             "inputs[-1].set_data_from_numpy(array)",
         ]
-    lines += [f"answer = client.infer({endpoint!r}, inputs, headers={headers})", "print(answer.get_response())"]
+    lines += [
+        f"answer = client.infer({endpoint!r}, inputs, headers={headers})",
+        'for output in answer.get_response()["outputs"]:',
+        '    print(output["name"], answer.as_numpy(output["name"]))',
+    ]
     return "\n".join(lines) + "\n"
 
 

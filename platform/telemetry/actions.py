@@ -12,13 +12,15 @@ import redis
 from django.conf import settings
 from django.db.models.functions import Now
 
-from inference.protocol.routes import SAMPLES_STREAM
+from accounts.actions import note_used
+from inference.protocol.routes import SAMPLES_STREAM, USED_KEYS
 from inference.protocol.samples import Sample
 from telemetry.models import StoredSample
 
 FIELD = b"s"
 BATCH = 500
 BATCHES_PER_RUN = 20
+ID_CHARS = 12
 KEPT = timedelta(hours=24)
 EXPIRED_AT_ONCE = 20_000
 JUDGED = (
@@ -42,7 +44,7 @@ def drain() -> int:
     """Moves samples from Valkey's stream into PostgreSQL, a bounded number per run; answers how many.
 
     1. Read the oldest entries. 2. Store them. 3. Only then delete them: a crash in between stores them twice, which
-    changes nothing. Two drains at once do no harm either. Raises redis.RedisError when Valkey is away.
+    changes nothing. Two drains at once do no harm either. Then it notes which keys were used. Raises redis.RedisError when Valkey is away.
     """
     moved = 0
     with redis.Redis.from_url(settings.REDIS_URL, socket_connect_timeout=2, socket_timeout=5) as valkey:
@@ -52,6 +54,9 @@ def drain() -> int:
                 break
             moved += store(_decoded(entries))
             valkey.xdel(SAMPLES_STREAM, *[entry for entry, _ in entries])
+        used = cast("list[bytes]", valkey.spop(USED_KEYS, BATCH))
+        if used:
+            note_used(name.decode(errors="replace")[:ID_CHARS].replace("\0", "") for name in used)
     return moved
 
 

@@ -125,7 +125,8 @@ def test_a_full_queue_is_an_immediate_503(gateway):
 
 
 def test_deadlines_come_from_header_parameter_and_endpoint(gateway, house):
-    error(gateway.post("/v2/models/slow/infer", headers={"X-Request-Timeout-Ms": "50"}), 503, "Request timeout expired")
+    late = gateway.post("/v2/models/slow/infer", headers={"X-Request-Timeout-Ms": "50"})
+    assert error(late, 503, "Request timeout expired").headers["retry-after"] == "1"
     body = request() | {"parameters": {"timeout": 50_000}}
     error(gateway.post("/v2/models/slow/infer", json=body), 503, "Request timeout expired")
     error(gateway.post(headers={"X-Request-Timeout-Ms": "0"}), 400)
@@ -135,7 +136,7 @@ def test_deadlines_come_from_header_parameter_and_endpoint(gateway, house):
 
 
 def test_an_endpoint_without_a_replica_answers_503_at_its_deadline(gateway):
-    error(gateway.post("/v2/models/empty/infer"), 503)
+    assert error(gateway.post("/v2/models/empty/infer"), 503).headers["retry-after"] == "1"
     error(gateway.post("/v2/models/empty/versions/1/infer"), 404)
 
 

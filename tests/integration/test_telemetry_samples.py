@@ -8,7 +8,8 @@ import msgspec
 import pytest
 import redis
 
-from inference.protocol.routes import SAMPLES_STREAM
+from accounts.models import ApiKey, AuditEntry
+from inference.protocol.routes import SAMPLES_STREAM, USED_KEYS
 from inference.protocol.samples import BATCH_EDGES, Sample, bucket_of
 from telemetry import actions, queries, tasks
 from telemetry.models import StoredSample
@@ -19,9 +20,9 @@ pytestmark = pytest.mark.django_db
 @pytest.fixture
 def valkey(settings):
     with redis.Redis.from_url(settings.REDIS_URL) as client:
-        client.delete(SAMPLES_STREAM)
+        client.delete(SAMPLES_STREAM, USED_KEYS)
         yield client
-        client.delete(SAMPLES_STREAM)
+        client.delete(SAMPLES_STREAM, USED_KEYS)
 
 
 def sample(sequence: int, *, ago_s: float = 5, latencies: tuple[float, ...] = (1.0, 2.0, 100.0), **more) -> Sample:
@@ -54,6 +55,22 @@ def test_the_stream_is_stored_and_emptied(valkey) -> None:
     assert valkey.xlen(SAMPLES_STREAM) == 0
     assert StoredSample.objects.count() == 2
     assert tasks.drain() == 0
+
+
+def test_which_keys_gateways_saw_is_noted_once_in_a_while(valkey, cast) -> None:
+    used, idle = cast.key("owner")[4:16], cast.key("developer")[4:16]
+    ApiKey.objects.update(last_used_at=None)
+    entries = AuditEntry.objects.count()
+    valkey.sadd(USED_KEYS, used, "never-heard-of", b"\xff\0")
+    tasks.drain()
+    assert valkey.scard(USED_KEYS) == 0
+    first = ApiKey.objects.get(pk=used).last_used_at
+    assert first is not None
+    assert ApiKey.objects.get(pk=idle).last_used_at is None
+    assert AuditEntry.objects.count() == entries
+    valkey.sadd(USED_KEYS, used)
+    tasks.drain()
+    assert ApiKey.objects.get(pk=used).last_used_at == first, "half a minute has not passed"
 
 
 def test_storing_twice_changes_nothing(valkey) -> None:

@@ -8,6 +8,7 @@ import gzip
 import json
 import random
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -255,6 +256,17 @@ def test_compressed_bodies_are_bounded_and_unknown_encodings_refused(house: Hous
     answer, growth = grown(house, lambda: post(house, echo, bomb, Content_Encoding=encoding))
     check_refusal(answer, 400 if encoding in {"gzip", "deflate"} else 415)  # 10 MiB of zeros are no JSON
     assert growth < 32 << 20
+
+
+@pytest.mark.parametrize(("encoding", "pack"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+def test_a_bomb_is_cut_at_the_limit(house: House, echo: str, encoding: str, pack: Callable[[bytes], bytes]) -> None:
+    """256 MiB in less than one, and the same packed twice."""
+    bomb = pack(bytes(256 << 20))
+    assert len(bomb) < 1 << 20
+    for content in (bomb, pack(bomb)):
+        answer, growth = grown(house, lambda content=content: post(house, echo, content, Content_Encoding=encoding))
+        check_refusal(answer, 413 if content is bomb else 400)
+        assert growth < 2 * MAX_BODY_BYTES
 
 
 def test_a_body_shorter_than_it_says_ends_with_its_connection(house: House, echo: str) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -137,6 +138,19 @@ def test_from_a_dropped_file_to_moved_traffic(house: House, visitor: Visitor, tm
         check=True,
     )
     np.testing.assert_allclose(json.loads(done.stdout)["outputs"][0]["data"], np.ones(3), atol=1e-5)
+    for label in ("Python", "tritonclient"):
+        page.get_by_role("tab", name=label, exact=True).click()
+        page.get_by_role("button", name=f"Copy the {label} text").click()
+        page.get_by_text("Copied.").last.wait_for()
+        script = page.evaluate("() => navigator.clipboard.readText()")
+        environment = os.environ | {"SERINUS_API_KEY": house.key}
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, timeout=60, check=False
+        )
+        assert done.returncode == 0, (label, done.stderr[-800:])
+        values = re.search(r"\[+([-\d., e]+)\]+[^\[]*$", done.stdout.decode())
+        assert values, (label, done.stdout)
+        np.testing.assert_allclose([float(one) for one in re.split(r"[, ]+", values[1].strip())], np.ones(3), atol=1e-5)
 
     second_version(house, visitor, tmp_path)
     move_traffic(house, page, {1: 9000, 2: 1000})
@@ -240,6 +254,14 @@ def test_a_key_is_made_used_and_revoked(house: House, visitor: Visitor, echo: st
     until("the gateway knows it", lambda: house.infer(echo, ECHO_BODY, key=token).status_code == 200, 5)
     page.goto("/keys/")
     assert token not in page.content()
+    row = page.locator("tr", has_text="web-shop")
+
+    def is_used() -> bool:
+        page.reload()
+        return "not used yet" not in row.inner_text()
+
+    until("its use is told", is_used, 20, 1)
+    assert "used" in row.inner_text()
     page.get_by_role("button", name="Revoke web-shop").click()
     press(page, "Revoke", "dialog")
     page.locator(".toast.success", has_text="is revoked").wait_for()

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from tests.journeys.conftest import ECHO_BODY, write_echo
@@ -21,24 +26,87 @@ def hosts_of(house: House, model: str) -> list[str]:
     return [row["host"] for row in rows if row["model"] == model and row["wanted"] == "run" and row["phase"] == "ready"]
 
 
-def test_replicas_move_to_a_second_host_and_back_without_a_failed_request(house: House, tmp_path: Path) -> None:
-    version = house.upload("moving", write_echo(tmp_path / "m", factor=5.0))
-    house.deploy("moving", version["number"])
-    house.serves("moving", ECHO_BODY)
+@contextlib.contextmanager
+def second_host(house: House) -> Iterator[subprocess.Popen[bytes]]:
+    """`serinus worker`, until it has imported everything; afterwards the first host is open again."""
     command = [sys.executable, "-m", "serinus", "worker", "--name", "second"]
     worker = subprocess.Popen(command, env=house.environment, cwd=REPO, stderr=subprocess.DEVNULL)
     try:
-        until("the second host stands by", lambda: house.api("GET", "/api/hosts/second/").status_code == 200, 60, 0.3)
+        until("the second host stands by", lambda: alive(house), 60, 0.3)
         until("with everything imported", lambda: house.ok("GET", "/api/hosts/second/")["standby_ready"], 60, 0.3)
-        with Load(f"{house.gateway_url}/v2/models/moving/infer", ECHO_BODY, house.key) as load:
-            house.ok("POST", "/api/hosts/testhost/drain/", {})
-            until("the second host serves", lambda: hosts_of(house, "moving") == ["second"], 40, 0.3)
-            house.ok("POST", "/api/hosts/testhost/undrain/", {})
-            house.ok("POST", "/api/hosts/second/drain/", {})
-            until("the first host serves again", lambda: hosts_of(house, "moving") == ["testhost"], 40, 0.3)
-        assert not load.failed, load.explain()
+        yield worker
     finally:
         worker.send_signal(signal.SIGTERM)
         worker.wait(60)
         house.api("POST", "/api/hosts/testhost/undrain/", {})
+        house.api("POST", "/api/hosts/second/undrain/", {})
+
+
+def alive(house: House) -> bool:
+    answer = house.api("GET", "/api/hosts/second/")
+    return answer.status_code == 200 and bool(answer.json()["alive"])
+
+
+def test_replicas_move_to_a_second_host_and_back_without_a_failed_request(house: House, tmp_path: Path) -> None:
+    version = house.upload("moving", write_echo(tmp_path / "m", factor=5.0))
+    house.deploy("moving", version["number"])
+    house.serves("moving", ECHO_BODY)
+    with second_host(house), Load(f"{house.gateway_url}/v2/models/moving/infer", ECHO_BODY, house.key) as load:
+        house.ok("POST", "/api/hosts/testhost/drain/", {})
+        until("the second host serves", lambda: hosts_of(house, "moving") == ["second"], 40, 0.3)
+        house.ok("POST", "/api/hosts/testhost/undrain/", {})
+        house.ok("POST", "/api/hosts/second/drain/", {})
+        until("the first host serves again", lambda: hosts_of(house, "moving") == ["testhost"], 40, 0.3)
+    assert not load.failed, load.explain()
     house.scale("moving", version["number"], 0)
+
+
+def agent_of(worker: subprocess.Popen[bytes]) -> psutil.Process:
+    (found,) = [one for one in psutil.Process(worker.pid).children(recursive=True) if "agent@second" in one.cmdline()]
+    return found
+
+
+@pytest.mark.fault
+def test_row_6_a_frozen_hosts_replica_moves_and_the_agent_that_wakes_resurrects_nothing(
+    house: House, tmp_path: Path
+) -> None:
+    """SIGSTOP for 30 s: its lease lapses, the replica serves elsewhere under the next generation, and stays there."""
+    version = house.upload("frozen", write_echo(tmp_path / "m", factor=5.0))
+    with second_host(house) as worker:
+        house.ok("POST", "/api/hosts/testhost/drain/", {})
+        house.deploy("frozen", version["number"])
+        house.serves("frozen", ECHO_BODY)
+        house.ok("POST", "/api/hosts/testhost/undrain/", {})
+        (old,) = rows(house, "frozen")
+        assert old["host"] == "second"
+        agent, replica = agent_of(worker), psutil.Process(old["pid"])
+        with Load(f"{house.gateway_url}/v2/models/frozen/infer", ECHO_BODY, house.key) as load:
+            agent.suspend()
+            frozen = time.monotonic()
+            until("it serves elsewhere", lambda: hosts_of(house, "frozen") == ["testhost"], 60, 0.3)
+            (new,) = rows(house, "frozen")
+            assert (new["id"], new["generation"]) == (old["id"], old["generation"] + 1)
+            assert replica.is_running(), "nobody there can end it yet; gateways route to the newer generation"
+            time.sleep(max(0.0, 30 - (time.monotonic() - frozen)))
+            agent.resume()
+            until("the old process is gone", lambda: not runs(replica), 20, 0.1)
+            end = time.monotonic() + 5
+            while time.monotonic() < end:
+                assert [(row["host"], row["generation"], row["pid"]) for row in rows(house, "frozen")] == [
+                    ("testhost", new["generation"], new["pid"])
+                ], "the frozen agent brought something back"
+                time.sleep(0.3)
+    assert not load.failed, load.explain()
+    house.scale("frozen", version["number"], 0)
+
+
+def rows(house: House, model: str) -> list[dict[str, Any]]:
+    """Replicas of a model that are wanted."""
+    found = house.ok("GET", "/api/replicas/?page_size=200")["results"]
+    return [row for row in found if row["model"] == model and row["wanted"] == "run"]
+
+
+def runs(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from xmlrpc.client import Fault
@@ -44,9 +44,10 @@ def until(what: str, true: Callable[[], Any], timeout_s: float = 30.0, every_s: 
 
 
 class House:
-    """One running platform. Everything it starts dies with it."""
+    """One running platform. Everything it starts dies with it. python: how its interpreter is called."""
 
-    def __init__(self, folder: Path, **extra: str) -> None:
+    def __init__(self, folder: Path, *, python: Sequence[str] = (sys.executable,), **extra: str) -> None:
+        self.python = list(python)
         self.folder = folder
         self.data_dir = folder / "data"
         self.console_port, self.http_port, self.grpc_port = free_port(), free_port(), free_port()
@@ -73,7 +74,7 @@ class House:
     def start(self, *options: str) -> House:
         """Starts `serinus up` and waits for the line that says that it is up."""
         log = (self.folder / "up.log").open("w")
-        command = [sys.executable, "-m", "serinus", "up", "--json", *options]
+        command = [*self.python, "-m", "serinus", "up", "--json", *options]
         self.process = subprocess.Popen(
             command,
             env=self.environment,
@@ -194,11 +195,11 @@ class House:
         os.kill(pid, number)
         return pid
 
-    def down(self, *programs: str) -> None:
-        """Stops programs and keeps them down (SIGKILL first, so that nothing is tidied up)."""
+    def down(self, *programs: str, number: int = signal.SIGKILL) -> None:
+        """Sends a signal to programs and keeps them down (SIGKILL, so that nothing is tidied up)."""
         for program in programs:
             with contextlib.suppress(ProcessLookupError):
-                self.kill(program)
+                self.kill(program, number)
             until(f"{program} stays down", lambda program=program: self._stopped(program), 20)
 
     def _stopped(self, program: str) -> bool:

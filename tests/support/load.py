@@ -18,13 +18,14 @@ class Outcome:
     latency_s: float
     version: str
     text: str
+    retry_after: str = ""
 
 
 @dataclass
 class Load:
     """Use as a context manager around a fault: requests start on the way in and have all ended on the way out.
 
-    body: of every request, or what makes the one of a number.
+    body: of every request, or what makes the one of a number. deadline_s: what each request asks for, 0 for nothing.
     """
 
     url: str
@@ -34,6 +35,7 @@ class Load:
     timeout_s: float = 30.0
     max_s: float = 120.0
     vary_session: bool = True
+    deadline_s: float = 0.0
     outcomes: list[Outcome] = field(default_factory=list)
 
     def __enter__(self) -> Self:
@@ -63,19 +65,27 @@ class Load:
         headers = {"Authorization": f"Bearer {self.key}"}
         if self.vary_session:
             headers["X-Session-Id"] = f"s{number}"
+        if self.deadline_s:
+            headers["X-Request-Timeout-Ms"] = str(round(self.deadline_s * 1000))
         body = self.body(number) if callable(self.body) else self.body
         at = time.monotonic()
         try:
             answer = await client.post(self.url, json=body, headers=headers)
             status, text = answer.status_code, answer.text[:300]
-            version = answer.headers.get("X-Model-Version", "")
+            version, later = answer.headers.get("X-Model-Version", ""), answer.headers.get("Retry-After", "")
         except httpx.HTTPError as error:
-            status, version, text = 0, "", repr(error)
-        self.outcomes.append(Outcome(at, status, time.monotonic() - at, version, text))
+            status, version, text, later = 0, "", repr(error), ""
+        self.outcomes.append(Outcome(at, status, time.monotonic() - at, version, text, later))
 
     @property
     def failed(self) -> list[Outcome]:
         return [outcome for outcome in self.outcomes if outcome.status != 200]
+
+    def p99_ms(self, since_s: float, until_s: float) -> float:
+        """Of the requests that were sent between two times of time.monotonic(); there must be a hundred of them."""
+        found = sorted(one.latency_s for one in self.outcomes if since_s <= one.at_s < until_s)
+        assert len(found) >= 100, len(found)
+        return found[int(0.99 * len(found))] * 1e3
 
     def explain(self) -> str:
         kinds: dict[str, int] = {}

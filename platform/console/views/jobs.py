@@ -13,6 +13,7 @@ from django.views.decorators.http import require_GET, require_POST
 from accounts.models import Team
 from accounts.permissions import Actor, Verb, actor_of, can, require, visible
 from console import batches
+from console.language import first_chatting
 from console.pages import attempt, keyset, page
 from console.snippets import batch_snippet
 from endpoints.models import Endpoint
@@ -47,7 +48,7 @@ def _form(actor: Actor) -> dict[str, Any]:
         "config": {"files_url": "/v1/files", "batches_url": "/v1/batches", "max_bytes": MAX_FILE_BYTES},
         "max_lines": MAX_LINES,
         "max_bytes": MAX_FILE_BYTES,
-        "snippet": batch_snippet(settings.GATEWAY_URL, names[0] if names else "my-endpoint"),
+        "snippet": batch_snippet(settings.GATEWAY_URL, first_chatting(actor) or next(iter(names), "my-endpoint")),
     }
 
 

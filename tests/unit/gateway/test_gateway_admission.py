@@ -54,6 +54,19 @@ def test_every_bad_credential_gets_the_same_words(credential):
     assert caught.value.message == Unauthenticated().message
 
 
+def test_only_a_key_that_opens_a_door_is_said_to_be_used():
+    used = set()
+    keys = Keys(TABLE, now=lambda: NOW, used=used)
+    for credential in ("ser_one.wrong", "ser_old.s3", "ser_gone.s1", token()):
+        try:
+            keys.caller(credential)
+        except Unauthenticated:
+            continue
+    assert used == set()
+    keys.caller("ser_all.s2")
+    assert used == {"all"}
+
+
 def test_a_key_opens_its_endpoints_only():
     assert admit("ser_one.s1").id == "one"
     assert admit("ser_soon.s4").id == "soon"

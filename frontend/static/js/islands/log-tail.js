@@ -36,9 +36,10 @@ export function mount(island) {
     tail = data.tail;
     show(anew ? held : held.filter((line) => line.at > last), anew);
     last = newest;
+    const nothing = held.length ? (lines.childElementCount ? "" : "No line fits the filter.") : "Nothing has been written yet.";
     note.textContent = (data.missing ?? []).length
       ? data.missing.map(([replica, host, file]) => `The log of replica ${replica} is not on this machine: look into the file logs/${file} in the data folder of ${host || "its host"}.`).join(" ")
-      : held.length ? "" : "Nothing has been written yet.";
+      : nothing;
   }
 
   function toggle() {
