@@ -178,6 +178,20 @@ def _lay(  # noqa: PLR0917
             to_values[d // PANEL, n, d % PANEL] = 0
 
 
+@numba.njit(**_FLAGS)
+def _settle(scores: Array, bits: Array, low: int, visible: int, seen: int, scale: float, softcap: float) -> None:  # noqa: PLR0917
+    """scores[:seen]: shares of attention from low to visible, 0 elsewhere."""
+    own = scores[low:]
+    top = _cap(own, visible - low, scale, softcap)
+    weight = np.float32(1) / _exp_into(own, bits, visible - low, top)
+    for j in range(visible - low):
+        own[j] *= weight
+    for j in range(low):
+        scores[j] = 0
+    for j in range(visible, seen):
+        scores[j] = 0
+
+
 @vectors.apart("i" * 13 + "fifi", fastmath=_FAST)
 def attend_many(  # noqa: PLR0917
     queries: int, keys: int, values: int, out: int, heads: int, kv_heads: int, block: int, width: int,
@@ -193,19 +207,8 @@ def attend_many(  # noqa: PLR0917
     scored = value_panels + padded * wide * 4
     mixed = scored + padded * products.MOST * 4
     bits = vectors.floats(mixed + products.MOST * wide * 4, 1, padded)[0].view(np.int32)
-    _lay(
-        keys,
-        values,
-        kv_heads,
-        head // (heads // kv_heads),
-        block,
-        width,
-        table,
-        first,
-        length,
-        key_panels,
-        value_panels,
-    )
+    shared = head // (heads // kv_heads)
+    _lay(keys, values, kv_heads, shared, block, width, table, first, length, key_panels, value_panels)
     scores, found = vectors.floats(scored, products.MOST, padded), vectors.floats(mixed, products.MOST, wide)
     row = begin
     while row < end:
@@ -213,27 +216,12 @@ def attend_many(  # noqa: PLR0917
         seen = length - (end - row - count) - first
         query = queries + (row * heads + head) * width * 4
         for panel in range((seen + PANEL - 1) // PANEL):
-            _through(
-                count,
-                key_panels + panel * width * PANEL * 4,
-                query,
-                heads * width,
-                scored + panel * PANEL * 4,
-                padded,
-                width,
-            )
+            held, there = key_panels + panel * width * PANEL * 4, scored + panel * PANEL * 4
+            _through(count, held, query, heads * width, there, padded, width)
         for r in range(count):
             visible = length - (end - 1 - row - r) - first
             low = max(0, visible - window) if window > 0 else 0
-            own = scores[r, low:]
-            top = _cap(own, visible - low, scale, softcap)
-            weight = np.float32(1) / _exp_into(own, bits, visible - low, top)
-            for j in range(visible - low):
-                own[j] *= weight
-            for j in range(low):
-                scores[r, j] = 0
-            for j in range(visible, seen):
-                scores[r, j] = 0
+            _settle(scores[r], bits, low, visible, seen, scale, softcap)
         for panel in range(wide // PANEL):
             _through(
                 count, value_panels + panel * padded * PANEL * 4, scored, padded, mixed + panel * PANEL * 4, wide, seen

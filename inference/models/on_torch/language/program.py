@@ -81,13 +81,37 @@ def attend_together(  # noqa: PLR0917
     _attend(op, scale, softcap, shape, starts, lengths, tables, order, many, counter, scratch[member])
 
 
+@numba.njit(**_FLAGS)
+def _never(  # noqa: PLR0917
+    member: int, members: int, weights: int, scales: int, x: int, out: int, bias: int, rows: int, inputs: int,
+    outputs: int, groups: int,
+) -> None:  # fmt: skip
+    """Instead of a form that the model has not."""
+
+
+def _multiply_of(forms: tuple[Form, ...]) -> Any:
+    """The compiled function for a row of PRODUCT or PACKED."""
+    known = [packed.share_of(form) for form in forms]
+    one, two, three = known + [_never] * (MOST_FORMS - len(known))
+
+    @numba.njit(**_FLAGS)
+    def multiply(member: int, members: int, op: Array, out: int, rows: int) -> None:
+        if op[0] == Op.PRODUCT:
+            products.share(member, members, op[1], op[2], out, op[4], rows, op[5], op[6])
+        elif op[0] == Op.PACKED:
+            one(member, members, op[1], op[8], op[2], out, op[4], rows, op[5], op[6], op[9])
+        elif op[0] == Op.PACKED + 1:
+            two(member, members, op[1], op[8], op[2], out, op[4], rows, op[5], op[6], op[9])
+        else:
+            three(member, members, op[1], op[8], op[2], out, op[4], rows, op[5], op[6], op[9])
+
+    return multiply
+
+
 @cache
 def walk_of(forms: tuple[Form, ...]) -> Any:
     """The compiled function for programs whose weights are float32 or of these forms, up to MOST_FORMS."""
-    known = [packed.share_of(form) for form in forms]
-    known += [_never] * (MOST_FORMS - len(known))
-    one, two, three = known
-    row_, last = numba.intp[::1], int(Op.PACKED)
+    multiply, row_ = _multiply_of(forms), numba.intp[::1]
 
     @numba.njit(
         numba.void(
@@ -106,29 +130,18 @@ def walk_of(forms: tuple[Form, ...]) -> Any:
         """
         for index in range(len(ops)):
             op, kind = ops[index], ops[index, 0]
+            of_wanted = kind < Op.ROTATE and op[7] != 0
+            rows = len(wanted) if of_wanted else len(positions)
+            first, last = rows * member // members, rows * (member + 1) // members
             if kind == Op.NORM:
-                rows = len(wanted) if op[7] else len(positions)
-                first, last_ = rows * member // members, rows * (member + 1) // members
-                chosen = np.intp(wanted.ctypes.data) if op[7] else 0
-                eps = np.float32(numbers[index, 0])
-                between.add_and_norm(op[1], op[2], op[3], op[4], op[5], op[6], chosen, first, last_, eps)
-            elif kind <= last + 2:
-                rows = len(wanted) if op[7] else len(positions)
-                out = op[3] or logits
-                if kind == Op.PRODUCT:
-                    products.share(member, members, op[1], op[2], out, op[4], rows, op[5], op[6])
-                elif kind == last:
-                    one(member, members, op[1], op[8], op[2], out, op[4], rows, op[5], op[6], op[9])
-                elif kind == last + 1:
-                    two(member, members, op[1], op[8], op[2], out, op[4], rows, op[5], op[6], op[9])
-                else:
-                    three(member, members, op[1], op[8], op[2], out, op[4], rows, op[5], op[6], op[9])
+                chosen, eps = np.intp(wanted.ctypes.data) if of_wanted else 0, np.float32(numbers[index, 0])
+                between.add_and_norm(op[1], op[2], op[3], op[4], op[5], op[6], chosen, first, last, eps)
+            elif kind < Op.ROTATE:
+                multiply(member, members, op, op[3] or logits, rows)
             elif kind == Op.ROTATE:
-                rows = len(positions)
-                first, last_ = rows * member // members, rows * (member + 1) // members
                 between.rotate_and_store(
                     op[1], op[2], op[3], op[4], op[5], op[6], op[7], op[8], op[9], np.intp(positions.ctypes.data),
-                    np.intp(slots.ctypes.data), first, last_, shape[0], shape[1], shape[2], shape[3],
+                    np.intp(slots.ctypes.data), first, last, shape[0], shape[1], shape[2], shape[3],
                     np.float32(numbers[index, 0]),
                 )  # fmt: skip
             elif kind == Op.ATTEND:
@@ -138,17 +151,7 @@ def walk_of(forms: tuple[Form, ...]) -> Any:
                     scratch[member],
                 )  # fmt: skip
             else:
-                rows = len(positions)
-                first, last_ = rows * member // members, rows * (member + 1) // members
-                between.gated(op[1], op[2], op[3], op[4], first, last_, scratch[member])
+                between.gated(op[1], op[2], op[3], op[4], first, last, scratch[member])
             meet(members, place)
 
     return walk
-
-
-@numba.njit(**_FLAGS)
-def _never(  # noqa: PLR0917
-    member: int, members: int, weights: int, scales: int, x: int, out: int, bias: int, rows: int, inputs: int,
-    outputs: int, groups: int,
-) -> None:  # fmt: skip
-    """Instead of a form that the model has not."""
