@@ -12,7 +12,7 @@ import pytest
 from inference.protocol.generation import language_signature
 from inference.protocol.routes import ReplicaRoute, VariantRoute
 from tests.support import language
-from tests.support.gateway_house import House, until
+from tests.support.gateway_house import House
 from tests.support.openai_house import KEY, post, say
 from tests.support.replica_process import Replica
 
@@ -255,33 +255,30 @@ def test_prefixes_are_shared_within_a_salt_and_a_key(client, gateway):
 
 
 def test_a_smaller_number_goes_first(client, gateway):
-    """A request of eight choices has all seats for a while; who waits goes by priority."""
-    ended = []
+    """All seats are taken for a while; who waits for the first one that is free goes by priority."""
+    ended, are_under_way = [], threading.Semaphore(0)
 
     def ask(name, priority, n, tokens):
-        client.completions.create(
-            model="mlp", prompt=name, n=n, max_tokens=tokens, extra_body={"priority": priority, "ignore_eos": True}
-        )
+        more, begun = {"priority": priority, "ignore_eos": True}, False
+        for _ in client.completions.create(
+            model="mlp", prompt=name, n=n, max_tokens=tokens, stream=True, extra_body=more
+        ):
+            if not begun:
+                are_under_way.release()
+            begun = True
         ended.append(name)
 
-    asks = [("runs", 0, SEATS, 500), ("late", 9, 1, 4), ("later", 5, 1, 4), ("first", 1, 1, 4)]
+    asks = [("runs", 0, SEATS - 1, 500), ("brief", 0, 1, 300)]
+    asks += [("late", 9, 1, 30), ("later", 5, 1, 30), ("first", 1, 1, 30)]
     threads = [threading.Thread(target=ask, args=one) for one in asks]
-    threads[0].start()
-    until(lambda: pending(gateway) >= SEATS, 20)
-    for thread in threads[1:]:
+    for thread in threads[:2]:
+        thread.start()
+    assert are_under_way.acquire(timeout=20)
+    assert are_under_way.acquire(timeout=20)
+    for thread in threads[2:]:
         thread.start()
         time.sleep(0.02)
-    until(lambda: pending(gateway) >= SEATS + 3, 20)
     assert ended == []
     for thread in threads:
         thread.join(60)
-    assert ended == ["runs", "first", "later", "late"]
-
-
-def pending(gateway):
-    """Sequences under way, as the engine told the gateway less than a second ago."""
-    time.sleep(0.2)
-    lines = gateway.get("/metrics").text.splitlines()
-    names = ("vllm:num_requests_running{", "vllm:num_requests_waiting{")
-    found = [one for one in lines if one.startswith(names)]
-    return sum(float(one.rsplit(" ", 1)[1]) for one in found)
+    assert ended == ["brief", "first", "later", "late", "runs"]

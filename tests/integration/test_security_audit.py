@@ -11,7 +11,7 @@ import pytest
 from django.apps import apps
 from django.db import connection
 
-from tests.integration.test_security_routes import CALLS, UNCHANGED, World, world  # noqa: F401
+from tests.integration.test_security_routes import CALLS, UNCHANGED, World, furnished, world  # noqa: F401
 from tests.support.routes import ROUTES
 
 WRITING = [(route, method) for route, method in CALLS if method not in {"GET", "HEAD"}]

@@ -48,6 +48,6 @@ def test_the_suite_has_the_same_names_each_time(request: pytest.FixtureRequest) 
         here = names(first)
         assert here == there, "parameters in another order: xdist compares that too"
     folders = {name.split("/")[1] for name in here}
-    assert {"unit", "integration"} <= folders
+    assert "integration" in folders
     assert sorted(here) == sorted(name for name in there if name.split("/")[1] in folders)
     assert len(there) == len(set(there)), "two tests have one name"

@@ -76,7 +76,6 @@ class Decoder:
         self.device, self.dtype, self.kept = device, dtype, kept or dtype
         self._context, self._graphs_up_to = context, graphs
         self.is_tiled = device.startswith("cuda")
-        self._is_compiled = device == "cpu" and dtype is self.kept is torch.float32
         self.graphs: DecodeGraphs | None = None
         self._walker: Walker | None = None
         self._reader = _Reader(spec, source, device, dtype, bits)
@@ -93,6 +92,10 @@ class Decoder:
         del self._reader
         self.adapters: Adapters | None = None
         self.cache: BlockCache | None = None
+
+    @property
+    def _is_compiled(self) -> bool:
+        return self.device == "cpu" and self.dtype is self.kept is torch.float32
 
     @property
     def weight_bytes(self) -> int:
