@@ -65,7 +65,7 @@ class House:
             "SERINUS_ADMIN_PASSWORD": PASSWORD,
             "SERINUS_HOST_NAME": "testhost",
             "SERINUS_LONE_ADMIN_APPROVES": "1",
-            "SERINUS_VALIDATION_TIMEOUT_S": "20",
+            "SERINUS_VALIDATION_TIMEOUT_S": "45",
             "SERINUS_WEBHOOKS_ALLOW_PRIVATE": "1",
             "HOME": str(folder),
         } | extra  # fmt: skip
