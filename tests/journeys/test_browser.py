@@ -268,6 +268,7 @@ def test_a_key_is_made_used_and_revoked(house: House, visitor: Visitor, echo: st
     assert accepted_for_s(lambda: house.infer(echo, ECHO_BODY, key=token).status_code) < 1.0
 
 
+@pytest.mark.alone
 def test_the_console_is_killed_during_an_upload(house: House, browser: Any, tmp_path: Path) -> None:
     """The page goes on by itself where the server's file ends; what is stored equals the file."""
     artifacts.onnx_heavy(tmp_path / "model", 40, seed=7)

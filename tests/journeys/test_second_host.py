@@ -67,6 +67,7 @@ def agent_of(worker: subprocess.Popen[bytes]) -> psutil.Process:
 
 
 @pytest.mark.fault
+@pytest.mark.alone
 def test_row_6_a_frozen_hosts_replica_moves_and_the_agent_that_wakes_resurrects_nothing(
     house: House, tmp_path: Path
 ) -> None:

@@ -135,6 +135,7 @@ def best_class(answer: dict[str, Any]) -> int:
     return scores.index(max(scores))
 
 
+@pytest.mark.alone
 def test_the_demo_from_an_empty_folder_to_nothing_left(tmp_path: Path) -> None:
     """Demo, curl line, clean stop, start again with everything kept, kill -9: after each end no process is left."""
     house = House(tmp_path, SERINUS_VALIDATION_TIMEOUT_S="300")  # as users have it: a language model is among them
