@@ -124,9 +124,11 @@ class Decoder:
         if self._graphs_up_to:
             self.record()
         if self._is_compiled:
-            from inference.models.on_torch.language.walker import Walker
+            from inference.models.on_torch.language import walker
 
-            self._walker = Walker(self, self.cache) if Walker.takes(self) else None
+            self._walker = walker.Walker(self, self.cache) if walker.Walker.takes(self) else None
+            if self._walker is None or self.adapters is not None:
+                walker.compile_operations()
 
     @torch.inference_mode()
     def record(self, how: Record | None = None) -> None:

@@ -45,7 +45,7 @@ def _dots(  # noqa: PLR0917
     queries: int, group: int, keys: int, count: int, width: int, out: int, stride: int, asked: int, too: int
 ) -> None:
     """See `vectors.dots`; any width."""
-    if width % LANES == 0 and width <= LANES * vectors.MOST_PIECES:
+    if width % LANES == 0 and width // LANES in vectors.PIECES:
         vectors.dots(queries, group, keys, count, width // LANES, out, stride, asked, too)
         return
     left, right, scores = (

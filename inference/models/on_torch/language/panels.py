@@ -30,7 +30,7 @@ class Panelled:
         x, out = x.contiguous(), torch.empty(len(x), self.outputs)
         added = 0 if bias is None else bias.data_ptr()
         addresses = self.weights.data_ptr(), x.data_ptr(), out.data_ptr(), added
-        team.shared().run(products.together, *addresses, len(x), self.inputs, self.outputs)
+        team.shared().run(products.product(), *addresses, len(x), self.inputs, self.outputs)
         return out
 
     def rows(self, chosen: Tensor) -> Tensor:

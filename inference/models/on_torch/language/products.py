@@ -9,6 +9,7 @@ A row's result does not depend on the rows beside it.
 # mypy: disable-error-code="misc, no-untyped-call, untyped-decorator, no-any-return, call-arg, import-untyped, assignment"
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numba
@@ -140,18 +141,15 @@ def share(  # noqa: PLR0917
     vectors.add_bias(out, bias, rows, outputs, first * PANEL, min(outputs, last * PANEL))
 
 
-@numba.njit(numba.void(*(numba.intp,) * 10), **_FLAGS)
-def together(  # noqa: PLR0917
-    member: int,
-    members: int,
-    _place: int,
-    weights: int,
-    x: int,
-    out: int,
-    bias: int,
-    rows: int,
-    inputs: int,
-    outputs: int,
-) -> None:
-    """`share`, for a team."""
-    share(member, members, weights, x, out, bias, rows, inputs, outputs)
+@cache
+def product() -> Any:
+    """The compiled function of `share`, for a team."""
+
+    @numba.njit(numba.void(*(numba.intp,) * 10), **_FLAGS)
+    def together(  # noqa: PLR0917
+        member: int, members: int, _place: int, weights: int, x: int, out: int, bias: int, rows: int, inputs: int,
+        outputs: int,
+    ) -> None:  # fmt: skip
+        share(member, members, weights, x, out, bias, rows, inputs, outputs)
+
+    return together

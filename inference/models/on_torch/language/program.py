@@ -64,21 +64,26 @@ def _attend(  # noqa: PLR0917
         task = vectors.add_up(counter, 1)
 
 
-@numba.njit(
-    numba.void(
-        numba.intp, numba.intp, numba.intp, numba.intp[::1], numba.float64, numba.float64, numba.intp[::1],
-        numba.intp[::1], numba.intp[::1], numba.int32[:, ::1], numba.intp[::1], numba.intp, numba.intp[::1],
-        numba.intp[::1],
-    ),
-    **_FLAGS,
-)  # fmt: skip
-def attend_together(  # noqa: PLR0917
-    member: int, _members: int, _place: int, op: Array, scale: float, softcap: float, shape: Array, starts: Array,
-    lengths: Array, tables: Array, order: Array, many: int, counters: Array, scratch: Array,
-) -> None:  # fmt: skip
-    """Attention alone, for a team; see `walk_of`."""
-    counter = np.intp(counters.ctypes.data)
-    _attend(op, scale, softcap, shape, starts, lengths, tables, order, many, counter, scratch[member])
+@cache
+def attention() -> Any:
+    """The compiled function of attention alone, for a team; see `walk_of`."""
+    row = numba.intp[::1]
+
+    @numba.njit(
+        numba.void(
+            numba.intp, numba.intp, numba.intp, row, numba.float64, numba.float64, row, row, row, numba.int32[:, ::1], row,
+            numba.intp, row, row,
+        ),
+        **_FLAGS,
+    )  # fmt: skip
+    def attend_together(  # noqa: PLR0917
+        member: int, _members: int, _place: int, op: Array, scale: float, softcap: float, shape: Array, starts: Array,
+        lengths: Array, tables: Array, order: Array, many: int, counters: Array, scratch: Array,
+    ) -> None:  # fmt: skip
+        counter = np.intp(counters.ctypes.data)
+        _attend(op, scale, softcap, shape, starts, lengths, tables, order, many, counter, scratch[member])
+
+    return attend_together
 
 
 @numba.njit(**_FLAGS)

@@ -27,7 +27,7 @@ from inference.models.on_torch.lanes import (
     vector,
 )
 
-MOST_PIECES = 8  # of 16 floats, in a row that `dots` takes
+PIECES = (1, 2, 4, 5, 6, 8)  # how many times 16 floats a row may have that `dots` takes: each is compiled
 
 
 def apart(kinds: str, **flags: Any) -> Any:
@@ -73,19 +73,19 @@ def _to_words(_typing: Any, _address: Any) -> Any:
     return types.CPointer(types.int64)(types.intp), generate
 
 
-@numba.njit(inline="always")
+@numba.njit(nogil=True)
 def ints(address: int, count: int) -> Any:
     """The int32 array [count] at that address."""
     return numba.carray(_to_ints(address), (count,))
 
 
-@numba.njit(inline="always")
+@numba.njit(nogil=True)
 def words(address: int, count: int) -> Any:
     """The int64 array [count] at that address."""
     return numba.carray(_to_words(address), (count,))
 
 
-@numba.njit(inline="always")
+@numba.njit(nogil=True)
 def floats(address: int, rows: int, width: int) -> Any:
     """The float32 array [rows, width] at that address."""
     return numba.carray(pointer(address), (rows, width))
@@ -120,14 +120,14 @@ def dots(  # noqa: PLR0917
     asked_too: Any,
 ) -> Any:  # fmt: skip
     """out[g, n] = the sum of products of row g of `queries` with row n of `keys`, n < count; rows of `pieces` times 16
-    floats, 1 to 8. out_stride: floats. asked, asked_too: addresses of `count` rows more that will be needed soon.
+    floats, one of PIECES. out_stride: floats. asked, asked_too: addresses of `count` rows more that will be needed soon.
     """
 
     def generate(context: Any, builder: Any, _signature: Any, given: Any) -> Any:
         queries, group, keys, count, pieces, *rest = given
         end = builder.append_basic_block("end")
         chosen = builder.switch(pieces, end)
-        for number_ in range(1, MOST_PIECES + 1):
+        for number_ in PIECES:
             begin = builder.append_basic_block(f"pieces{number_}")
             chosen.add_case(WORD(number_), begin)
             builder.position_at_end(begin)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from inference.models.on_torch.language import attention, kernels, program, team
+from inference.models.on_torch.language import attention, kernels, products, program, team
 from inference.models.on_torch.language.packed import Form
 from inference.models.on_torch.language.panels import Panelled
 from inference.models.on_torch.language.program import MOST_FORMS, Op
@@ -102,6 +102,12 @@ class Walker:
         return np.array([one.data_ptr() for one in self._scratch])
 
 
+def compile_operations() -> None:
+    """What steps need that go operation by operation, so that none of them waits for it."""
+    products.product()
+    program.attention()
+
+
 def attend(queries: Tensor, keys: Tensor, values: Tensor, batch: Batch, shape: Shape) -> Tensor:
     """[T, H, D]: causal attention of queries [T, H, D] over keys and values [blocks, K, B, D]; all float32."""
     crew, queries = team.shared(), queries.contiguous()
@@ -112,7 +118,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, batch: Batch, shape: S
     needed = kernels.scratch_floats(heads // kv_heads, width, int(lengths.max()))
     scratch = [torch.empty(needed) for _ in range(crew.members)]
     crew.run(
-        program.attend_together, op, shape.scale, shape.softcap, np.array([heads, kv_heads, block, width]), starts, lengths,
+        program.attention(), op, shape.scale, shape.softcap, np.array([heads, kv_heads, block, width]), starts, lengths,
         np.ascontiguousarray(batch.tables.numpy()), order, many, np.zeros(1, np.int64),
         np.array([one.data_ptr() for one in scratch]),
     )  # fmt: skip
