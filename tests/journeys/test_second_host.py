@@ -72,20 +72,21 @@ def test_row_6_a_frozen_hosts_replica_moves_and_the_agent_that_wakes_resurrects_
     house: House, tmp_path: Path
 ) -> None:
     """SIGSTOP for 30 s: its lease lapses, the replica serves elsewhere under the next generation, and stays there."""
-    version = house.upload("frozen", write_echo(tmp_path / "m", factor=5.0))
+    name = f"frozen-{time.time_ns() % 10**9}"  # a second try does not meet what the first one left
+    version = house.upload(name, write_echo(tmp_path / "m", factor=5.0))
     with second_host(house) as worker:
         house.ok("POST", "/api/hosts/testhost/drain/", {})
-        house.deploy("frozen", version["number"])
-        house.serves("frozen", ECHO_BODY)
+        house.deploy(name, version["number"])
+        house.serves(name, ECHO_BODY)
         house.ok("POST", "/api/hosts/testhost/undrain/", {})
-        (old,) = rows(house, "frozen")
+        (old,) = rows(house, name)
         assert old["host"] == "second"
         agent, replica = agent_of(worker), psutil.Process(old["pid"])
-        with Load(f"{house.gateway_url}/v2/models/frozen/infer", ECHO_BODY, house.key) as load:
+        with Load(f"{house.gateway_url}/v2/models/{name}/infer", ECHO_BODY, house.key) as load:
             agent.suspend()
             frozen = time.monotonic()
-            until("it serves elsewhere", lambda: hosts_of(house, "frozen") == ["testhost"], 60, 0.3)
-            (new,) = rows(house, "frozen")
+            until("it serves elsewhere", lambda: hosts_of(house, name) == ["testhost"], 60, 0.3)
+            (new,) = rows(house, name)
             assert (new["id"], new["generation"]) == (old["id"], old["generation"] + 1)
             assert replica.is_running(), "nobody there can end it yet; gateways route to the newer generation"
             time.sleep(max(0.0, 30 - (time.monotonic() - frozen)))
@@ -93,12 +94,12 @@ def test_row_6_a_frozen_hosts_replica_moves_and_the_agent_that_wakes_resurrects_
             until("the old process is gone", lambda: not runs(replica), 20, 0.1)
             end = time.monotonic() + 5
             while time.monotonic() < end:
-                assert [(row["host"], row["generation"], row["pid"]) for row in rows(house, "frozen")] == [
+                assert [(row["host"], row["generation"], row["pid"]) for row in rows(house, name)] == [
                     ("testhost", new["generation"], new["pid"])
                 ], "the frozen agent brought something back"
                 time.sleep(0.3)
     assert not load.failed, load.explain()
-    house.scale("frozen", version["number"], 0)
+    house.scale(name, version["number"], 0)
 
 
 def rows(house: House, model: str) -> list[dict[str, Any]]:
