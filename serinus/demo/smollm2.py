@@ -31,4 +31,9 @@ def source() -> Path:
 def sample_input() -> dict[str, Any]:
     """A chat completion's body."""
     question = "In one sentence: why do canaries sing?"
-    return {"model": "smollm2", "messages": [{"role": "user", "content": question}], "max_tokens": 60, "temperature": 0.2}
+    return {
+        "model": "smollm2",
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": 60,
+        "temperature": 0.2,
+    }
