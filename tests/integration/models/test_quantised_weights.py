@@ -136,3 +136,12 @@ def test_the_weights_take_the_bytes_that_the_setting_promises(tmp_path):
         assert all(isinstance(part, Quantised) for part in parts)
         held = sum(part.weights.nbytes + part.scales.nbytes for part in parts)
         assert held < most * sum(part.outputs * part.inputs for part in parts)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_row_gives_the_same_bits_alone_and_among_many(bits):
+    """Few rows are multiplied with packed weights, many with panels that were unpacked for them."""
+    weight, x = quantise(torch.randn(70, 96), bits), torch.randn(MANY_ROWS + 5, 96)
+    together = weight.product(x, None)
+    for row in (0, 11, MANY_ROWS + 4):
+        assert torch.equal(together[row], weight.product(x[row : row + 1], None)[0])

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from inference.models.language import Step
     from inference.models.on_torch.language.attention import Batch, Shape
     from inference.models.on_torch.language.cache import BlockCache
-    from inference.models.on_torch.language.decoder import Decoder, Layer, Weight
+    from inference.models.on_torch.language.decoder import Decoder, Weight
 
 Tensor = torch.Tensor
 LEAST_ROWS = 64
@@ -45,8 +45,7 @@ class Walker:
 
     def __init__(self, decoder: Decoder, cache: BlockCache) -> None:
         self._decoder, self._cache = decoder, cache
-        self._forms = tuple(dict.fromkeys(Form(*one.form) for one in decoder.packed()))
-        self._walk = program.walk_of(self._forms)
+        self._walk = program.walk_of(_forms(decoder))
         spec = decoder.spec
         self._shape = np.array([spec.heads, spec.kv_heads, cache.block_size, spec.head_width])
         self._rows = 0
@@ -57,9 +56,8 @@ class Walker:
     def takes(decoder: Decoder) -> bool:
         """Whether all that the decoder has can be said in a program."""
         plain = decoder.device == "cpu" and decoder.dtype is decoder.kept is torch.float32
-        every = [decoder.head, *(one for layer in decoder.layers for one in _weights(layer))]
-        are_known = all(isinstance(one, Panelled | Quantised) for one in every)
-        return plain and are_known and decoder.spec.activation != "gelu" and len(_forms(every)) <= MOST_FORMS
+        are_known = all(isinstance(one, Panelled | Quantised) for one in _weights(decoder))
+        return plain and are_known and decoder.spec.activation != "gelu" and len(_forms(decoder)) <= MOST_FORMS
 
     def can(self, step: Step) -> bool:
         """Whether this step is a program: not with adapters, whose products come between."""
@@ -136,12 +134,15 @@ def _words(indices: Tensor) -> NDArray[np.int64]:
     return np.ascontiguousarray(indices.numpy())
 
 
-def _weights(layer: Layer) -> tuple[Weight, ...]:
-    return layer.qkv, layer.output, layer.gate_up, layer.down
+def _weights(decoder: Decoder) -> list[Weight]:
+    """Those of a step's products: not the embedding, of which rows are taken."""
+    inside = [(one.qkv, one.output, one.gate_up, one.down) for one in decoder.layers]
+    return [decoder.head, *(weight for layer in inside for weight in layer)]
 
 
-def _forms(weights: list[Weight]) -> set[Form]:
-    return {Form(*one.form) for one in weights if isinstance(one, Quantised)}
+def _forms(decoder: Decoder) -> tuple[Form, ...]:
+    """In the order of the kinds PACKED, PACKED + 1, ..."""
+    return tuple(dict.fromkeys(Form(*one.form) for one in _weights(decoder) if isinstance(one, Quantised)))
 
 
 class _Writer:
@@ -150,7 +151,7 @@ class _Writer:
     def __init__(self, decoder: Decoder) -> None:
         self.ops: list[list[int]] = []
         self.numbers: list[tuple[float, float]] = []
-        self._forms = list(dict.fromkeys(Form(*one.form) for one in decoder.packed()))
+        self._forms = _forms(decoder)
         self._eps = decoder.spec.norm_eps
 
     def add(self, op: int, *fields: Tensor | int, numbers: tuple[float, float] = (0.0, 0.0)) -> None:
