@@ -6,16 +6,13 @@ import re
 import time
 
 import httpx
-import openai
 import pytest
 from websockets.sync.client import connect
 
-from inference.protocol.generation import language_signature
-from inference.protocol.routes import ReplicaRoute, VariantRoute
 from tests.support import language
-from tests.support.gateway_house import House, until
+from tests.support.gateway_house import until
 from tests.support.openai_house import KEY, error, events, post, say
-from tests.support.replica_process import Replica
+from tests.support.real_language import doors, served
 
 SETTINGS = {"generation": {"max_num_seqs": 8, "block_size": 8}}
 CONTEXT = 512
@@ -29,25 +26,11 @@ POLL_S = 1.2  # gateways ask their replicas once a second
 def house(tmp_path_factory):
     root = tmp_path_factory.mktemp("engine")
     language.folder(root / "m")
-    replica = Replica(root / "r", root / "m", "hf_decoder", SETTINGS).ready()
-    found = House()
-    route = ReplicaRoute("r1", 1, f"unix:{replica.path}")
-    found.publish(found.table([VariantRoute(1, "primary", 10_000, language_signature(), [route])]))
-    found.gateway().wait_live().wait_ready()
-    yield found
-    found.close()
-    replica.close()
-
-
-@pytest.fixture
-def gateway(house):
-    return house.gateways[0]
-
-
-@pytest.fixture
-def client(gateway):
-    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as found:
+    with served(root, SETTINGS) as found:
         yield found
+
+
+gateway, client = doors()
 
 
 def metric(gateway, name):

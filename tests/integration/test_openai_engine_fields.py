@@ -9,12 +9,9 @@ import time
 import openai
 import pytest
 
-from inference.protocol.generation import language_signature
-from inference.protocol.routes import ReplicaRoute, VariantRoute
 from tests.support import language
-from tests.support.gateway_house import House
 from tests.support.openai_house import KEY, post, say
-from tests.support.replica_process import Replica
+from tests.support.real_language import doors, served
 
 END = 2  # <|im_end|>
 SEATS = 8
@@ -27,25 +24,11 @@ BIRD = "grüße, 你好 🐤 und STOP da"
 def house(tmp_path_factory):
     root = tmp_path_factory.mktemp("fields")
     language.folder(root / "m")
-    found = House()
-    replica = Replica(root / "r1", root / "m", "hf_decoder", {"generation": SETTINGS}).ready()
-    route = ReplicaRoute("r1", 1, f"unix:{replica.path}")
-    found.publish(found.table([VariantRoute(1, "primary", 10_000, language_signature(), [route])]))
-    found.gateway().wait_live().wait_ready()
-    yield found
-    found.close()
-    replica.close()
-
-
-@pytest.fixture
-def gateway(house):
-    return house.gateways[0]
-
-
-@pytest.fixture
-def client(gateway):
-    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=KEY, max_retries=0) as found:
+    with served(root, {"generation": SETTINGS}) as found:
         yield found
+
+
+gateway, client = doors()
 
 
 def complete(client, *, more=None, **fields):

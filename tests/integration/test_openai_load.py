@@ -15,12 +15,10 @@ import pytest
 from tokenizers import Tokenizer
 
 from inference.gateway import exposition_language
-from inference.protocol.generation import language_signature
-from inference.protocol.routes import ReplicaRoute, VariantRoute
 from tests.support import language
-from tests.support.gateway_house import House, until
+from tests.support.gateway_house import until
 from tests.support.openai_house import KEY, post, say
-from tests.support.replica_process import Replica
+from tests.support.real_language import served
 
 BLOCK, BLOCKS = 8, 64
 BLOCK_BYTES = 1024  # 2 layers, keys and values, 2 heads of 8, 8 tokens, 2 bytes: bfloat16
@@ -42,14 +40,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def house(folder):
-    replica = Replica(folder / "r", folder / "m", "hf_decoder", {"generation": SETTINGS}).ready()
-    found = House()
-    route = ReplicaRoute("r1", 1, f"unix:{replica.path}")
-    found.publish(found.table([VariantRoute(1, "primary", 10_000, language_signature(), [route])]))
-    found.gateway().wait_live().wait_ready()
-    yield found
-    found.close()
-    replica.close()
+    with served(folder, {"generation": SETTINGS}) as found:
+        yield found
 
 
 @pytest.fixture

@@ -146,3 +146,12 @@ def test_smollm2_is_kept_in_the_size_of_its_file():
     for name in ("qkv", "output", "gate_up", "down"):
         kept, plain = getattr(held.layers[29], name), getattr(opened.layers[29], name)
         assert torch.equal(kept.dense().T, plain.rows(torch.arange(plain.outputs)))
+
+
+def test_an_embedding_of_a_fourth_form_leaves_steps_compiled(tmp_path):
+    others = {"ffn_down": "Q8_0", "attn_output": "Q4_0", "token_embd": "Q5_1"}
+    gguf_files.write(gguf_files.small_model("llama"), tmp_path / "m.gguf", "llama", dtype="Q4_1", others=others)
+    opened, held = both(tmp_path / "m.gguf")
+    assert len({one.form for one in held.packed()}) == 4
+    assert held._walker is not None
+    torch.testing.assert_close(logits(held), logits(opened), atol=1e-4, rtol=0)
