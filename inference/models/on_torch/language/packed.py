@@ -243,7 +243,7 @@ def share_of(form: Form) -> Any:
     """
     through, unpack, at_once, line = _through_of(form), _unpack_code(form), 8 // form.bits, form.line
 
-    @vectors.apart("i" * 11)
+    @vectors.apart("i" * 11, form)
     def share(  # noqa: PLR0917
         member: int, members: int, weights: int, scales: int, x: int, out: int, bias: int, rows: int, inputs: int,
         outputs: int, groups: int,

@@ -26,25 +26,25 @@ from inference.models.on_torch.lanes import (
     store,
     vector,
 )
+from inference.models.on_torch.stored import compiled_apart
 
 PIECES = (1, 2, 4, 5, 6, 8)  # how many times 16 floats a row may have that `dots` takes: each is compiled
 
 
-def apart(kinds: str, **flags: Any) -> Any:
+def apart(kinds: str, form: object = None, **flags: Any) -> Any:
     """Compiles a function for itself, so that it is not compiled again within everything that calls it, which would take
-    most of a model's start. kinds: of its arguments, a letter each, i for a whole number (or an address), f for a float32.
+    most of a model's start; a machine does it once (`stored`). kinds: of its arguments, a letter each, i for a whole number
+    (or an address), f for a float32. form: what else the function depends on than its text, where it is a closure.
     """
     types_ = {"i": types.intp, "f": types.float32}
 
     def decorate(function: Any) -> Any:
-        kept = numba.cfunc(types.void(*(types_[kind] for kind in kinds)), error_model="numpy", **flags)(function)
-        _kept.append(kept)
-        return kept.ctypes
+        assert function.__closure__ is None or form is not None, "what its closure holds must have a name"
+        name = f"{function.__module__}.{function.__qualname__} {'' if form is None else repr(form)}"
+        signature = types.void(*(types_[kind] for kind in kinds))
+        return compiled_apart(function, signature, name, error_model="numpy", **flags)
 
     return decorate
-
-
-_kept: list[Any] = []
 
 
 @intrinsic
