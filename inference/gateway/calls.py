@@ -7,6 +7,7 @@ extensions `binary_tensor_data` and raw binary requests.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import prod
 from typing import Annotated, Any
@@ -250,9 +251,10 @@ def _check_many(call: Call, model: str, signature: Signature) -> int | None:
             raise InvalidInput(f"input '{tensor.name}' already exists in request")
         found[tensor.name] = index
     if len(found) != len(known):
-        missing = ", ".join(repr(name) for name in known if name not in found)
+        missing = _listed(name for name in known if name not in found)
         raise InvalidInput(
-            f"expected {len(known)} inputs but got {len(found)} inputs for model '{model}'. Got no input for: {missing}"
+            f"expected {len(known)} inputs but got {len(found)} inputs for model '{model}'. Got input(s) {_listed(found)}, "
+            f"but missing required input(s) {missing}. Please provide all required input(s)."
         )
     order = [found[name] for name in known]
     call.tensors = [call.tensors[index] for index in order]
@@ -279,13 +281,27 @@ def _check_tensor(tensor: TensorHeader, spec: TensorSpec, model: str, signature:
                 break
         else:
             return shape[0] if batched else None
-    raise InvalidInput(f"unexpected shape for input '{spec.name}' for model '{model}'. Expected {wanted}, got {shape}")
+    raise InvalidInput(_unexpected_shape(shape, spec, model, signature))
+
+
+def _unexpected_shape(shape: list[int], spec: TensorSpec, model: str, signature: Signature) -> str:
+    wanted = spec.shape
+    expected, got = (f"[{','.join(map(str, sizes))}]" for sizes in (wanted, shape))
+    words = f"unexpected shape for input '{spec.name}' for model '{model}'. Expected {expected}, got {got}"
+    if signature.max_batch_size and len(shape) == len(wanted) - 1:
+        words += f". The first dimension is the batch, from 1 to {signature.max_batch_size}: put it before yours"
+    return words
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names as Triton's errors list them."""
+    return f"[{','.join(repr(name) for name in names)}]"
 
 
 def _read_outputs(
     call: Call, body: InferBody, model: str, signature: Signature, *, binary: bool, shared: Shared | None
 ) -> None:
-    default = bool(body.parameters.get("binary_data_output", binary)) if body.parameters else binary
+    default = parameters.switch(body.parameters, "binary_data_output", binary) if body.parameters else binary
     if not body.outputs:
         if default:
             call.binary = None
@@ -304,7 +320,7 @@ def _read_outputs(
             call.special = (call.special or {}) | {wanted.name: special}
         if isinstance(special, Target):
             continue
-        if given.get("binary_data", default):
+        if parameters.switch(given, "binary_data", default):
             as_bytes.add(wanted.name)
         elif special is None:
             codec.refuse_in_json(spec.datatype, wanted.name)
