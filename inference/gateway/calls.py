@@ -213,7 +213,7 @@ def _check_early(given: InputBody, model: str, signature: Signature) -> None:
     """Compares a large tensor with the signature before its JSON is read, which takes many times its size."""
     spec = next((spec for spec in signature.inputs if spec.name == given.name), None)
     if spec is None:
-        raise InvalidInput(f"unexpected inference input '{given.name}' for model '{model}'")
+        raise _unexpected("input", given.name, model, signature.inputs)
     codec.element_count(given.shape, given.name)
     batch = _check_tensor(TensorHeader(given.name, given.datatype, given.shape, 0), spec, model, signature)
     _check_batch(batch, model, signature)
@@ -246,7 +246,7 @@ def _check_many(call: Call, model: str, signature: Signature) -> int | None:
     known = {spec.name: spec for spec in signature.inputs}
     for index, tensor in enumerate(call.tensors):
         if tensor.name not in known:
-            raise InvalidInput(f"unexpected inference input '{tensor.name}' for model '{model}'")
+            raise _unexpected("input", tensor.name, model, signature.inputs)
         if tensor.name in found:
             raise InvalidInput(f"input '{tensor.name}' already exists in request")
         found[tensor.name] = index
@@ -282,6 +282,11 @@ def _check_tensor(tensor: TensorHeader, spec: TensorSpec, model: str, signature:
         else:
             return shape[0] if batched else None
     raise InvalidInput(_unexpected_shape(shape, spec, model, signature))
+
+
+def _unexpected(what: str, name: str, model: str, there: Iterable[TensorSpec]) -> InvalidInput:
+    names = _listed(spec.name for spec in there)
+    return InvalidInput(f"unexpected inference {what} '{name}' for model '{model}'. Its {what}s are {names}")
 
 
 def _unexpected_shape(shape: list[int], spec: TensorSpec, model: str, signature: Signature) -> str:
@@ -330,7 +335,7 @@ def _read_outputs(
 def _known_output(wanted: OutputBody, known: dict[str, TensorSpec], model: str, seen: list[str]) -> TensorSpec:
     spec = known.get(wanted.name)
     if spec is None:
-        raise InvalidInput(f"unexpected inference output '{wanted.name}' for model '{model}'")
+        raise _unexpected("output", wanted.name, model, known.values())
     if wanted.name in seen:
         raise InvalidInput(f"output '{wanted.name}' already exists in request")
     return spec

@@ -13,5 +13,6 @@ MAX_APART = 2  # in length
 def meant(name: str, known: Iterable[str]) -> str:
     """A sentence with the nearest of the known names, to be put after an error; "" where none is near."""
     alike = islice((one for one in known if abs(len(one) - len(name)) <= MAX_APART), MAX_COMPARED)
-    found = get_close_matches(name, alike, n=1)
-    return f". Did you mean '{found[0]}'?" if found else ""
+    small = {one.lower(): one for one in alike}
+    found = get_close_matches(name.lower(), small, n=1)
+    return f". Did you mean '{small[found[0]]}'?" if found else ""

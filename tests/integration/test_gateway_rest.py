@@ -201,6 +201,12 @@ def test_keys_are_scoped(gateway):
         (b"[" * 100_000, "failed to parse"),
         (b'{"z":' + b"[" * 100_000, "nested"),
         (b'{"inputs":[]}', "expected 1 inputs but got 0"),
+        (b'{"inputs":[{"name":"in","shape":[1],"datatype":"FP32","data":[1]}]}', "Its inputs are ['x']"),
+        (b'{"inputs":[{"name":"x","shape":[1],"datatype":"float32","data":[1]}]}', "'float32'. There are BOOL, UINT8"),
+        (
+            b'{"inputs":[{"name":"x","parameters":{"binary_data_size":4}}]}1234',
+            "the header Inference-Header-Content-Length",
+        ),
         (msgspec.json.encode(request([1.0] * 65 * 16)), "batch-size must be <= 64"),
         (b'{"inputs":[{"name":"x","shape":[1,16],"datatype":"FP32","data":[1]}]}', "holds 1 elements"),
         (b'{"inputs":[{"name":"x","shape":[-1,16],"datatype":"FP32","data":[1]}]}', "invalid dimension"),

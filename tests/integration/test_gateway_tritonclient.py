@@ -198,7 +198,8 @@ def test_what_is_refused_comes_as_the_clients_own_exception(client):
     assert infer(name="mpl") == ("404", "Request for unknown model: 'mpl' is not found. Did you mean 'mlp'?")
     assert infer(name="my model")[1].startswith("Request for unknown model: 'my model' is not found")
     assert infer(model_version="7")[0] == "404"
-    assert infer(outputs=[http.InferRequestedOutput("q")]) == ("400", "unexpected inference output 'q' for model 'mlp'")
+    status, words = infer(outputs=[http.InferRequestedOutput("q")])
+    assert (status, words) == ("400", "unexpected inference output 'q' for model 'mlp'. Its outputs are ['y']")
     status, words = infer(name="INT8")
     assert (status, words) == ("400", "inference input 'x' data-type is 'FP32', but model 'INT8' expects 'INT8'")
     many = http.InferInput("x", [65, 16], "FP32")

@@ -9,6 +9,7 @@ from inference.gateway.nearest import MAX_COMPARED, meant
     ("name", "words"),
     [
         ("mpl", ". Did you mean 'mlp'?"),
+        ("MLP", ". Did you mean 'mlp'?"),
         ("digts", ". Did you mean 'digits'?"),
         ("whisper", ""),
         ("", ""),
