@@ -52,7 +52,7 @@ def element_count(shape: list[int], name: str) -> int:
     for size in shape:
         if not 0 <= size <= MAX_DIMENSION:
             raise InvalidInput(
-                f"input '{name}' has an invalid dimension in its shape {shape}: a request says each size, from 0 on"
+                f"input '{name}' has an invalid dimension in its shape {shape}: a request says each size, from 0 to 2^63 - 1"
             )
         count *= size
     if count > MAX_DIMENSION:
