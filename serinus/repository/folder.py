@@ -144,13 +144,17 @@ class Follower:
         return outcomes
 
     def answer(self) -> None:
-        """Tells what lies in the folder, and carries out the loads that were asked for."""
-        names = [name for name in repository.names(self._config.root) if repository.NAME.fullmatch(name)]
-        rows = self._control.call("PUT", "/api/repository/", {"models": names})
-        self._configs = {row["name"]: row["config"] for row in rows if row["config"]}
-        for row in rows:
+        """Carries out the loads that were asked for."""
+        for row in self._listed():
             if row["asked"] > row["done"]:
                 self._tell(row["name"], row["asked"], self._load(row["name"]))
+
+    def _listed(self) -> list[dict[str, Any]]:
+        """Tells what lies in the folder, and hears what was asked for of it."""
+        names = [name for name in repository.names(self._config.root) if repository.NAME.fullmatch(name)]
+        rows: list[dict[str, Any]] = self._control.call("PUT", "/api/repository/", {"models": names})
+        self._configs = {row["name"]: row["config"] for row in rows if row["config"]}
+        return rows
 
     @contextmanager
     def _overrides(self) -> Iterator[dict[str, Path]]:
@@ -176,6 +180,7 @@ class Follower:
         return f"version {bad.triton}: {bad.message}" if bad and bad.triton else bad.message if bad else ""
 
     def _start_explicit(self) -> None:
+        self._listed()  # a load's own config outlives this process
         wanted = list(self._config.load)
         if ALL in wanted:
             wanted = repository.names(self._config.root)
