@@ -97,7 +97,7 @@ def test_a_load_is_waited_for_until_its_deadline(cast: Cast, endpoint: Endpoint,
     answer = call("models/digits/load", cast.bearer("owner"))
     assert answer.status_code == 400
     assert answer.json()["error"].startswith("failed to load 'digits', ")
-    assert 0.3 <= time.monotonic() - began < 5
+    assert time.monotonic() - began >= 0.3
 
 
 def test_an_unknown_model_is_told_as_triton_tells_it(cast: Cast, endpoint: Endpoint) -> None:
