@@ -164,7 +164,7 @@ def test_eight_bodies_of_64_mib_on_their_way_hold_that_much_memory_and_no_more(p
 
 async def test_row_37_connections_that_come_and_go_leave_nothing(plain):
     gateway = plain.gateways[0]
-    base, memory = await asyncio.to_thread(settled_files, gateway), rss_bytes(gateway)
+    base, memory = await asyncio.to_thread(lambda: (settled_files(gateway), rss_bytes(gateway)))
     asked = post_bytes()
 
     async def one(number):
