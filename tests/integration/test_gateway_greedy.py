@@ -16,7 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.integration.test_gateway_chaos import AUTH, files, metric, post_bytes, rss_bytes, standing
+from tests.integration.test_gateway_chaos import AUTH, files, metric, post_bytes, rss_bytes, settled_files, standing
 from tests.support import rawhttp
 from tests.support.chaosproxy import ChaosProxy
 from tests.support.gateway_house import request, until
