@@ -146,9 +146,9 @@ def test_eight_bodies_of_64_mib_on_their_way_hold_that_much_memory_and_no_more(p
         for peer in peers:
             peer.settimeout(30)
             peer.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % BODY_BYTES)
-            for _ in range(63):
-                peer.sendall(b" " * (1 << 20))
-            peer.sendall(b" " * ((1 << 20) - 1))
+        for size in [1 << 20] * 63 + [(1 << 20) - 1]:  # in turn, so that none of them pauses
+            for peer in peers:
+                peer.sendall(b" " * size)
         until(lambda: rss_bytes(gateway) - before >= 8 * (BODY_BYTES - (4 << 20)), 20)
         print(f"\n8 bodies of 64 MiB on their way: {(rss_bytes(gateway) - before) / 2**20:.0f} MiB in the gateway")
         ninth = rawhttp.exchange(gateway.port, [HEAD + b"Content-Length: 1048576\r\n\r\n" + b" " * (1 << 20)])
