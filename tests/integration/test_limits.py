@@ -29,6 +29,10 @@ WIDE = Signature(
     inputs=[TensorSpec(f"x{number}", "FP32", [-1]) for number in range(64)],
     outputs=[TensorSpec("y", "FP32", [-1, -1])],
 )
+TALL = Signature(
+    inputs=[TensorSpec("x", "FP32", [-1, 16])],
+    outputs=[TensorSpec("y" if not number else f"y{number}", "FP32", [-1, 4]) for number in range(64)],
+)
 DEEP = Signature(inputs=[TensorSpec("x", "FP32", [-1] * 16)], outputs=[TensorSpec("y", "FP32", [-1, -1])])
 HEAD = b"POST /v2/models/mlp/infer HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ser_all.s2\r\n"
 KEY = ["serinus.v1", "serinus.key.ser_all.s2"]
@@ -46,6 +50,7 @@ def house(tmp_path_factory):
         return EndpointRoute(name, name, "s", False, timeout_ms, queue_limit, [route])
 
     others = [endpoint("slow", queue_limit=8), endpoint("wide", WIDE), endpoint("deep", DEEP), endpoint("faulty")]
+    others.append(EndpointRoute("tall", "m", "s", False, 9000, 64, [VariantRoute(1, "primary", 10_000, TALL, [found.route("r1")])]))  # fmt: skip
     others.append(EndpointRoute("brief", "m", "s", False, 400, 64, [VariantRoute(1, "primary", 10_000, MLP, [found.route("slow")])]))  # fmt: skip
     found.publish(
         found.table(endpoints=others, queue_limit=200, keys=[key("all", "s2", ["*"]), key("other", "s3", ["*"])])
@@ -93,7 +98,7 @@ def rows(count):
 
 
 def outputs(count):
-    return request() | {"outputs": [{"name": "y"}] * count}
+    return request() | {"outputs": [{"name": "y" if not number else f"y{number}"} for number in range(count)]}
 
 
 def parameters(count):
@@ -105,6 +110,7 @@ LIMITS = [
     ("body", "mlp", padded(BODY_BYTES), padded(BODY_BYTES + 1), 413, "larger than"),
     ("nested_data", "mlp", nested(16), nested(17), 400, "nested at most 16 deep"),
     ("inputs", "wide", many_inputs(64), many_inputs(65), 400, "length <= 64"),
+    ("outputs", "tall", outputs(64), outputs(65), 400, "length <= 64"),
     ("parameters", "mlp", parameters(64), parameters(65), 400, "length <= 64"),
     ("rank", "deep", shaped([1] * 16), shaped([1] * 17), 400, "at most 16"),
     ("rows", "mlp", rows(64), rows(65), 400, "batch"),
