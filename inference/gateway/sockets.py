@@ -75,7 +75,10 @@ class Socket(asyncio.BufferedProtocol):
         self._owner = owner
         self._bodies = bodies
         self._held: Held | None = None  # for messages that are not whole yet
-        self._parser = Parser(max_text=max_text_bytes, max_binary=max_binary_bytes, place=owner.place)
+        most = bodies.limit_bytes
+        self._parser = Parser(
+            max_text=min(max_text_bytes, most), max_binary=min(max_binary_bytes, most), place=owner.place
+        )
         self._is_held = False
         self._is_paused = False
         self._is_closed = False  # a close frame was sent
@@ -178,7 +181,7 @@ class Socket(asyncio.BufferedProtocol):
             if size <= SMALL_BYTES:
                 return
             self._held = Held(self._bodies)
-        self._held.grow(size)
+        self._held.grow(min(size, self._bodies.limit_bytes))  # the parser bounds messages; more is what lies behind one
 
     def _take(self, opcode: int, payload: Part) -> None:
         if opcode in _MESSAGES:
