@@ -11,7 +11,7 @@ import websockets
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from inference.protocol.routes import EndpointRoute, VariantRoute
-from tests.support.gateway_house import BIG, MLP, House, key, request, until
+from tests.support.gateway_house import BIG, MLP, House, key, request, token, until
 from tests.support.streams import unchanged_while_others_talk
 
 KEY = ["serinus.v1", "serinus.key.ser_all.s2"]
@@ -213,6 +213,17 @@ async def test_the_key_may_come_as_a_header_and_a_public_endpoint_needs_none(con
     async with connect("big", None) as stream:
         tensor = {"name": "x", "shape": [2], "datatype": "FP32", "data": [1, 2]}
         assert "outputs" in await ask(stream, {"id": "1", "inputs": [tensor]})
+
+
+async def test_a_token_opens_its_own_endpoint_alone(connect):
+    given = token("someone", "mlp", "playground")
+    async with connect("mlp", ["serinus.v1", f"serinus.key.{given}"]) as stream:
+        assert "outputs" in await ask(stream, request(identity="t"))
+    for name in ("nope", "mlp"):
+        bad = given if name == "nope" else given[:-1]
+        with pytest.raises(InvalidStatus):
+            async with connect(name, ["serinus.v1", f"serinus.key.{bad}"]):
+                pass
 
 
 async def test_sessions_spread_over_the_variants(connect):
