@@ -13,7 +13,6 @@ from inference.gateway.bodies import Held
 from inference.gateway.web import Part
 
 MAX_CREDIT = 1 << 20
-_EMPTY = memoryview(b"")
 
 Credit = Annotated[int, msgspec.Meta(ge=0, le=MAX_CREDIT)]
 
@@ -66,19 +65,13 @@ class Begun(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """A frame that was read. head: its JSON; rest: the tensors of a binary one; held: what is counted for it."""
+    """A frame that waits. head: its JSON; rest: the tensors of a binary one; held: what is counted for it."""
 
     body: FrameBody
     head: Part
     rest: memoryview
     held: Held | None
     is_text: bool
-
-    @classmethod
-    def of(cls, data: Part, held: Held | None, *, is_text: bool) -> Frame:
-        """Raises Malformed."""
-        head, rest = (data, _EMPTY) if is_text else split(data)
-        return cls(parse(head), head, rest, held, is_text)
 
 
 class _BegunInput(msgspec.Struct):

@@ -88,7 +88,7 @@ def _text(data: bytes) -> None:
 class Parser:
     """What one client sends. place: where its large binary messages belong."""
 
-    __slots__ = ("_at", "_data", "_kind", "_max_binary", "_max_text", "_message", "_payload", "_place")
+    __slots__ = ("_at", "_data", "_kind", "_max_binary", "_max_text", "_message", "_place", "payload")
 
     def __init__(self, *, max_text: int, max_binary: int, place: Place = anywhere) -> None:
         self._max_text = max_text
@@ -98,29 +98,29 @@ class Parser:
         self._at = 0
         self._kind = 0  # of the message whose fragments are coming; 0: none
         self._message: bytearray | None = None
-        self._payload: Payload | None = None  # instead, of a large one
+        self.payload: Payload | None = None  # a large message that is coming
 
     @property
     def is_between(self) -> bool:
         """Whether nothing is kept: no part of a frame, no fragments."""
-        return not self._data and not self._kind and self._payload is None
+        return not self._data and not self._kind and self.payload is None
 
     @property
     def kept_bytes(self) -> int:
         """What is here of messages that were not given out."""
-        payload, message = self._payload, self._message
+        payload, message = self.payload, self._message
         return len(self._data) + (payload.filled if payload is not None else len(message) if message is not None else 0)
 
     @property
     def room(self) -> memoryview | None:
         """Where what the client sends next belongs, which is not to be fed but to be told of (`came`); None: to `feed`."""
-        payload = self._payload
+        payload = self.payload
         return payload.room if payload is not None and payload.left and not self._data else None
 
     def came(self, size: int) -> None:
         """So many bytes lie in `room`."""
-        assert self._payload is not None
-        self._payload.came(size)
+        assert self.payload is not None
+        self.payload.came(size)
 
     def feed(self, data: bytes) -> None:
         """Takes what the client sent."""
@@ -136,32 +136,33 @@ class Parser:
 
     def forget(self) -> None:
         """Nothing that was kept is of use any more."""
-        self._data, self._at, self._kind, self._message, self._payload = b"", 0, 0, None, None
+        self._data, self._at, self._kind, self._message, self.payload = b"", 0, 0, None, None
 
     def next(self) -> Message | None:
         """The next message or control frame, None until more comes. Raises Violation; after it there is no next."""
         while True:
-            payload = self._payload
-            if payload is not None and (payload.left or payload.is_last):
-                found = self._filled(payload)
-                if found is None and payload.left:
+            found: Message | None
+            large = self.payload
+            if large is not None and (large.left or large.is_last):
+                found = self._filled(large)
+                if found is None and large.left:
                     return None
             else:
                 frame = self._frame()
                 if frame is None:
                     return None
-                found = self._taken(*frame)
+                opcode, is_last, payload = frame
+                if payload is None:  # it goes to a large message
+                    continue
+                if opcode & 8 or (is_last and opcode):
+                    if opcode == TEXT:
+                        _text(payload)
+                    return opcode, payload
+                found = self._fragment(opcode, payload, is_last=is_last)
             if found is not None:
                 return found
 
-    def _taken(self, opcode: int, is_last: bool, payload: bytes | None) -> Message | None:
-        """What a frame makes whole. payload: None where it goes to a large message."""
-        if payload is None:
-            return None
-        if opcode & 8 or (is_last and opcode):
-            if opcode == TEXT:
-                _text(payload)
-            return opcode, payload
+    def _fragment(self, opcode: int, payload: bytes, *, is_last: bool) -> Message | None:
         if opcode:
             self._kind, self._message = opcode, bytearray(payload)
             return None
@@ -181,7 +182,7 @@ class Parser:
             self._pass(self._at + payload.take(self._data, self._at))
         if payload.left or not payload.is_last:
             return None
-        self._kind, self._payload = 0, None
+        self._kind, self.payload = 0, None
         return BINARY, payload.whole()
 
     def _pass(self, end: int) -> None:
@@ -208,7 +209,7 @@ class Parser:
             start += wide
         if not opcode & 8:
             self._check_size(opcode, size)
-            if self._is_large(opcode, size):
+            if (size >= LARGE_BYTES or self._kind) and self._is_large(opcode, size):
                 return self._enter(opcode, size, start, is_last=first >= 0x80)
         end = start + size
         if len(data) < end:
@@ -219,14 +220,16 @@ class Parser:
         else:
             with memoryview(data) as view, view[start:end] as masked:
                 payload = apply_mask(masked, mask)
-        self._pass(end)
+        self._at = end
+        if end == len(data):
+            self._data, self._at = b"", 0
         return opcode, first >= 0x80, payload
 
     # -- large binary messages --------------------------------------------------------------------------------------
 
     def _is_large(self, opcode: int, size: int) -> bool:
         return (opcode or self._kind) == BINARY and (
-            self._payload is not None or size + len(self._message or b"") >= LARGE_BYTES
+            self.payload is not None or size + len(self._message or b"") >= LARGE_BYTES
         )
 
     def _enter(self, opcode: int, size: int, start: int, *, is_last: bool) -> tuple[int, bool, None] | None:
@@ -234,7 +237,7 @@ class Parser:
         if len(self._data) < start:
             return self._keep()
         mask = bytes(self._data[start - 4 : start])
-        payload = self._payload
+        payload = self.payload
         if payload is None:
             begun = self._message or b""
             more = min(size, max(0, FIRST_BYTES - len(begun)))
@@ -242,7 +245,7 @@ class Parser:
             view = self._place(first, len(begun) + size, is_last)
             if view is None:
                 return self._keep()
-            payload = self._payload = Payload(view, begun, most_bytes=self._max_binary)
+            payload = self.payload = Payload(view, begun, most_bytes=self._max_binary)
             self._kind, self._message = BINARY, None
         payload.begin(size, mask, is_last=is_last)
         self._pass(start)
@@ -270,6 +273,6 @@ class Parser:
     def _check_size(self, opcode: int, size: int) -> None:
         kind = opcode or self._kind
         limit = self._max_text if kind == TEXT else self._max_binary
-        begun = self._payload.filled if self._payload is not None else len(self._message or b"")
+        begun = self.payload.filled if self.payload is not None else len(self._message or b"")
         if size + begun > limit:
             raise Violation(TOO_LONG, f"a {'text' if kind == TEXT else 'binary'} frame may have {limit} bytes")

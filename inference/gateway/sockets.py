@@ -25,8 +25,6 @@ SCRATCH_BYTES = 64 << 10
 _scratch = memoryview(bytearray(SCRATCH_BYTES))
 _PING = rfc6455.frame_head(rfc6455.PING, 0)
 
-_MESSAGES = frozenset({rfc6455.TEXT, rfc6455.BINARY})
-
 Part = bytes | memoryview
 
 
@@ -94,17 +92,17 @@ class Socket(asyncio.BufferedProtocol):
     # -- what the event loop calls ----------------------------------------------------------------------------------
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._parser.room or _scratch
+        return _scratch if self._parser.payload is None else self._parser.room or _scratch
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._is_deaf:
             return
         self.heard = time.monotonic()
         parser = self._parser
-        if parser.room is None:
-            parser.feed(bytes(_scratch[:nbytes]))
-        else:
+        if parser.payload is not None and parser.room is not None:
             parser.came(nbytes)
+        else:
+            parser.feed(bytes(_scratch[:nbytes]))
         self._pump()
 
     def take(self, data: bytes) -> None:
@@ -184,23 +182,25 @@ class Socket(asyncio.BufferedProtocol):
         self._held.grow(min(size, self._bodies.limit_bytes))  # the parser bounds messages; more is what lies behind one
 
     def _take(self, opcode: int, payload: Part) -> None:
-        if opcode in _MESSAGES:
-            self._given(payload, is_text=opcode == rfc6455.TEXT)
-        elif opcode == rfc6455.CLOSE:
-            code = rfc6455.close_code(bytes(payload))
+        if opcode & 8:
+            self._control(opcode, bytes(payload))
+            return
+        held = None
+        if self._held is not None or len(payload) > SMALL_BYTES:
+            self._count(len(payload))
+            held, self._held = self._held, None
+        if not self._is_closed:
+            self._owner.message(payload, held, is_text=opcode == rfc6455.TEXT)
+        elif held is not None:
+            held.release()
+
+    def _control(self, opcode: int, payload: bytes) -> None:
+        if opcode == rfc6455.CLOSE:
+            code = rfc6455.close_code(payload)
             self.close(rfc6455.OK if code == rfc6455.NO_CODE else code)
             self._transport.close()
         elif opcode == rfc6455.PING and not self._is_closed:
             self._transport.write(rfc6455.frame_head(rfc6455.PONG, len(payload)) + payload)
-
-    def _given(self, payload: Part, *, is_text: bool) -> None:
-        if self._held is not None or len(payload) > SMALL_BYTES:
-            self._count(len(payload))
-        held, self._held = self._held, None
-        if not self._is_closed:
-            self._owner.message(payload, held, is_text=is_text)
-        elif held is not None:
-            held.release()
 
     def _read_on(self) -> None:
         is_between = self._parser.is_between

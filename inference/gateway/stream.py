@@ -55,6 +55,7 @@ MESSAGE_S = 120.0
 CLOSE_S = 5.0
 _PING = b'{"type":"ping"}'
 NO_HEADERS: Given = {}
+_EMPTY = memoryview(b"")
 _DRAINING = b'{"type":"draining"}'
 _INFERS = frozenset({"infer", "generate"})
 VERBS = frozenset({"metadata", "ready", "config", "stats"})
@@ -120,18 +121,19 @@ class Stream:
 
     def message(self, data: Part, held: Held | None, *, is_text: bool) -> None:
         try:
-            frame = Frame.of(data, held, is_text=is_text)
+            head, rest = (data, _EMPTY) if is_text else envelopes.split(data)
+            body = envelopes.parse(head)
         except SerinusError as error:
             _release(held)
             self.refuse(None, error, is_text=is_text)
             return
-        if frame.body.type != "pong":
+        if body.type != "pong":
             self.asked_at = self.socket.heard
-        if self._is_full and frame.body.type in _REQUESTS:
-            self._next = frame
+        if self._asking is not None and self._is_full and body.type in _REQUESTS:
+            self._next = Frame(body, head, rest, held, is_text)
             self.socket.hold()
         else:
-            self._read(frame)
+            self._read(body, head, rest, held, is_text)
 
     def flow(self) -> None:
         if self.socket.is_writable and self._behind:
@@ -153,7 +155,7 @@ class Stream:
             return
         frame, self._next = self._next, None
         if frame is not None:
-            self._read(frame)
+            self._read(*frame)
         self.socket.release()
         self._leave_if_done()
 
@@ -176,26 +178,27 @@ class Stream:
 
     # -- frames -----------------------------------------------------------------------------------------------------
 
-    def _read(self, frame: Frame) -> None:
-        body, is_text = frame.body, frame.is_text
+    def _read(
+        self, body: envelopes.FrameBody, head: Part, rest: memoryview, held: Held | None, is_text: bool, /
+    ) -> None:
         asking: Asking | None = None
         try:
-            asking = self._take(frame)
+            asking = self._take(body, head, rest, is_text)
         except SerinusError as error:
             self.refuse(body.id or None, error, is_text=is_text)
         except Exception:  # noqa: BLE001 (logged in full; the client gets one fixed sentence)
             _log.exception("a frame on a stream of '%s' failed", self.name)
             self.refuse(body.id or None, ServerError(), is_text=is_text)
-        held = frame.held
-        if held is not None and asking is not None and (self._asking or {}).get(asking.id) is asking:
+        if held is None:
+            return
+        if asking is not None and (self._asking or {}).get(asking.id) is asking:
             asking.held = held
             self.held_bytes += held.size_bytes
         else:
-            _release(held)
+            held.release()
 
-    def _take(self, frame: Frame) -> Asking | None:
+    def _take(self, body: envelopes.FrameBody, head: Part, rest: memoryview, is_text: bool, /) -> Asking | None:
         """The request that it begins, if it does."""
-        body, head, rest, _, is_text = frame
         kind = body.type
         if kind in _INFERS:
             given = envelopes.generate_body(head, body) if kind == "generate" else None

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import websockets
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.protocol import State
 
 from inference.errors import DeadlineExceeded, Forbidden, InvalidInput, NotReady, SequenceLost, SerinusError
 from inference.streaming import answers
@@ -229,7 +230,11 @@ class Stream:
             raise NotReady("The connection is not open")
         try:
             await self._socket.send(message)
-        except ConnectionClosed as error:
+        except (ConnectionClosed, OSError) as error:
+            raise NotReady("The connection is closed", retry_after_s=1.0) from error
+        except AttributeError as error:  # asyncio's, where a connection ends while something waits to be sent on it
+            if self._socket.state is not State.CLOSED:
+                raise
             raise NotReady("The connection is closed", retry_after_s=1.0) from error
 
     async def _read(self, socket: ClientConnection) -> None:

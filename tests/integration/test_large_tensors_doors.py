@@ -121,6 +121,28 @@ def test_clients_that_leave_a_websocket_take_nobodys_tensors_along(folder: Path)
         assert place.alive()
 
 
+def test_what_was_cancelled_before_its_batch_formed_is_never_computed(folder: Path) -> None:
+    async def ask(place: Place) -> dict[str, str]:
+        url = f"ws://127.0.0.1:{place.gateway.port}/v2/models/echo/stream"
+        one = {"datatype": "FP32", "shape": [1, 2], "data": [1.0, 2.0]}
+        found: dict[str, str] = {}
+        async with websockets.connect(url, subprotocols=["serinus.v1", "serinus.key.ser_all.s2"]) as stream:  # type: ignore[list-item]
+            for identity in range(11):
+                await stream.send(json.dumps({"id": str(identity), "inputs": [one | {"name": name} for name in "ab"]}))
+                if identity < 5:
+                    await stream.send(json.dumps({"type": "cancel", "id": str(identity)}))
+            while len(found) < 11:
+                frame = json.loads(await asyncio.wait_for(stream.recv(), 60))
+                found[frame["id"]] = frame.get("code", "answered")
+        return found
+
+    with placed(folder, batching={"delay_until": 6}) as place:  # no batch forms before six wait
+        found = asyncio.run(ask(place))
+        assert found == {str(n): "cancelled" if n < 5 else "answered" for n in range(11)}
+        stats = place.gateway.get("/v2/models/echo/stats").json()["model_stats"][0]
+        assert stats["inference_count"] == 6
+
+
 def test_an_endpoint_with_a_split_reads_in_blocks_at_each_of_its_versions(folder: Path) -> None:
     with placed(folder, 2, is_split=True) as place:
         pids = [one.process.pid for one in place.replicas]

@@ -172,7 +172,7 @@ async def silent_server(reads):
         await socket.wait_closed()
 
     return await websockets.serve(
-        talk, "127.0.0.1", 0, subprotocols=["serinus.v1"], close_timeout=0.1, ping_interval=None
+        talk, "127.0.0.1", 0, subprotocols=["serinus.v1"], close_timeout=0.1, ping_interval=None, max_size=None
     )
 
 
