@@ -136,7 +136,7 @@ def test_what_was_cancelled_before_its_batch_formed_is_never_computed(folder: Pa
                 found[frame["id"]] = frame.get("code", "answered")
         return found
 
-    with placed(folder, batching={"delay_until": 6}) as place:  # no batch forms before six wait
+    with placed(folder, delay_until=6) as place:  # no batch forms before six wait
         found = asyncio.run(ask(place))
         assert found == {str(n): "cancelled" if n < 5 else "answered" for n in range(11)}
         stats = place.gateway.get("/v2/models/echo/stats").json()["model_stats"][0]
