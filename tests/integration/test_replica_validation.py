@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from inference.protocol.child import ChildPaths, FromChild, StartValidation, ValidationReport
 from inference.protocol.frames import Decoder
@@ -93,6 +91,9 @@ def test_a_good_model_becomes_ready_with_its_signature_and_measurements(validato
 def test_a_hugging_face_folder_with_a_pickle_is_converted_and_served_without_it(validator, tmp_path):
     artifacts.bert_classifier(tmp_path / "m")
     weights = tmp_path / "m" / "model.safetensors"
+    import torch
+    from safetensors.torch import load_file
+
     torch.save(load_file(weights), weights.with_name("pytorch_model.bin"))
     weights.unlink()
     verdict = validator.validate(tmp_path / "m")[-1]
@@ -108,6 +109,9 @@ OLD_AND_NEW = {"zip": True, "legacy": False}
 
 @pytest.mark.parametrize("form", sorted(OLD_AND_NEW))
 def test_a_lone_torch_pickle_is_refused_and_converted_when_asked(validator, tmp_path, form):
+    import torch
+    from safetensors.torch import load_file
+
     saved = {"epoch": 3, "state_dict": torch.nn.Linear(3, 2).state_dict()}
     file = made_folder(tmp_path / "m") / "weights.pth"
     torch.save(saved, file, _use_new_zipfile_serialization=OLD_AND_NEW[form])
