@@ -103,6 +103,24 @@ def jax_callback(folder: Path, *, hidden: bool = True) -> None:
     (folder / "model.jaxexport").write_bytes(exported.serialize())
 
 
+def endless_program(folder: Path, *, at: str) -> Path:
+    """A jax.export program that computes in compiled code for ever, for a first value "above 600" or for "any" value."""
+    import jax
+    from jax import export
+
+    def function(x: Any) -> Any:
+        bound = 600.0 if at == "above 600" else -1e30
+        turns = jax.lax.while_loop(lambda state: (x[0, 0] > bound) & (state > -1), lambda state: state * 0 + 1, 0)
+        return {"y": x + turns}
+
+    folder.mkdir()
+    shape = jax.ShapeDtypeStruct((1, 4), np.float32)
+    (folder / "model.jaxexport").write_bytes(export.export(jax.jit(function), platforms=["cpu"])(shape).serialize())
+    plan = {"program": "model.jaxexport", "weights": [], "inputs": ["x"], "outputs": ["y"]}
+    (folder / "jax.json").write_text(json.dumps(plan))
+    return folder
+
+
 def onnx_matmul(folder: Path, *, batch: int | str = "n") -> Reference:
     """x FP32 [batch, 6] -> y = tanh(x W)."""
     from onnx import TensorProto, checker, helper, numpy_helper, save

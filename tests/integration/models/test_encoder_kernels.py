@@ -9,7 +9,6 @@ from torch.nn import functional
 
 from inference.models.on_torch import encoder_kernels
 
-KERNELS = encoder_kernels.compiled()
 SLACK, QUERIES = encoder_kernels.SLACK, encoder_kernels.QUERIES
 EPS = np.float32(1e-12)
 seeds = st.integers(0, 2**32 - 1)
@@ -38,7 +37,7 @@ def test_attention_is_torchs_for_each_row_alone(sizes, heads, depth, scale, seed
     bias = normal(seed + 1, width)
     out = np.full((tokens + SLACK, width), np.nan, np.float32)
     longest = (max(sizes) + 31) // 32 * 32
-    KERNELS.attend(
+    encoder_kernels.compiled().attend(
         with_slack(np.concatenate([query, value], 1)), with_slack(np.ascontiguousarray(key.T), axis=1), bias,
         np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64), np.float32(depth**-0.5),
         np.zeros((QUERIES, longest), np.float32), np.zeros((QUERIES, depth + 2), np.float32), out,
@@ -58,7 +57,7 @@ def test_attention_is_torchs_for_each_row_alone(sizes, heads, depth, scale, seed
 def test_scores_that_are_far_apart_neither_overflow_nor_vanish():
     query, key = np.full((2, 32), 1e3, np.float32), np.stack([np.full(32, 1e3), np.full(32, -1e3)]).astype(np.float32)
     value, out = normal(0, 2, 32), np.zeros((2 + SLACK, 32), np.float32)
-    KERNELS.attend(
+    encoder_kernels.compiled().attend(
         with_slack(np.concatenate([query, value], 1)), with_slack(np.ascontiguousarray(key.T), axis=1),
         np.zeros(32, np.float32), np.array([0, 2]), np.float32(1), np.zeros((QUERIES, 32), np.float32),
         np.zeros((QUERIES, 34), np.float32), out,
@@ -72,7 +71,7 @@ def test_gelu_is_the_exact_one_in_float32(tokens, width, scale, seed):
     x, added = normal(seed, tokens + 1, width, scale=scale), normal(seed + 1, width)
     wanted = functional.gelu(torch.from_numpy((x + added)[:tokens].astype(np.float64))).numpy()
     beyond = x[tokens].copy()
-    KERNELS.add_gelu(x, added, tokens)
+    encoder_kernels.compiled().add_gelu(x, added, tokens)
     np.testing.assert_allclose(x[:tokens], wanted, atol=1e-6, rtol=1e-6)
     assert np.array_equal(x[tokens], beyond)
 
@@ -80,7 +79,7 @@ def test_gelu_is_the_exact_one_in_float32(tokens, width, scale, seed):
 @pytest.mark.parametrize("extreme", [-1e30, -40.0, -3.0, -0.0, 0.0, 3.0, 40.0, 1e30])
 def test_gelu_of_extremes(extreme):
     x = np.full((1, 16), extreme, np.float32)
-    KERNELS.add_gelu(x, np.zeros(16, np.float32), 1)
+    encoder_kernels.compiled().add_gelu(x, np.zeros(16, np.float32), 1)
     wanted = functional.gelu(torch.tensor(extreme, dtype=torch.float64)).item()
     np.testing.assert_allclose(x, wanted, rtol=1e-5, atol=2e-6 if abs(extreme) < 100 else 1e23)
 
@@ -96,7 +95,7 @@ def test_residual_and_layer_norm_are_torchs(tokens, width, offset, seed):
         summed, (width,), torch.from_numpy(weight).double(), torch.from_numpy(bias).double(), 1e-12
     )
     beyond = hidden[tokens].copy()
-    KERNELS.add_norm(x, added, weight, bias, EPS, tokens, hidden)
+    encoder_kernels.compiled().add_norm(x, added, weight, bias, EPS, tokens, hidden)
     np.testing.assert_allclose(hidden[:tokens], wanted.numpy()[:tokens], atol=5e-5, rtol=1e-4)
     assert np.array_equal(hidden[tokens], beyond)
 
@@ -109,13 +108,13 @@ def test_embeddings_are_gathered_summed_and_normalised(tokens, width, seed):
     generator = np.random.default_rng(seed)
     ids, places = generator.integers(0, 50, tokens), generator.integers(0, 20, tokens)
     out = np.zeros((tokens, width), np.float32)
-    KERNELS.embed(ids, places, words, positions, types, weight, bias, EPS, out)
+    encoder_kernels.compiled().embed(ids, places, words, positions, types, weight, bias, EPS, out)
     summed = torch.from_numpy(words[ids] + positions[places] + types)
     wanted = functional.layer_norm(summed, (width,), torch.from_numpy(weight), torch.from_numpy(bias), 1e-12)
     np.testing.assert_allclose(out, wanted.numpy(), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.skipif(KERNELS.multiply is None, reason="torch multiplies better on this processor")
+@pytest.mark.skipif(not encoder_kernels.HAS_WIDE, reason="torch multiplies better on this processor")
 @given(
     tokens=st.integers(1, 230), depth=st.sampled_from([4, 96, 384]), columns=st.sampled_from([32, 96]),
     more=st.sampled_from([0, 16]), seed=seeds,
@@ -125,7 +124,7 @@ def test_products_are_torchs_whatever_is_behind_their_rows(tokens, depth, column
     x, weight = normal(seed, tokens + SLACK, depth), normal(seed + 1, depth, columns)
     out = np.full((tokens + SLACK, columns + more), 7, np.float32)
     panels = np.ascontiguousarray(weight.reshape(depth, -1, 32).transpose(1, 0, 2))
-    KERNELS.multiply(x, panels, out, tokens)
+    encoder_kernels.compiled().multiply(x, panels, out, tokens)
     wanted = x[:tokens].astype(np.float64) @ weight.astype(np.float64)
     np.testing.assert_allclose(out[:tokens, :columns], wanted, atol=1e-4, rtol=1e-5)
     assert (out[:, columns:] == 7).all()
