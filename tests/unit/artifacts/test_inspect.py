@@ -149,7 +149,7 @@ def test_an_empty_folder_and_too_many_files_are_refused(tmp_path):
         inspect(tmp_path)
     for index in range(2000):
         (tmp_path / f"{index}.txt").touch()
-    with pytest.raises(Rejected, match="no model|not a model|nothing") as at_the_limit:
+    with pytest.raises(Rejected, match=r"no model|not a model|nothing") as at_the_limit:
         inspect(tmp_path)
     assert "more than" not in str(at_the_limit.value)
     (tmp_path / "one.txt").touch()
