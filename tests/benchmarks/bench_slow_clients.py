@@ -32,6 +32,7 @@ from tests.support.replica_process import Replica  # noqa: E402
 
 ECHO = Signature([TensorSpec("input", "FP32", [-1, -1])], [TensorSpec("output", "FP32", [-1, -1])], max_batch_size=32)
 PER_S = 200
+SETTLE_S = 6.0  # the large answers of slow readers are computed before it is measured
 HEADS, READERS = 500, 50
 ANSWER_BYTES = 4 << 20
 HEADERS = {"Content-Type": "application/json", "Authorization": "Bearer ser_all.s2"}
@@ -86,8 +87,10 @@ async def slow_reader(port: int, until: float, ages: list[float]) -> None:
 
 
 async def be_slow(kind: str, port: int, seconds: float) -> None:
+    """Says a line when it has begun in earnest, and another one at its end."""
     ages: list[float] = []
-    until = time.monotonic() + seconds
+    until = time.monotonic() + SETTLE_S + seconds
+    asyncio.get_running_loop().call_later(SETTLE_S, lambda: print("there", flush=True))
     one, count = {"heads": (slow_head, HEADS), "readers": (slow_reader, READERS)}[kind]
     await asyncio.gather(*(one(port, until, ages) for _ in range(count)))
     oldest = f", the last after {max(ages):.1f} s" if ages else ""
@@ -121,10 +124,11 @@ def main() -> None:
                     kind,
                     str(gateway.port),
                     "--seconds",
-                    str(given.seconds + 2),
+                    str(given.seconds),
                 ]
                 other = subprocess.Popen(command, stdout=subprocess.PIPE)
-                time.sleep(2)
+                assert other.stdout is not None
+                other.stdout.readline()
             found = open_loop.offer(url, asked, PER_S, given.seconds)
             told = other.communicate(timeout=60)[0].decode().strip() if other else ""
             cells = (what, found.answered, found.p50_ms, found.p99_ms, found.max_ms, found.errors or "", told)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -60,7 +61,7 @@ def house(tmp_path_factory):
         )
     )
     env = hurried(
-        tmp_path_factory.mktemp("site"), http__HEAD_S=1.0, http__BODY_IDLE_S=1.0, stream__IDLE_S=1.0,
+        tmp_path_factory.mktemp("site"), http__HEAD_S=1.0, http__BODY_IDLE_S=1.0, http__IDLE_S=3.0, stream__IDLE_S=1.0,
         stream__MESSAGE_S=1.0, stream__STALL_S=3.0, stream__MAX_HELD_BYTES=4 * BODY_BYTES,
     )  # fmt: skip
     gateway = found.gateway(SERINUS_MAX_BODY_BYTES=str(BODY_BYTES), **env).wait_live()
@@ -210,6 +211,19 @@ def test_a_body_may_pause_only_so_long(gateway, pause_s, status):
     assert answer.status_code == status
     if status == 503:
         assert answer.headers["x-error-code"] == "deadline_exceeded"
+
+
+@pytest.mark.parametrize("is_kept", [True, False], ids=["within", "past"])
+def test_a_connection_is_kept_between_requests_but_only_so_long(gateway, is_kept):
+    body = json.dumps(request()).encode()
+    asked = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    with socket.create_connection(("127.0.0.1", gateway.port)) as peer:
+        peer.settimeout(20)
+        for _ in range(3 if is_kept else 1):
+            peer.sendall(asked)
+            assert peer.recv(65536).startswith(b"HTTP/1.1 200")
+        if not is_kept:
+            assert peer.recv(65536) == b""
 
 
 def started(gateway, house, pool, credential, count):
