@@ -256,10 +256,11 @@ class Parser:
         self._pass(start)
         return opcode, is_last, None
 
-    def _keep(self) -> None:
+    def _keep(self) -> tuple[int, bool, None] | None:
         # the part that is left would keep alive what was read before it
         if self._at and isinstance(self._data, bytes):
             self._data, self._at = self._data[self._at :], 0
+        return None
 
     def _check(self, first: int, second: int) -> None:
         opcode = first & 15
