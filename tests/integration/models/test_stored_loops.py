@@ -17,12 +17,12 @@ MULTIPLY = """
 import ctypes, json, sys
 import numba, numpy as np
 from inference.models.on_torch import stored
-from inference.models.on_torch.language import vectors
+from inference.models.on_torch import addresses
 
 def multiplied(by):
-    @vectors.apart("iii", by)
+    @addresses.apart("iii", by)
     def scale(out: int, x: int, count: int) -> None:
-        added, given = vectors.words(out, count), vectors.words(x, count)
+        added, given = addresses.words(out, count), addresses.words(x, count)
         room = np.empty(count, np.int64)
         for index in range(count):
             room[index] = given[index] * by
