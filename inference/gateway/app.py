@@ -104,7 +104,7 @@ class Doors:
         """What is said to an address that there is not: where all but a model's name is good, that no model has it."""
         match = _ANY_NAME.fullmatch(path)
         name = unquote(match[1]) if match is not None and match[2] in self.verbs else ""
-        if re.fullmatch(NAME, name) or len(name) > 128 or not name.isprintable() or not name:
+        if not name or "/" in name or len(name) > 128 or not name.isprintable() or re.fullmatch(NAME, name):
             return NotFound("Not Found")
         return NotFound(
             f"Request for unknown model: '{name}' is not found. Names have letters, digits, '.', '_' and '-' only"

@@ -141,11 +141,11 @@ def test_its_start_up_and_its_windows_of_measurement(place: Place, door: type[Ov
 
 @pytest.mark.parametrize("order", ["cd", "dc"])
 def test_outputs_are_found_by_name_and_their_bytes_follow_the_json(place: Place, order: str) -> None:
-    given = [values(4 * COLUMNS, seed).reshape(1, COLUMNS) for seed in (1, 2)]
+    given = [values(BATCH * COLUMNS * 4, seed).reshape(BATCH, COLUMNS) for seed in (1, 2)]
     wanted = dict(zip("cd", (2 * one for one in given), strict=True))
     peer = http.client.HTTPConnection("127.0.0.1", place.gateway.port, timeout=20)
     inputs = [
-        {"name": name, "shape": [1, COLUMNS], "datatype": "FP32", "data": one.tolist()}
+        {"name": name, "shape": [BATCH, COLUMNS], "datatype": "FP32", "data": one.tolist()}
         for name, one in zip("ab", given, strict=True)
     ]
     for binary in ("", "c", "d", "cd"):

@@ -149,10 +149,10 @@ def test_metadata_health_and_readiness(gateway):
 def test_paths_and_methods(gateway):
     key = {"Authorization": "Bearer ser_all.s2"}
     with httpx.Client(base_url=gateway.url, headers=key) as client:
-        for path in ("/", "/v2/", "/v2/nope", "/v2/models", "/v2/models/mlp/versions/x", "/v2/models/%6dlp",
+        for path in ("/", "/v2/", "/v2/nope", "/v2/models", "/v2/models/mlp/versions/x", "/v2/models/a%2Fb", "/v2/models/%6dlp",
                      "/v2/models/%00", "/v2/models/" + "a" * 10_000, "/v2/models/mlp/infer/"):  # fmt: skip
             assert error(client.get(path), 404).json() == {"error": "Not Found"}
-        for name in ("a%2Fb", "%2e%2e%2fmlp", "my%20model", "caf%C3%A9", "-x"):
+        for name in ("my%20model", "caf%C3%A9", "-x"):
             for path in (f"/v2/models/{name}", f"/v2/models/{name}/versions/1/ready"):
                 error(client.get(path), 404, f"Request for unknown model: '{unquote(name)}' is not found. Names have")
         for method, path in (("GET", "/v2/models/mlp/infer"), ("PUT", "/v2/models/mlp/infer"), ("POST", "/v2/models/mlp"),

@@ -1,6 +1,7 @@
 """Telemetry, the table, the addresses, the words of errors."""
 
 import asyncio
+from urllib.parse import unquote
 
 import msgspec
 import pytest
@@ -128,18 +129,21 @@ def test_paths_are_parsed(table_of_doors, path, place):
 @pytest.mark.parametrize(
     "path",
     ["", "/v2/models/", "/v2/models/../x", "/v2/models/a\0", "/v2/models/a/versions/", "/v2/models/" + "a" * 129,
-     "/v2/models/a/versions/-1", "/v2/models/a/versions/1/versions/2", "/v2/models/a\n", "/x/y"],
+     "/v2/models/a/versions/-1", "/v2/models/a/versions/1/versions/2", "/v2/models/a\n", "/v2/models/%6dlp",
+     "/v2/models/..%2f..%2fetc%2fpasswd/infer", "/v2/models/a%00", "/x/y"],
 )  # fmt: skip
 def test_strange_paths_are_not_found(table_of_doors, path):
     with pytest.raises(NotFound, match=r"^Not Found$"):
         table_of_doors.find(path)
 
 
-@pytest.mark.parametrize("name", ["é", ".hidden", "a%20b", "a b"])
-@pytest.mark.parametrize("rest", ["", "/infer", "/versions/1/ready"])
-def test_a_name_that_no_model_can_have_is_said_to_be_unknown(table_of_doors, name, rest):
-    with pytest.raises(NotFound, match=r"^Request for unknown model: '"):
-        table_of_doors.find(f"/v2/models/{name}{rest}")
+@pytest.mark.parametrize("name", ["é", ".hidden", "a b", "a%20b", "-", "a;x=1"])
+def test_a_name_that_no_model_can_have_is_an_unknown_model(table_of_doors, name):
+    for path in (f"/v2/models/{name}", f"/v2/models/{name}/infer", f"/v2/models/{name}/versions/1/ready"):
+        with pytest.raises(NotFound, match=rf"^Request for unknown model: '{unquote(name)}' is not found. Names"):
+            table_of_doors.find(path)
+    with pytest.raises(NotFound, match=r"^Not Found$"):
+        table_of_doors.find(f"/v2/models/{name}/nope")
 
 
 @pytest.fixture
