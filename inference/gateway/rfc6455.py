@@ -194,7 +194,8 @@ class Parser:
         data, at = self._data, self._at
         have = len(data) - at
         if have < 2:
-            return self._keep()
+            self._keep()
+            return None
         first, second = data[at], data[at + 1]
         opcode, size = first & 15, second & 127
         self._check(first, second)
@@ -202,7 +203,8 @@ class Parser:
         if size >= 126:
             wide = 2 if size == 126 else 8
             if have < 2 + wide:
-                return self._keep()
+                self._keep()
+                return None
             size = int.from_bytes(data[at + 2 : at + 2 + wide], "big")
             if size < (126 if wide == 2 else 1 << 16):
                 raise Violation(BROKEN, "a frame's length is not in its shortest form")
@@ -213,7 +215,8 @@ class Parser:
                 return self._enter(opcode, size, start, is_last=first >= 0x80)
         end = start + size
         if len(data) < end:
-            return self._keep()
+            self._keep()
+            return None
         mask = data[start - 4 : start]
         if size < _VIEW_BYTES:
             payload = apply_mask(data[start:end], mask)
@@ -235,7 +238,8 @@ class Parser:
     def _enter(self, opcode: int, size: int, start: int, *, is_last: bool) -> tuple[int, bool, None] | None:
         """Begins a frame of a large message, and the message with its first one; None until enough of it is here."""
         if len(self._data) < start:
-            return self._keep()
+            self._keep()
+            return None
         mask = bytes(self._data[start - 4 : start])
         payload = self.payload
         if payload is None:
@@ -244,7 +248,8 @@ class Parser:
             first = bytes(begun[:FIRST_BYTES]) + apply_mask(self._data[start : start + more], mask)
             view = self._place(first, len(begun) + size, is_last)
             if view is None:
-                return self._keep()
+                self._keep()
+                return None
             payload = self.payload = Payload(view, begun, most_bytes=self._max_binary)
             self._kind, self._message = BINARY, None
         payload.begin(size, mask, is_last=is_last)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -28,6 +29,10 @@ WIDE = Signature(
     inputs=[TensorSpec(f"x{number}", "FP32", [-1]) for number in range(64)],
     outputs=[TensorSpec("y", "FP32", [-1, -1])],
 )
+TALL = Signature(
+    inputs=[TensorSpec("x", "FP32", [-1, 16])],
+    outputs=[TensorSpec("y" if not number else f"y{number}", "FP32", [-1, 4]) for number in range(64)],
+)
 DEEP = Signature(inputs=[TensorSpec("x", "FP32", [-1] * 16)], outputs=[TensorSpec("y", "FP32", [-1, -1])])
 HEAD = b"POST /v2/models/mlp/infer HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ser_all.s2\r\n"
 KEY = ["serinus.v1", "serinus.key.ser_all.s2"]
@@ -45,6 +50,7 @@ def house(tmp_path_factory):
         return EndpointRoute(name, name, "s", False, timeout_ms, queue_limit, [route])
 
     others = [endpoint("slow", queue_limit=8), endpoint("wide", WIDE), endpoint("deep", DEEP), endpoint("faulty")]
+    others.append(EndpointRoute("tall", "m", "s", False, 9000, 64, [VariantRoute(1, "primary", 10_000, TALL, [found.route("r1")])]))  # fmt: skip
     others.append(EndpointRoute("brief", "m", "s", False, 400, 64, [VariantRoute(1, "primary", 10_000, MLP, [found.route("slow")])]))  # fmt: skip
     found.publish(
         found.table(
@@ -55,7 +61,7 @@ def house(tmp_path_factory):
         )
     )
     env = hurried(
-        tmp_path_factory.mktemp("site"), http__HEAD_S=1.0, http__BODY_IDLE_S=1.0, stream__IDLE_S=1.0,
+        tmp_path_factory.mktemp("site"), http__HEAD_S=1.0, http__BODY_IDLE_S=1.0, http__IDLE_S=3.0, stream__IDLE_S=1.0,
         stream__MESSAGE_S=1.0, stream__STALL_S=3.0, stream__MAX_HELD_BYTES=4 * BODY_BYTES, asking__MAX_BEHIND_BYTES=8 * BODY_BYTES,
     )  # fmt: skip
     gateway = found.gateway(SERINUS_MAX_BODY_BYTES=str(BODY_BYTES), **env).wait_live()
@@ -97,7 +103,7 @@ def rows(count):
 
 
 def outputs(count):
-    return request() | {"outputs": [{"name": "y"}] * count}
+    return request() | {"outputs": [{"name": "y" if not number else f"y{number}"} for number in range(count)]}
 
 
 def parameters(count):
@@ -109,6 +115,7 @@ LIMITS = [
     ("body", "mlp", padded(BODY_BYTES), padded(BODY_BYTES + 1), 413, "larger than"),
     ("nested_data", "mlp", nested(16), nested(17), 400, "nested at most 16 deep"),
     ("inputs", "wide", many_inputs(64), many_inputs(65), 400, "length <= 64"),
+    ("outputs", "tall", outputs(64), outputs(65), 400, "length <= 64"),
     ("parameters", "mlp", parameters(64), parameters(65), 400, "length <= 64"),
     ("rank", "deep", shaped([1] * 16), shaped([1] * 17), 400, "at most 16"),
     ("rows", "mlp", rows(64), rows(65), 400, "batch"),
@@ -204,6 +211,19 @@ def test_a_body_may_pause_only_so_long(gateway, pause_s, status):
     assert answer.status_code == status
     if status == 503:
         assert answer.headers["x-error-code"] == "deadline_exceeded"
+
+
+@pytest.mark.parametrize("is_kept", [True, False], ids=["within", "past"])
+def test_a_connection_is_kept_between_requests_but_only_so_long(gateway, is_kept):
+    body = json.dumps(request()).encode()
+    asked = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    with socket.create_connection(("127.0.0.1", gateway.port)) as peer:
+        peer.settimeout(20)
+        for _ in range(3 if is_kept else 1):
+            peer.sendall(asked)
+            assert peer.recv(65536).startswith(b"HTTP/1.1 200")
+        if not is_kept:
+            assert peer.recv(65536) == b""
 
 
 def started(gateway, house, pool, credential, count):
