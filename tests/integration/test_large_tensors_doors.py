@@ -88,12 +88,12 @@ def test_a_websocket_receives_into_a_block_whole_or_in_fragments(folder: Path) -
         over_websocket(place, SIZE, next(seeds))
         assert len(blocks_of(pid)) <= 2, "one for what is asked and one for what is answered, used again"
         over_websocket(place, 15 * MIB, 3)
-        for seed, fragment in enumerate((1, 99, 65_536, 70_001, 300_007, MIB), 4):
+        for seed, fragment in enumerate((1, 65_536, 300_007, MIB), 4):
             over_websocket(place, 600 if fragment < 100 else SIZE + 8 * seed, seed, fragment_bytes=fragment)
         over_websocket(place, MIB, 10, fragment_bytes=100_000, path="stream")
         with ThreadPoolExecutor(6) as pool:
             list(pool.map(lambda seed: over_websocket(place, MIB * (seed % 5) or 64, seed,
-                                                      fragment_bytes=seed % 3 * 65_536), range(30)))  # fmt: skip
+                                                      fragment_bytes=seed % 3 * 65_536), range(12)))  # fmt: skip
         assert place.alive()
 
 
@@ -102,7 +102,7 @@ def test_clients_that_leave_a_websocket_take_nobodys_tensors_along(folder: Path)
 
         async def leave() -> None:
             url = f"ws://127.0.0.1:{place.gateway.port}/v2/models/echo/stream"
-            for number in range(12):
+            for number in range(6):
                 async with websockets.connect(url, subprotocols=["serinus.v1", "serinus.key.ser_all.s2"]) as stream:  # type: ignore[list-item]
                     shape = [1, MIB // 8]
                     given = {"datatype": "FP32", "shape": shape, "parameters": {"binary_data_size": MIB // 2}}
@@ -118,7 +118,7 @@ def test_clients_that_leave_a_websocket_take_nobodys_tensors_along(folder: Path)
                     stream.transport.abort()
 
         leaving = pool.submit(lambda: asyncio.run(leave()))
-        for seed in range(20):
+        for seed in range(8):
             over_websocket(place, MIB, seed)
         leaving.result(60)
         assert place.alive()

@@ -62,7 +62,7 @@ def house(tmp_path_factory):
     )
     env = hurried(
         tmp_path_factory.mktemp("site"), http__HEAD_S=1.0, http__BODY_IDLE_S=1.0, http__IDLE_S=3.0, stream__IDLE_S=1.0,
-        stream__MESSAGE_S=1.0, stream__STALL_S=3.0, stream__MAX_HELD_BYTES=4 * BODY_BYTES,
+        stream__MESSAGE_S=1.0, stream__STALL_S=3.0, stream__MAX_HELD_BYTES=4 * BODY_BYTES, asking__MAX_BEHIND_BYTES=8 * BODY_BYTES,
     )  # fmt: skip
     gateway = found.gateway(SERINUS_MAX_BODY_BYTES=str(BODY_BYTES), **env).wait_live()
     for name in ("mlp", "slow", "wide", "deep", "faulty"):
@@ -380,6 +380,19 @@ async def test_large_frames_of_all_connections_have_a_size_and_past_it_the_clien
             assert len({id_of(await asyncio.wait_for(stream.recv(), 10)) for _ in range(4)}) == 4
         await one.send(binary_of(BODY_BYTES, "again"))
         assert id_of(await asyncio.wait_for(one.recv(), 10)) == "again"
+
+
+async def test_answers_that_wait_for_a_client_have_a_size_and_the_next_one_is_dropped(connect):
+    part = {"parts": 1, "part_bytes": BODY_BYTES}
+    async with connect() as stream:
+        for number in range(9):
+            await stream.send(json.dumps(request(identity=str(number)) | {"credit": 0, "parameters": part}))
+        last = json.loads(await asyncio.wait_for(stream.recv(), 30))
+        assert (last["code"], "read them" in last["error"]) == ("overloaded", True)
+        kept = next(str(number) for number in range(9) if str(number) != last["id"])
+        await stream.send(json.dumps({"type": "credit", "id": kept, "n": 1}))
+        answer = json.loads(await asyncio.wait_for(stream.recv(), 30))
+        assert (answer["id"], len(answer["outputs"][0]["data"])) == (kept, BODY_BYTES // 4)
 
 
 async def test_an_idle_connection_is_closed_and_one_at_work_is_not(connect, house):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import struct
 
+from websockets.frames import apply_mask
+
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 TEXT, BINARY, CLOSE = 1, 2, 8
 HTTP2 = {0: "data", 1: "headers", 3: "reset", 4: "settings", 6: "ping", 7: "goaway", 8: "window"}
@@ -12,13 +14,16 @@ HTTP2 = {0: "data", 1: "headers", 3: "reset", 4: "settings", 6: "ping", 7: "goaw
 # -- WebSocket --------------------------------------------------------------------------------------------------------
 
 
-def frame(payload: bytes, opcode: int, mask: bytes) -> bytes:
+def frame(payload: bytes, opcode: int, mask: bytes, *, is_last: bool = True) -> bytes:
     size = len(payload)
+    first = (0x80 if is_last else 0) | opcode
     if size < 126:
-        start = bytes([0x80 | opcode, 0x80 | size])
+        start = bytes([first, 0x80 | size])
+    elif size < 1 << 16:
+        start = bytes([first, 0x80 | 126]) + struct.pack(">H", size)
     else:
-        start = bytes([0x80 | opcode, 0x80 | 126]) + struct.pack(">H", size)
-    return start + mask + bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
+        start = bytes([first, 0x80 | 127]) + struct.pack(">Q", size)
+    return start + mask + apply_mask(payload, mask)
 
 
 def frames_of(data: bytes) -> list[tuple[int, bytes]]:
@@ -34,8 +39,8 @@ def frames_of(data: bytes) -> list[tuple[int, bytes]]:
         if start + size > len(data):
             break
         payload = data[start : start + size]
-        if mask:
-            payload = bytes(byte ^ mask[place % 4] for place, byte in enumerate(payload))
+        if mask and payload:
+            payload = apply_mask(payload, mask)
         found.append((data[at] & 0x0F, payload))
         at = start + size
     return found

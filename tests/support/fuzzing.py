@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -40,6 +41,7 @@ CLOSE_CODES = {1000, 1001, 1002, 1003, 1007, 1008, 1009, 1012}
 PATIENCE_S = 20.0
 QUIET_S = 0.05
 FRAMES = 24
+LARGE_BYTES = 256 << 10
 SPICE = [b"-", b"9" * 25, b"1e400", b"null", b"{}", b"[]", b"\0", b'"', b"\\u0000", b"true", b"\xff\xfe", b"\r\n", b":"]
 
 
@@ -131,6 +133,16 @@ def chunked_message(rng: random.Random, target: Target) -> bytes:
     return head(target, "Transfer-Encoding: chunked") + mutated(rng, chunks)
 
 
+def in_fragments(rng: random.Random, payload: bytes) -> bytes:
+    """A large binary message in pieces, one of which may be broken at its beginning."""
+    marks = [0, *sorted(rng.randrange(len(payload)) for _ in range(rng.randrange(3))), len(payload)]
+    found = b""
+    for number, (begin, end) in enumerate(itertools.pairwise(marks)):
+        piece = frame(payload[begin:end], 0 if number else 2, rng.randbytes(4), is_last=number == len(marks) - 2)
+        found += mutated(rng, piece[:14]) + piece[14:] if rng.random() < 0.1 else piece
+    return found
+
+
 def websocket_message(rng: random.Random, target: Target) -> bytes:
     """Some frames of one connection; most have a sound frame around a broken message, some are broken themselves."""
     found = b""
@@ -144,6 +156,9 @@ def websocket_message(rng: random.Random, target: Target) -> bytes:
             first = mutated(rng, first.replace(b'"1"', b'"%d"' % number))
             size = rng.choice([len(first)] * 6 + [0, len(first) + 1, 2**32 - 1, rng.randrange(300)])
             payload, opcode = struct.pack("<I", size) + first + rest, 2
+            if rng.random() < 0.01:
+                found += in_fragments(rng, payload + bytes(rng.choice([LARGE_BYTES, LARGE_BYTES - len(payload)])))
+                continue
         whole = frame(payload, opcode, rng.randbytes(4))
         if rng.random() < 0.02:
             whole = mutated(rng, whole[:14]) + whole[14:]

@@ -8,6 +8,7 @@ import pytest
 
 from inference.errors import InvalidInput, Malformed
 from inference.gateway import envelopes, placing, rfc6455, stream
+from inference.gateway.asking import Asking
 from inference.gateway.bodies import Bodies
 from inference.gateway.lending import Budget, Lender, lender_of
 
@@ -25,6 +26,9 @@ class Plane:
     def memory(self, name, version, size, offset):
         self.asked.append((name, version, size))
         return self.lender.take(size, offset)
+
+    def abandon(self, flight):
+        """The replica would be told."""
 
 
 class Peer:
@@ -127,6 +131,19 @@ async def test_a_reader_that_takes_nothing_is_cut(peer):
     assert not peer.transport.is_closing()
     peer.stream.beat(stalled + 31)
     assert peer.transport.is_closing()
+
+
+@pytest.mark.parametrize(("deadline_s", "starved_s"), [(1000, 60), (5, 5)], ids=["limit", "deadline"])
+async def test_who_grants_no_credit_loses_the_request(peer, deadline_s, starved_s):
+    asking = Asking(peer.stream, envelopes.FrameBody(id="1", credit=0), memoryview(b""), None, is_text=True)
+    since = asking.starving_since = peer.stream.socket.heard
+    asking.deadline = since + deadline_s
+    peer.stream.fell_behind(asking, 0)
+    peer.stream.socket.heard = since + starved_s
+    peer.stream.beat(since + starved_s - 0.1)
+    assert await peer.read() is None
+    peer.stream.beat(since + starved_s + 0.1)
+    assert b"no credit was granted in time" in await peer.read()
 
 
 async def test_a_message_that_never_ends_is_closed(peer):
