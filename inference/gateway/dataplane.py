@@ -132,8 +132,8 @@ class DataPlane:
         except BaseException as error:
             if has_place:
                 queue.leave(caller.id)
-            known = error if isinstance(error, SerinusError) else ServerError()
-            self.counting.failed(flight, known)
+            # not kept in a name: error, traceback, this frame and the name would hold the request's body as a cycle
+            self.counting.failed(flight, error if isinstance(error, SerinusError) else ServerError())
             raise
         self.flights.add(flight)
         if endpoint.is_watched:

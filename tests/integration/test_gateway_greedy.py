@@ -167,6 +167,28 @@ def test_eight_bodies_of_64_mib_on_their_way_hold_that_much_memory_and_no_more(p
     assert metric(gateway, "serinus_requests_in_flight") == 0
 
 
+REFUSED = {
+    "json": ("infer", b""),
+    "length": ("infer", b"Inference-Header-Content-Length: 99999999\r\n"),
+    "raw": ("infer", b"Inference-Header-Content-Length: 0\r\n"),
+    "gzip": ("infer", b"Content-Encoding: gzip\r\n"),
+    "generate": ("generate", b""),
+    "stream": ("generate_stream", b""),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_large_body_that_is_refused_is_given_back_at_once(plain, what):
+    """Not when the garbage collector happens to come by, which a gateway lets do so seldom."""
+    gateway, (verb, more) = plain.gateways[0], REFUSED[what]
+    before = rss_bytes(gateway)
+    head = HEAD.replace(b"/infer", b"/" + verb.encode()) + more + b"Content-Length: %d\r\n\r\n" % (BODY_BYTES // 2)
+    for _ in range(3):
+        answer = rawhttp.exchange(gateway.port, [head + b" " * (BODY_BYTES // 2)], timeout_s=30)
+        assert answer.status_code == 400, answer.text[:200]
+    until(lambda: rss_bytes(gateway) - before < BODY_BYTES // 4)
+
+
 async def test_row_37_connections_that_come_and_go_leave_nothing(plain):
     gateway = plain.gateways[0]
     base, memory = await asyncio.to_thread(lambda: (settled_files(gateway), rss_bytes(gateway)))
