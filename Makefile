@@ -69,9 +69,11 @@ unit: $(VENV)/.installed-dev ## Unit tests only
 # Faults are injected into real processes on a machine that may be busy, so a test that failed gets one more try; the
 # summary names it (R, "rerun"), and one that fails twice fails.
 AGAIN := --reruns 1 --reruns-delay 2 -r fEsR
-# What computes with torch or JAX in the tests' own process is run by one: two would each import, and compile the loops
-# of language models, when they collect. Beside it two others look at processes from outside, and mostly wait.
-COMPUTING := $(addprefix tests/integration/,artifacts generation models runtime test_pt2_torch.py test_smollm2_exact.py)
+# What computes with torch or JAX in the tests' own process, or forks replicas from their standby, is run by one: two
+# would each import, and compile the loops of language models. Beside it two others look at processes from outside.
+ROOMS := $(addprefix tests/integration/,artifacts generation models runtime)
+COMPUTING := $(ROOMS) $(wildcard $(addprefix tests/integration/test_,replica*.py openai_adapters.py openai_engine*.py \
+	openai_load.py jobs_engine.py large_tensors*.py gateway_perf_analyzer.py rollouts_smoke.py pt2_torch.py smollm2_exact.py))
 LOOKING := tests/integration tests/devices $(addprefix --ignore=,$(COMPUTING))
 
 test: $(VENV)/.installed-dev ## Every test: unit, integration, journeys, faults
