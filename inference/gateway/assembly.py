@@ -122,12 +122,11 @@ def assembled(config: GatewayConfig, sock: socket.socket, *, max_connections: in
     )
     plane.table.load()
     addresses = doors.open_all(rooms)
-    streams = Streams(plane, addresses)
+    bodies = Bodies(config.max_body_bytes)
+    streams = Streams(plane, addresses, bodies)
     predict = Predict(plane, limit_bytes=config.max_body_bytes, regions=regions, forward=config.header_forward_pattern)
     app = App(plane, rest, predict, streams, addresses)
-    server = Listener(
-        app, Bodies(config.max_body_bytes), sock, max_connections=max_connections, others=lambda: len(streams)
-    )
+    server = Listener(app, bodies, sock, max_connections=max_connections, others=lambda: len(streams))
     return Gateway(core, streams, server, repository, files, regions)
 
 

@@ -127,6 +127,12 @@ def test_a_decoupled_model_streams_over_grpc_and_counts_over_websocket_too(
         caller.stop_stream()
     assert [int(one.as_numpy("I")[0]) for one in found[:5]] == [0, 1, 2, 3, 4]
     assert found[5].get_response().parameters["triton_final_response"].bool_param
+    with client(house) as caller:
+        told = caller.get_inference_statistics("count", headers={"Authorization": f"Bearer {house.key}"})
+    places = told["model_stats"][0]["response_stats"]
+    asked = places["0"]["success"]["count"]
+    assert [places[str(place)]["success"]["count"] for place in range(5)] == [asked] * 5
+    assert places["5"]["empty_response"]["count"] == asked > 0
     with SyncStream(f"ws://127.0.0.1:{house.http_port}", house.key) as stream:
         answers = [answer for answer in stream.stream("count", {"N": np.array([3], np.int32)}) if answer.outputs]
     assert [list(answer["I"].values) for answer in answers] == [[0], [1], [2]]
@@ -208,6 +214,32 @@ def test_a_polled_folder_is_followed(tmp_path: Path) -> None:
         until("the endpoint is gone", lambda: house.api("GET", "/api/endpoints/scaled/").status_code == 404, 60)
 
 
+def load_with_another_config(house: House, caller: triton_http.InferenceServerClient) -> None:
+    """A load's own config holds for the loads after it, and until the unload."""
+    headers = {"Authorization": f"Bearer {house.key}"}
+
+    def largest_batch() -> int:
+        until("second serves", lambda: caller.is_model_ready("second", headers=headers), 60)
+        return int(caller.get_model_config("second", headers=headers)["max_batch_size"])
+
+    tensor = {"data_type": "TYPE_FP32", "dims": [4]}
+    config = {"backend": "onnxruntime", "max_batch_size": "16", "input": [tensor | {"name": "x"}],
+              "output": [tensor | {"name": "y"}]}  # fmt: skip
+    with pytest.raises(InferenceServerException, match="failed to load 'second', 'config' is no JSON of a ModelConfig"):
+        caller.load_model("second", config='{"nope": 1}', headers=dict(headers))
+    with pytest.raises(InferenceServerException, match=r"parameter 'file:1/model\.onnx' is not"):
+        caller.load_model("second", config=json.dumps(config), files={"file:1/model.onnx": b"x"}, headers=dict(headers))
+    caller.load_model("second", config=json.dumps(config), headers=dict(headers))
+    assert largest_batch() == 16
+    x = np.ones((16, 4), np.float32)
+    assert infer(house, "second", x=x).as_numpy("y").tolist() == (2 * x).tolist()
+    caller.load_model("second", headers=dict(headers))
+    assert largest_batch() == 16
+    caller.unload_model("second", headers=dict(headers))
+    caller.load_model("second", headers=dict(headers))
+    until("the folder's own is back", lambda: largest_batch() == 8, 60)
+
+
 def test_an_explicit_folder_serves_what_is_asked_for(tmp_path: Path) -> None:
     root = tmp_path / "repository"
     for name in ("first", "second"):
@@ -222,8 +254,8 @@ def test_an_explicit_folder_serves_what_is_asked_for(tmp_path: Path) -> None:
 
         expected = {"first": "READY", "second": "UNAVAILABLE", "bad": "UNAVAILABLE"}
         until("first serves", lambda: index() == expected, 90)
-        answer = house.api("POST", "/v2/repository/models/second/load", {})
-        assert answer.status_code == 200, answer.text
+        with client(house) as caller:
+            load_with_another_config(house, caller)
         assert index()["second"] == "READY"
         answer = house.api("POST", "/v2/repository/models/bad/load", {})
         assert answer.status_code == 400

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
-from inference.models.on_torch import encoder_kernels
+from inference.models.on_torch import encoder_kernels, fused
 
 SLACK, QUERIES = encoder_kernels.SLACK, encoder_kernels.QUERIES
 EPS = np.float32(1e-12)
@@ -39,7 +39,7 @@ def test_attention_is_torchs_for_each_row_alone(sizes, heads, depth, scale, seed
     longest = (max(sizes) + 31) // 32 * 32
     encoder_kernels.compiled().attend(
         with_slack(np.concatenate([query, value], 1)), with_slack(np.ascontiguousarray(key.T), axis=1), bias,
-        np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64), np.float32(depth**-0.5),
+        np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64), np.float32(depth**-0.5), np.zeros((heads, 0), np.float32),
         np.zeros((QUERIES, longest), np.float32), np.zeros((QUERIES, depth + 2), np.float32), out,
     )  # fmt: skip
     begin = 0
@@ -50,7 +50,7 @@ def test_attention_is_torchs_for_each_row_alone(sizes, heads, depth, scale, seed
             for one in (query + bias, key, value)
         )
         wanted = functional.scaled_dot_product_attention(q, k, v).transpose(0, 1).reshape(size, width)
-        np.testing.assert_allclose(out[here], wanted.numpy(), atol=1e-5 * max(1, scale**2), rtol=1e-4)
+        np.testing.assert_allclose(out[here], wanted.numpy(), atol=2e-5 * max(1, scale**2), rtol=1e-4)
         begin += size
 
 
@@ -59,7 +59,8 @@ def test_scores_that_are_far_apart_neither_overflow_nor_vanish():
     value, out = normal(0, 2, 32), np.zeros((2 + SLACK, 32), np.float32)
     encoder_kernels.compiled().attend(
         with_slack(np.concatenate([query, value], 1)), with_slack(np.ascontiguousarray(key.T), axis=1),
-        np.zeros(32, np.float32), np.array([0, 2]), np.float32(1), np.zeros((QUERIES, 32), np.float32),
+        np.zeros(32, np.float32), np.array([0, 2]), np.float32(1), np.zeros((1, 0), np.float32),
+        np.zeros((QUERIES, 32), np.float32),
         np.zeros((QUERIES, 34), np.float32), out,
     )  # fmt: skip
     np.testing.assert_allclose(out[:2], np.stack([value[0], value[0]]), atol=1e-6)
@@ -114,17 +115,15 @@ def test_embeddings_are_gathered_summed_and_normalised(tokens, width, seed):
     np.testing.assert_allclose(out, wanted.numpy(), atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.skipif(not encoder_kernels.HAS_WIDE, reason="torch multiplies better on this processor")
 @given(
-    tokens=st.integers(1, 230), depth=st.sampled_from([4, 96, 384]), columns=st.sampled_from([32, 96]),
+    tokens=st.integers(1, 230), depth=st.sampled_from([3, 96, 384]), columns=st.sampled_from([32, 96]),
     more=st.sampled_from([0, 16]), seed=seeds,
 )  # fmt: skip
-@settings(deadline=None, max_examples=40)
-def test_products_are_torchs_whatever_is_behind_their_rows(tokens, depth, columns, more, seed):
-    x, weight = normal(seed, tokens + SLACK, depth), normal(seed + 1, depth, columns)
-    out = np.full((tokens + SLACK, columns + more), 7, np.float32)
-    panels = np.ascontiguousarray(weight.reshape(depth, -1, 32).transpose(1, 0, 2))
-    encoder_kernels.compiled().multiply(x, panels, out, tokens)
-    wanted = x[:tokens].astype(np.float64) @ weight.astype(np.float64)
-    np.testing.assert_allclose(out[:tokens, :columns], wanted, atol=1e-4, rtol=1e-5)
+@settings(deadline=None, max_examples=30)
+def test_a_product_writes_its_columns_of_its_rows_and_nothing_else(tokens, depth, columns, more, seed):
+    x, weight = torch.from_numpy(normal(seed, tokens, depth)), torch.from_numpy(normal(seed + 1, columns, depth))
+    out = torch.full((tokens + 1, columns + more), 7.0)
+    fused.Product(fused.panels_of(weight), encoder_kernels.compiled().multiply).into(x, out, tokens)
+    torch.testing.assert_close(out[:tokens, :columns], (x.double() @ weight.t().double()).float(), atol=1e-4, rtol=1e-5)
+    assert (out[tokens:] == 7).all()
     assert (out[:, columns:] == 7).all()
