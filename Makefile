@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run check form types contracts format unit test e2e bench bench-peers bench-peers-language soak proto clean
+.PHONY: help install run check form types contracts format unit test integration computing looking e2e bench bench-peers bench-peers-language soak proto clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -69,17 +69,31 @@ unit: $(VENV)/.installed-dev ## Unit tests only
 # Faults are injected into real processes on a machine that may be busy, so a test that failed gets one more try; the
 # summary names it (R, "rerun"), and one that fails twice fails.
 AGAIN := --reruns 1 --reruns-delay 2 -r fEsR
-# CI has just run the unit tests by `make check` and leaves them out here.
-SUITES ?= tests/unit tests/integration tests/devices
+# What computes with torch or JAX in the tests' own process, or forks replicas from their standby, is run by one: two
+# would each import, and compile the loops of language models. Beside it two others look at processes from outside.
+ROOMS := $(addprefix tests/integration/,artifacts generation models runtime)
+COMPUTING := $(ROOMS) $(wildcard $(addprefix tests/integration/test_,replica*.py openai_adapters.py openai_engine*.py \
+	openai_load.py jobs_engine.py large_tensors*.py gateway_perf_analyzer.py rollouts_smoke.py pt2_torch.py smollm2_exact.py))
+LOOKING := tests/integration tests/devices $(addprefix --ignore=,$(COMPUTING))
 
 test: $(VENV)/.installed-dev ## Every test: unit, integration, journeys, faults
-	$(PYTEST) $(SUITES) $(TWO) $(AGAIN)
+	$(MAKE) unit
+	$(MAKE) integration
 	$(MAKE) e2e
 
-# Journeys mostly wait, so two processes walk them, each in a house of its own; those that look how soon something is
+integration: $(VENV)/.installed-dev ## The parts together, each for real
+	$(MAKE) -j2 --output-sync=target computing looking
+
+computing: $(VENV)/.installed-dev
+	$(PYTEST) $(COMPUTING) $(AGAIN)
+
+looking: $(VENV)/.installed-dev
+	$(PYTEST) $(LOOKING) $(TWO) $(AGAIN)
+
+# Journeys mostly wait, so three processes walk them, each in a house of its own; those that look how soon something is
 # back (mark `alone`) walk alone.
 e2e: $(VENV)/.installed-dev ## The journeys through the real doors, the browser among them
-	$(PYTEST) tests/journeys -m "not alone" $(TWO) $(AGAIN)
+	$(PYTEST) tests/journeys -m "not alone" -n 3 $(FILES) $(AGAIN)
 	$(PYTEST) tests/journeys -m alone $(AGAIN)
 
 bench: $(VENV)/.installed-dev ## Measure on this machine; see docs/benchmarks.md and docs/benchmarks-language.md

@@ -18,11 +18,13 @@ from inference.protocol.routes import ReplicaRoute, VariantRoute
 from inference.protocol.supervision import ReplicaSpec
 from tests.support import language
 from tests.support.gateway_house import House, until
-from tests.support.hosts import running, stored
+from tests.support.hosts import Host, stored
 from tests.support.openai_house import KEY, say
+from tests.support.standby import COMPILED
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(240)]
-LIGHT = ("--preload", "numpy,uvloop,inference.replica.entry")
+# Compiled before it forks, so that the replica and its successor begin with loading.
+WARM = ("--preload", f"numpy,uvloop,inference.replica.entry,{COMPILED}")
 START_S = 120.0
 BEFORE = 5
 LONG = {"temperature": 0, "max_tokens": 6000, "ignore_eos": True}
@@ -32,8 +34,11 @@ SETTINGS = {"generation": {"max_num_seqs": 8, "block_size": 16}}
 @pytest.fixture(scope="module")
 def host(tmp_path_factory):
     root = tmp_path_factory.mktemp("host")
-    with running(root, LIGHT, SERINUS_HEARTBEAT_S="3") as found:
-        yield found
+    found = Host(root, WARM, SERINUS_HEARTBEAT_S="3")
+    try:
+        yield found.start(timeout_s=START_S)
+    finally:
+        found.close()
 
 
 @pytest.fixture(scope="module")

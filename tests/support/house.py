@@ -91,6 +91,7 @@ class House:
         if not line:
             raise AssertionError("serinus up ended:\n" + (self.folder / "up.log").read_text()[-3000:])
         self.welcome: dict[str, Any] = json.loads(line)
+        assert "error" not in self.welcome, line
         self.credentials: dict[str, Any] = json.loads((self.data_dir / "credentials.json").read_text())
         self.key: str = self.credentials["api_key"]
         self.environment["DATABASE_URL"] = self.services["DATABASE_URL"]
