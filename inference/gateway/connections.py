@@ -76,6 +76,7 @@ class Link:
             Infer(
                 number, timeout_ms, call.tensors, call.outputs, call.parameters, call.priority, call.timeout_us,
                 call.sequence, call.traceparent, flight.key, block, at, 0 if room is None else number_of(room),
+                call.tracestate,
             ),
             0 if block else size,
         )  # fmt: skip

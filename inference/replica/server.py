@@ -225,6 +225,7 @@ class Connection(asyncio.BufferedProtocol):
                 request.outputs,
                 request.key,
                 request.traceparent,
+                request.tracestate,
             )
             self._tickets[request.id] = ticket
             self._server.executor.submit(ticket)
