@@ -247,6 +247,7 @@ class App:
         self, connection: Connection, head: Head | None, error: SerinusError, request_id: bytes, *, closes: bool = False
     ) -> None:
         _log.debug("request %s was refused: %s", request_id.decode(), error.code)
+        self._plane.refused(head.memo.name if head is not None and head.memo is not None else "", error)
         form = openai_problems if head is not None and openai_problems.is_ours(head.path) else problems
         status = form.status_of(error)
         headers = [*form.headers_of(error), (b"x-request-id", request_id)]

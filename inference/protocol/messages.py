@@ -160,7 +160,7 @@ class Fault(msgspec.Struct, tag="fault", frozen=True, array_like=True):
 
 
 class Told(msgspec.Struct, tag="told", frozen=True, array_like=True):
-    """Replica -> gateway: the answer to Ask."""
+    """Replica -> gateway: the answer to Ask; under the id 0 what it did in all, before it ends."""
 
     id: int
     statistics: ModelStatistics

@@ -124,6 +124,7 @@ class _Stream:
         except SerinusError as error:
             if head.is_strict:
                 raise
+            self._plane.refused(model, error)
             await _turn(before)
             await self._write(answers.failed(identity, model, version, statuses.detail_of(error)))
 
