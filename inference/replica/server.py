@@ -88,7 +88,7 @@ class Server:
         self._server = await made
 
     async def drain(self, timeout_s: float) -> bool:
-        """1. Says goodbye. 2. Refuses what still comes. 3. Answers what is under way. 4. Flushes. True: all was answered."""
+        """1. Says goodbye. 2. Refuses what still comes. 3. Answers what is under way. 4. Tells its sums. 5. Flushes. True: all was answered."""
         until = time.monotonic() + timeout_s
         self.is_draining = True
         if self._server:
@@ -97,9 +97,9 @@ class Server:
         for connection in list(self.connections):
             connection.send(Goodbye())
         done = await self.executor.drained(timeout_s)
+        await asyncio.sleep(0)  # the answers' callbacks
         for connection in list(self.connections):
             connection.send(self.told(0))
-        await asyncio.sleep(0)  # the answers' callbacks
         while any(connection.unsent for connection in self.connections) and time.monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(FLUSH_STEP_S)
         return done
