@@ -10,7 +10,7 @@ from typing import ClassVar
 
 
 class SerinusError(Exception):
-    """Something went wrong."""
+    """Something went wrong. is_counted: the gateway's metrics have it already."""
 
     code: ClassVar[str] = "internal"
     retryable: ClassVar[bool] = False
@@ -18,6 +18,7 @@ class SerinusError(Exception):
     def __init__(self, message: str | None = None, *, retry_after_s: float | None = None) -> None:
         super().__init__(message or (type(self).__doc__ or "").strip())
         self.retry_after_s = retry_after_s
+        self.is_counted = False
 
     @property
     def message(self) -> str:

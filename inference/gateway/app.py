@@ -5,6 +5,7 @@ reaches the client as one fixed sentence; the log has the rest.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
@@ -218,6 +219,12 @@ class App:
             place = head.memo = self._doors.find(head.path)
         return place
 
+    def _name_in(self, head: Head) -> str:
+        """The endpoint that its address names, "" where it names none."""
+        with contextlib.suppress(SerinusError):
+            return self._place(head).name
+        return ""
+
     def _request_id(self, given: Given) -> bytes:
         own = given.get(b"x-request-id")
         if own is not None and _REQUEST_ID.fullmatch(own):
@@ -258,6 +265,7 @@ class App:
         self, connection: Connection, head: Head | None, error: SerinusError, request_id: bytes, *, closes: bool = False
     ) -> None:
         _log.debug("request %s was refused: %s", request_id.decode(), error.code)
+        self._plane.refused(self._name_in(head) if head is not None else "", error)
         form = openai_problems if head is not None and openai_problems.is_ours(head.path) else problems
         status = form.status_of(error)
         headers = [*form.headers_of(error), (b"x-request-id", request_id)]

@@ -75,7 +75,7 @@ class Asking(Flight):
             call = calls.read(body, rest, name, signature, binary=not self._is_text)
             if self._is_text and (call.binary is None or call.binary):
                 raise InvalidInput("binary outputs are sent only in answer to a binary frame")
-        call.traceparent = body.traceparent
+        call.traceparent, call.tracestate = body.traceparent, body.tracestate
         return call
 
     def settled(self) -> None:

@@ -77,7 +77,7 @@ class Gateway:
         plane, samples = core.plane, tables.connect(url)
         return [
             plane.pool.run(), plane.table.run(tables.connect(url)), plane.telemetry.run(samples), self.streams.run(),
-            self.listener.run(), core.triton.run(), core.diffs.run(samples), core.recorder.run(samples),
+            self.listener.run(), core.triton.run(), core.triton.gpus.run(), core.diffs.run(samples), core.recorder.run(samples),
         ]  # fmt: skip
 
     def grpc_door(self) -> Door | None:
@@ -136,8 +136,9 @@ def _core(config: GatewayConfig) -> Core:
     plane, settings = DataPlane(table, pool, telemetry, insecure=config.insecure), LiveSettings()
     plane.counting.tracer = spans = _spans(config, settings)
     diffs, recorder = Diffs(telemetry.source), Recorder(telemetry.source)
+    triton = TritonMetrics(plane, config.data_dir / "gateway" / f"sums-{config.port}.msgpack")
     plane.watchers = (Mirror(plane, diffs).watch, recorder.watch)
-    return Core(config, plane, TritonMetrics(plane), settings, spans, diffs, recorder)
+    return Core(config, plane, triton, settings, spans, diffs, recorder)
 
 
 def _spans(config: GatewayConfig, settings: LiveSettings) -> Spans | None:

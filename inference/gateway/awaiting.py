@@ -37,8 +37,10 @@ class Done:
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """Who answered, and the feedback's id."""
+        """Who answered, the feedback's id, and the trace context where one was given."""
         own = [(HEADER, self.feedback.encode())] if self.feedback else []
+        if self.call.traceparent:
+            own.append((b"traceparent", self.call.traceparent.encode("latin-1", "replace")))
         return [*self.variant.headers, *own]
 
 

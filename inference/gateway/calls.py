@@ -74,6 +74,7 @@ class Call:
     priority: int = 0
     sequence: SequenceControl | None = None
     traceparent: str = ""
+    tracestate: str = ""
     rows: int = 1
     timeline: bool = False
     special: dict[str, Ranking | Target] | None = None

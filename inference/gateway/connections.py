@@ -31,6 +31,7 @@ MISSES = 3
 HELLO_S = 60.0
 BACKOFF_S = (0.02, 1.0)
 RETIRE_S = 60.0
+LAST_WORDS_S = 1.0
 SMALL_BYTES = 64 << 10
 
 _log = logging.getLogger(__name__)
@@ -46,6 +47,8 @@ class Link:
         self.route = route
         self.ready = False
         self.draining = False  # it said goodbye: open sequences may still go there
+        self.last: ModelStatistics | None = None  # what it told of itself before it left
+        self.is_retired = False
         self._pool = pool
         self._wire: Wire | None = None
         self._ids = 0
@@ -76,6 +79,7 @@ class Link:
             Infer(
                 number, timeout_ms, call.tensors, call.outputs, call.parameters, call.priority, call.timeout_us,
                 call.sequence, call.traceparent, flight.key, block, at, 0 if room is None else number_of(room),
+                call.tracestate,
             ),
             0 if block else size,
         )  # fmt: skip
@@ -114,8 +118,13 @@ class Link:
 
     async def statistics(self, timeout_s: float) -> ModelStatistics:
         """What the replica did so far. Raises ReplicaLost or TimeoutError."""
+        if not self.ready:
+            raise ReplicaLost
+        return await self._ask(timeout_s)
+
+    async def _ask(self, timeout_s: float) -> ModelStatistics:
         wire = self._wire
-        if wire is None or not self.ready:
+        if wire is None:
             raise ReplicaLost
         self._ids = number = self._ids + 1
         future = wire.asked[number] = asyncio.get_running_loop().create_future()
@@ -192,6 +201,9 @@ class Link:
             if not self.in_flight:
                 break
             await asyncio.sleep(0.05)
+        with contextlib.suppress(SerinusError, TimeoutError):
+            self.last = await self._ask(LAST_WORDS_S)
+        self.is_retired = True
         task.cancel()
         if self._wire is not None:
             self._wire.close()

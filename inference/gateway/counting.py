@@ -51,6 +51,7 @@ class Counting:
 
     def failed(self, flight: Flight, error: SerinusError) -> None:
         """It has ended with `error`, perhaps before a version was chosen."""
+        error.is_counted = True
         variant, began = getattr(flight, "variant", None), flight.started
         key = variant.key if variant is not None else (flight.endpoint.route.name, 0, "")
         if flight.rescued is not None:

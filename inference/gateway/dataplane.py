@@ -37,7 +37,7 @@ from inference.gateway.replica_wire import ConnectionLost
 from inference.gateway.replicas import Reader, Replicas
 from inference.gateway.rescue import Rescuer, refit
 from inference.gateway.table import Endpoint, Table, Variant
-from inference.gateway.telemetry import Telemetry
+from inference.gateway.telemetry import REFUSALS, Telemetry
 from inference.protocol.messages import Answer
 from inference.protocol.statistics import ModelStatistics
 
@@ -74,8 +74,14 @@ class DataPlane:
         try:
             return self._admitted(name, credential)
         except SerinusError as error:
-            self.telemetry.refused(name if name in self.table.now.endpoints else "", error)
+            self.refused(name, error)
             raise
+
+    def refused(self, name: str, error: SerinusError) -> None:
+        """To be called by a door for what it tells a caller: counts what was refused and has not been counted yet."""
+        if not error.is_counted and error.code in REFUSALS:
+            # names that nobody made would be labels without end
+            self.telemetry.refused(name if name in self.table.now.endpoints else "", error)
 
     def _admitted(self, name: str, credential: str) -> tuple[Caller, Endpoint]:
         snapshot = self.table.now

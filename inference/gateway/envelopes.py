@@ -31,6 +31,7 @@ class FrameBody(calls.InferBody):
     credit: Credit | None = None
     n: Credit = 0
     traceparent: str = ""
+    tracestate: str = ""
 
 
 OWN_KEYS = frozenset(FrameBody.__struct_fields__)

@@ -15,17 +15,11 @@ from prometheus_client.core import (
 from inference import metrics
 from inference.gateway.dataplane import DataPlane
 from inference.gateway.sums import Histogram, held
-from inference.gateway.telemetry import Telemetry
+from inference.gateway.telemetry import REFUSALS, Telemetry
 from inference.protocol.samples import LATENCY_EDGES_MS
 
 LABELS = ["endpoint", "version", "arm"]
 STAGES = ("queue", "input", "compute", "output")
-# Codes of requests that were turned away or given up without having been run, as against those that failed.
-REJECTIONS = frozenset({
-    "cancelled", "conflict", "context_length_exceeded", "deadline_exceeded", "draining", "forbidden", "invalid_input", "invalid_request",
-    "malformed", "not_found", "not_ready", "overloaded", "poison_input", "rate_limited", "rejected", "too_large",
-    "unauthenticated", "unsupported", "unsupported_encoding",
-})  # fmt: skip
 
 
 def families(plane: DataPlane, streams: int) -> Iterator[Metric]:
@@ -42,6 +36,11 @@ def families(plane: DataPlane, streams: int) -> Iterator[Metric]:
     yield _gauge(metrics.REPLICAS, "Replicas in the routing table", all_of_them)
 
 
+def _labels(endpoint: str, version: int, arm: str) -> list[str]:
+    """Version 0 is none: the request was turned away before one was chosen."""
+    return [endpoint, str(version or ""), arm]
+
+
 def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(name, text, value=value)
 
@@ -56,7 +55,7 @@ def _traffic(telemetry: Telemetry) -> Iterator[Metric]:
     compute = CounterMetricFamily(metrics.COMPUTE_SECONDS, "Time of the batches that requests ran in", labels=LABELS)
     latency = HistogramMetricFamily(metrics.LATENCY, "Time from arrival to answer", labels=LABELS)
     for (endpoint, version, arm), sums in telemetry.totals():
-        labels = [endpoint, str(version), arm]
+        labels = _labels(endpoint, version, arm)
         requests.add_metric(labels, sums.requests)
         retries.add_metric(labels, sums.retries)
         queue.add_metric(labels, sums.waits.total / 1e9)
@@ -81,7 +80,7 @@ def _judged(telemetry: Telemetry) -> Iterator[Metric]:
         metrics.BETWEEN_PARTS, "From one part of a streamed answer to the next", labels=LABELS
     )
     for (endpoint, version, arm), sums in telemetry.totals():
-        labels = [endpoint, str(version), arm]
+        labels = _labels(endpoint, version, arm)
         rescued.add_metric(labels, sums.rescued)
         invalid.add_metric(labels, sums.invalid)
         if sums.scores:
@@ -100,7 +99,7 @@ def _stages(telemetry: Telemetry) -> Metric:
     for (endpoint, version, arm), sums in telemetry.totals():
         for stage in STAGES:
             spent: Histogram = getattr(sums, stage)
-            stages.add_metric([endpoint, str(version), arm, stage], _cumulative(spent, 1e9), spent.total / 1e9)
+            stages.add_metric([*_labels(endpoint, version, arm), stage], _cumulative(spent, 1e9), spent.total / 1e9)
     return stages
 
 
@@ -113,8 +112,8 @@ def _rejections(telemetry: Telemetry) -> Metric:
         found.add_metric([endpoint, "", "", code], count)
     for (endpoint, version, arm), sums in telemetry.totals():
         for code, count in sums.error_counts.items():
-            if code in REJECTIONS:
-                found.add_metric([endpoint, str(version), arm, code], count)
+            if code in REFUSALS:
+                found.add_metric([*_labels(endpoint, version, arm), code], count)
     return found
 
 

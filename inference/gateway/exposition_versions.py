@@ -23,6 +23,7 @@ def families(found: Mapping[tuple[str, str], ModelStatistics]) -> Iterator[Metri
     padding = CounterMetricFamily(metrics.PADDING_ELEMENTS, "Of these, padding", labels=LABELS)
     dropped = CounterMetricFamily(metrics.DROPPED, "Requests whose caller left before they ran", labels=LABELS)
     depth = GaugeMetricFamily(metrics.QUEUE_DEPTH, "Requests that wait at replicas", labels=LABELS)
+    memory = GaugeMetricFamily(metrics.DEVICE_MEMORY, "What replicas hold of a device", labels=[*LABELS, "device"])
     for key, one in found.items():
         labels = list(key)
         sizes.add_metric(labels, _sizes(one.batches), sum(size * _passes(held) for size, held in one.batches.items()))
@@ -31,7 +32,9 @@ def families(found: Mapping[tuple[str, str], ModelStatistics]) -> Iterator[Metri
         padding.add_metric(labels, one.padding_elements)
         dropped.add_metric(labels, one.cancelled)
         depth.add_metric(labels, one.queue_depth)
-    yield from (sizes, rows, elements, padding, dropped, depth)
+        for device, held in sorted(one.memory.items()):
+            memory.add_metric([*labels, device], held)
+    yield from (sizes, rows, elements, padding, dropped, depth, memory)
 
 
 def _passes(held: BatchStatistics) -> int:

@@ -183,7 +183,8 @@ class Generate:
             call = read(request.body, request.name, signature)
             for spec in signature.outputs:
                 codec.refuse_in_json(spec.datatype, spec.name)
-            call.traceparent = request.headers.get(b"traceparent", b"").decode("latin-1")
+            call.traceparent = headers.get(b"traceparent", b"").decode("latin-1")
+            call.tracestate = headers.get(b"tracestate", b"").decode("latin-1")
             return call
 
         async with contextlib.aclosing(self._plane.stream(asked, reader)) as answers:

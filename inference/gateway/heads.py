@@ -21,7 +21,9 @@ _ONCE = frozenset({
     b"inference-header-content-length", b"sec-websocket-key", b"transfer-encoding", b"x-api-key",
 })  # fmt: skip
 # Other values each time: not worth keeping.
-_CHANGING = frozenset({b"x-request-id", b"traceparent", b"sec-websocket-key", b"x-correlation-id"})
+_CHANGING = frozenset({
+    b"x-request-id", b"traceparent", b"tracestate", b"sec-websocket-key", b"x-correlation-id",
+})  # fmt: skip
 
 
 class Head:
@@ -74,8 +76,11 @@ class _Parsed:
 
     def on_header(self, name: bytes, value: bytes) -> None:
         name = name.lower()
-        if name in self.headers and name in _ONCE:
-            raise Malformed(f"the header '{name.decode('latin-1')}' is there twice")
+        if name in self.headers:
+            if name in _ONCE:
+                raise Malformed(f"the header '{name.decode('latin-1')}' is there twice")
+            if name == b"tracestate":  # W3C lets it be spread over several
+                value = self.headers[name] + b"," + value
         self.headers[name] = value
 
     def on_headers_complete(self) -> None:

@@ -277,9 +277,16 @@ def _background(call: Call) -> Call:
         body = [len(data).to_bytes(4, "little") + data]
         header = msgspec.structs.replace(call.tensors[0], size_bytes=len(body[0]))
         return replace(
-            call, tensors=[header], body=body, priority=BACKGROUND, traceparent="", special=None, binary=None
+            call,
+            tensors=[header],
+            body=body,
+            priority=BACKGROUND,
+            traceparent="",
+            tracestate="",
+            special=None,
+            binary=None,
         )
-    return replace(call, body=body, priority=BACKGROUND, traceparent="", special=None, binary=None)
+    return replace(call, body=body, priority=BACKGROUND, traceparent="", tracestate="", special=None, binary=None)
 
 
 def _shadow_of(variant: Variant) -> Variant:

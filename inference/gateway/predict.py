@@ -63,7 +63,7 @@ class Known:
 
     __slots__ = (
         "accepts", "asked", "encoding", "expires_at_unix_s", "forwarded", "is_plain", "is_sticky", "names_itself", "shared",
-        "snapshot", "split", "traceparent",
+        "snapshot", "split", "traceparent", "tracestate",
     )  # fmt: skip
 
     def __init__(
@@ -83,6 +83,7 @@ class Known:
         self.encoding = headers.get(b"content-encoding", b"identity").lower()
         self.accepts = encodings.accepted(headers.get(b"accept-encoding", b""))
         self.traceparent = headers.get(b"traceparent", b"").decode("latin-1")
+        self.tracestate = headers.get(b"tracestate", b"").decode("latin-1")
         self.is_plain = self.split < 0 and self.encoding == b"identity" and not self.traceparent
         self.shared: Shared | None = None
         self.forwarded: dict[str, parameters.Scalar] = {}
@@ -197,7 +198,7 @@ class _Flying(Flight):
             # others of this client will not be plain either
             known.is_plain = False
         call = _read(known, self.body, self.endpoint.route.name, variant.route.signature)
-        call.traceparent = known.traceparent
+        call.traceparent, call.tracestate = known.traceparent, known.tracestate
         if known.forwarded:
             call.parameters |= known.forwarded
             call.forwarded = frozenset(known.forwarded)

@@ -105,9 +105,7 @@ class Wire(asyncio.BufferedProtocol):
         elif type(message) is Ping:
             self.send(frames.encode(Pong(message.token)))
         elif type(message) is Told:
-            future = self.asked.pop(message.id, None)
-            if future is not None and not future.done():
-                future.set_result(message.statistics)
+            self._told(message)
         elif type(message) is Hello:
             self._link.greeted(self, message)
         elif type(message) is Goodbye:
@@ -116,6 +114,13 @@ class Wire(asyncio.BufferedProtocol):
             self._hand(message.number)
         elif type(message) is Mapped and self._link.is_on(self):
             self._link.lender.is_mapped(message.number)
+
+    def _told(self, message: Told) -> None:
+        future = self.asked.pop(message.id, None)
+        if future is not None and not future.done():
+            future.set_result(message.statistics)
+        elif not message.id:
+            self._link.last = message.statistics
 
     # -- lending ----------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,16 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON
-from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import (
+    NonRecordingSpan,
+    Span,
+    SpanContext,
+    SpanKind,
+    Status,
+    StatusCode,
+    TraceFlags,
+    TraceState,
+)
 
 from inference.errors import SerinusError
 from inference.gateway.calls import Call
@@ -61,7 +70,7 @@ class Spans:
         now, started = time.time_ns(), _unix_ns(flight.started)
         span = self._tracer.start_span(
             f"infer {endpoint}",
-            parent_of(call.traceparent),
+            parent_of(call.traceparent, call.tracestate),
             kind=SpanKind.SERVER,
             start_time=started,
             attributes={
@@ -73,6 +82,8 @@ class Spans:
         )
         flight.trace = Traced(span, now)
         own = span.get_span_context()
+        if f"{own.trace_id:032x}" not in call.traceparent:
+            call.tracestate = ""  # it belongs to the context that could not be read
         call.traceparent = f"00-{own.trace_id:032x}-{own.span_id:016x}-01"
 
     def answered(self, flight: Flight, answer: Answer) -> None:
@@ -130,13 +141,18 @@ def open_spans(endpoint: str, *, service: str, samples: Callable[[str], bool]) -
     return Spans(OTLPSpanExporter(url, timeout=EXPORT_TIMEOUT_S), service=service, samples=samples)
 
 
-def parent_of(traceparent: str) -> Context:
-    """The context that a W3C `traceparent` names; an empty one, which begins a new trace, where it is none."""
+def parent_of(traceparent: str, tracestate: str = "") -> Context:
+    """The context that W3C's `traceparent` and `tracestate` name; an empty one, which begins a new trace, where the first
+    is none.
+    """
     found = _CONTEXT.fullmatch(traceparent)
     if found is None:
         return Context()
     flags = TraceFlags(int(found[3], 16))
-    context = SpanContext(int(found[1], 16), int(found[2], 16), is_remote=True, trace_flags=flags)
+    context = SpanContext(
+        int(found[1], 16), int(found[2], 16), is_remote=True, trace_flags=flags,
+        trace_state=TraceState.from_header([tracestate]),
+    )  # fmt: skip
     return trace.set_span_in_context(NonRecordingSpan(context), Context())
 
 

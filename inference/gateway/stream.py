@@ -340,6 +340,7 @@ class Stream:
 
     def refuse(self, identity: str | None, error: SerinusError, *, is_text: bool) -> None:
         """Sends an error frame; a key that is not good any more ends the connection."""
+        self.plane.refused(self.name, error)
         self._send(envelopes.error(identity, error), is_text=is_text)
         if isinstance(error, Unauthenticated):
             self.socket.close(rfc6455.POLICY, error.code)

@@ -122,6 +122,11 @@ class Snapshot:
     keys: Keys
     steps: dict[str, Endpoint] = field(default_factory=dict)
 
+    def counted(self) -> set[tuple[str, int]]:
+        """Names and versions that requests are counted under."""
+        every = (*self.endpoints.values(), *self.steps.values())
+        return {one.key[:2] for endpoint in every for one in endpoint.variants.values()}
+
     def known(self, name: str) -> Endpoint | None:
         return self.endpoints.get(name) or self.steps.get(name)
 

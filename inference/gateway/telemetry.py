@@ -20,6 +20,7 @@ import redis.asyncio as redis
 from redis.exceptions import RedisError
 
 from inference.errors import InvalidOutput, SerinusError, ServerError
+from inference.gateway.absences import Absences
 from inference.gateway.copies import Copies
 from inference.gateway.sums import WAIT_EDGES_NS, Sums, held
 from inference.protocol.messages import Answer
@@ -30,6 +31,12 @@ STREAM_MAXLEN = 20_000
 BUFFER_MAXLEN = 20_000
 SEND_AT_ONCE = 500
 USED_EVERY_S = 5
+# Codes of requests that were turned away or given up without having been run, as against those that failed.
+REFUSALS = frozenset({
+    "cancelled", "conflict", "context_length_exceeded", "deadline_exceeded", "draining", "forbidden", "invalid_input", "invalid_request",
+    "malformed", "method_not_allowed", "not_found", "not_ready", "overloaded", "poison_input", "rate_limited", "rejected",
+    "too_large", "unauthenticated", "unsupported", "unsupported_encoding",
+})  # fmt: skip
 _log = logging.getLogger(__name__)
 
 Key = tuple[str, int, str]
@@ -47,6 +54,7 @@ class Telemetry:
         self._sequence = 0
         self.waiting: deque[bytes] = deque(maxlen=BUFFER_MAXLEN)
         self.refusals: dict[tuple[str, str], int] = {}
+        self._absent: Absences[Key] = Absences()
         self.used_keys: set[str] = set()
         self._used_at = 0.0
 
@@ -120,8 +128,18 @@ class Telemetry:
 
     def refused(self, endpoint: str, error: SerinusError) -> None:
         """A request that was turned away before it reached an endpoint's queue; `endpoint` "" where there is none."""
+        error.is_counted = True
         key = (endpoint, error.code)
         self.refusals[key] = self.refusals.get(key, 0) + 1
+
+    def keep(self, counted: set[tuple[str, int]], now_s: float) -> None:
+        """Forgets the sums of versions that have not been among these for a while: rollouts go on for years."""
+        names = {name for name, _ in counted}
+        missing = {one for one in self._total if one[:2] not in counted and (one[1] or one[0] not in names)}
+        for key in self._absent.over(missing, now_s):
+            del self._total[key]
+        kept = names.union(name for name, _, _ in self._total)
+        self.refusals = {key: count for key, count in self.refusals.items() if not key[0] or key[0] in kept}
 
     def close_bin(self, at_unix_s: int) -> None:
         """Ends the current second: its sums become samples that wait to be sent."""

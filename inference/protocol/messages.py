@@ -36,7 +36,7 @@ class Infer(msgspec.Struct, tag="infer", frozen=True, array_like=True):
     `outputs` names the wanted outputs, empty for all. `priority` 0 is the version's default, 1 the highest;
     BACKGROUND is behind all others, whether the version has priorities or not.
     `queue_timeout_us`: how long it may wait in the queue, where the queue's policy lets requests say so; 0: not said.
-    `traceparent`: W3C trace context, "" without any. `key`: the caller's key id, for fair queueing. `block`: the lent
+    `traceparent`, `tracestate`: W3C trace context as it came, "" without any. `key`: the caller's key id, for fair queueing. `block`: the lent
     block that the tensors lie in from byte `at` on, instead of the frame's body; 0: they are the body. `room`: the lent
     block that the final answer's tensors may be written to; 0: there is none.
     """
@@ -54,6 +54,7 @@ class Infer(msgspec.Struct, tag="infer", frozen=True, array_like=True):
     block: int = 0
     at: int = 0
     room: int = 0
+    tracestate: str = ""
 
 
 class Cancel(msgspec.Struct, tag="cancel", frozen=True, array_like=True):
@@ -159,7 +160,7 @@ class Fault(msgspec.Struct, tag="fault", frozen=True, array_like=True):
 
 
 class Told(msgspec.Struct, tag="told", frozen=True, array_like=True):
-    """Replica -> gateway: the answer to Ask."""
+    """Replica -> gateway: the answer to Ask; under the id 0 what it did in all, before it ends."""
 
     id: int
     statistics: ModelStatistics

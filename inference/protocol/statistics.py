@@ -147,8 +147,9 @@ class ModelStatistics(msgspec.Struct):
 
     inference_count: rows; execution_count: passes; last_inference_ms: unix time of the newest. rejected: refusals by
     error code; cancelled: dropped before they ran; responses: of decoupled models, by the answer's place from 0, of the
-    first MAX_RESPONSES of them; padded_rows and padding_elements over elements: work done for
-    nothing; queue_depth, in_flight: now. memory: bytes by device. generation: of language models only.
+    first MAX_RESPONSES of them; padded_rows and padding_elements over elements: work done for nothing; queue_depth,
+    in_flight: now. memory: bytes by device. generation: of language models only. life: a number that each start of a
+    replica draws anew, 0 where it was not told or several were merged.
     """
 
     last_inference_ms: int = 0
@@ -174,6 +175,7 @@ class ModelStatistics(msgspec.Struct):
     open_sequences: int = 0
     memory: dict[str, int] = msgspec.field(default_factory=dict)
     generation: GenerationStatistics | None = None
+    life: int = 0
 
     def merge(self, other: ModelStatistics) -> None:
         """Adds another replica's sums to these."""

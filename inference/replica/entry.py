@@ -163,7 +163,8 @@ async def _serve(message: StartReplica, loaded: Loaded, life: Lifecycle, control
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-    server = _server(message, loaded, hung)
+    meter = heartbeat.Meter(loaded.runner, loaded.device)
+    server = _server(message, loaded, hung, partial(meter.memory, message.spec.device))
     if loaded.language is not None and loaded.language.adapters is not None:
         loaded.language.adapters.serve(cast("LanguageExecutor", server.executor))
         control.on_adapters(loaded.language.adapters.want)
@@ -172,7 +173,7 @@ async def _serve(message: StartReplica, loaded: Loaded, life: Lifecycle, control
     control.on_drain(partial(_in_loop, loop, drain))
     loop.add_signal_handler(signal.SIGTERM, drain, TERM_DRAIN_S)
     life.move(ReplicaPhase.READY)
-    beating = loop.create_task(heartbeat.beat(life, server.executor, heartbeat.Meter(loaded.runner, loaded.device)))
+    beating = loop.create_task(heartbeat.beat(life, server.executor, meter))
     status = await ended
     beating.cancel()
     server.executor.stop()
@@ -180,7 +181,9 @@ async def _serve(message: StartReplica, loaded: Loaded, life: Lifecycle, control
     return status
 
 
-def _server(message: StartReplica, loaded: Loaded, hung: Callable[[], None]) -> Server:
+def _server(
+    message: StartReplica, loaded: Loaded, hung: Callable[[], None], memory: Callable[[], dict[str, int]]
+) -> Server:
     spec, settings = message.spec, loaded.settings
     executor: Executor
     if loaded.language is not None:
@@ -191,7 +194,7 @@ def _server(message: StartReplica, loaded: Loaded, hung: Callable[[], None]) -> 
         executor = executors.make(loaded.runner, settings, loaded.warm, on_hang=hung, model=spec.model)
     takes = loaded.language is None and executors.forgets_inputs(loaded.runner, settings)
     hello = Hello(spec.id, spec.generation, spec.model, spec.version, settings.queue_limit, takes)
-    return Server(Served(hello, signature), executor)
+    return Server(Served(hello, signature), executor, memory)
 
 
 def _drainer(

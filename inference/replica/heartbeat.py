@@ -6,7 +6,7 @@ import asyncio
 import logging
 from dataclasses import dataclass
 
-from inference.replica.lifecycle import Lifecycle
+from inference.replica.lifecycle import Lifecycle, memory_bytes
 from inference.runtime import devices
 from inference.runtime.runner import Runner
 from inference.runtime.work import Executor
@@ -25,6 +25,11 @@ class Meter:
 
     def device_memory_bytes(self) -> int:
         return max(self.runner.device_memory_bytes, devices.torch_bytes(self.device))
+
+    def memory(self, device: str) -> dict[str, int]:
+        """Bytes that this process holds of the host's memory, and of `device`, as the host names it."""
+        own = {"cpu": memory_bytes()}
+        return own if device == "cpu" else own | {device: self.device_memory_bytes()}
 
     def busy_s(self) -> float:
         return self.runner.busy_s

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -64,11 +66,13 @@ class Served:
 
 
 class Server:
-    """All connections of one replica."""
+    """All connections of one replica. memory: bytes by device, as of now."""
 
-    def __init__(self, served: Served, executor: Executor) -> None:
+    def __init__(self, served: Served, executor: Executor, memory: Callable[[], dict[str, int]] = dict) -> None:
         self.served = served
         self.executor = executor
+        self._memory = memory
+        self._life = int.from_bytes(os.urandom(7), "big") or 1
         self.connections: set[Connection] = set()
         self.is_draining = False
         self._server: asyncio.Server | None = None
@@ -84,7 +88,7 @@ class Server:
         self._server = await made
 
     async def drain(self, timeout_s: float) -> bool:
-        """1. Says goodbye. 2. Refuses what still comes. 3. Answers what is under way. 4. Flushes. True: all was answered."""
+        """1. Says goodbye. 2. Refuses what still comes. 3. Answers what is under way. 4. Tells its sums. 5. Flushes. True: all was answered."""
         until = time.monotonic() + timeout_s
         self.is_draining = True
         if self._server:
@@ -94,9 +98,17 @@ class Server:
             connection.send(Goodbye())
         done = await self.executor.drained(timeout_s)
         await asyncio.sleep(0)  # the answers' callbacks
+        for connection in list(self.connections):
+            connection.send(self.told(0))
         while any(connection.unsent for connection in self.connections) and time.monotonic() < until:  # noqa: ASYNC110
             await asyncio.sleep(FLUSH_STEP_S)
         return done
+
+    def told(self, number: int) -> Told:
+        """What this replica has done so far."""
+        sums = self.executor.statistics
+        sums.life, sums.memory = self._life, self._memory()
+        return Told(number, sums)
 
     def close(self) -> None:
         """Cuts all connections."""
@@ -174,7 +186,7 @@ class Connection(asyncio.BufferedProtocol):
         elif isinstance(message, Ping):
             self.send(Pong(message.token))
         elif isinstance(message, Ask):
-            self.send(Told(message.id, self._server.executor.statistics))
+            self.send(self._server.told(message.id))
         elif isinstance(message, Lend):
             self._lent(message)
         elif isinstance(message, Return):
@@ -225,6 +237,7 @@ class Connection(asyncio.BufferedProtocol):
                 request.outputs,
                 request.key,
                 request.traceparent,
+                request.tracestate,
             )
             self._tickets[request.id] = ticket
             self._server.executor.submit(ticket)

@@ -68,6 +68,7 @@ class Ticket:
     outputs: list[str] = field(default_factory=list)
     key: str = ""
     traceparent: str = ""
+    tracestate: str = ""
     order: int = 0
     is_waiting: bool = True
     has_ended: bool = False

@@ -69,6 +69,9 @@ class ApiKey(models.Model):
     requests_per_s = models.FloatField(default=0)
     rows_per_s = models.FloatField(default=0)
 
+    class Meta:
+        verbose_name = "API key"
+
     def __str__(self) -> str:
         return f"{self.name} (ser_{self.id})"
 
@@ -90,6 +93,7 @@ class AuditEntry(models.Model):
 
     class Meta:
         ordering: ClassVar = ["-id"]
+        verbose_name_plural = "audit entries"
 
     def __str__(self) -> str:
         return f"{self.actor} {self.verb} {self.object_name}"

@@ -86,6 +86,7 @@ class Batch(Owned):
         constraints: ClassVar = [
             models.CheckConstraint(condition=models.Q(cursor__lte=models.F("total")), name="cursor_within_total")
         ]
+        verbose_name_plural = "batches"
 
     def __str__(self) -> str:
         return self.public_id

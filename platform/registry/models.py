@@ -145,6 +145,7 @@ class Alias(models.Model):
 
     class Meta:
         constraints: ClassVar = [models.UniqueConstraint(fields=["model", "name"], name="alias_once_per_model")]
+        verbose_name_plural = "aliases"
 
     def __str__(self) -> str:
         return f"{self.model.name}@{self.name}"

@@ -58,6 +58,7 @@ class WebhookDelivery(models.Model):
             models.Index(fields=["webhook", "-at"]),
         ]
         ordering: ClassVar = ["-at", "id"]
+        verbose_name_plural = "webhook deliveries"
 
     def __str__(self) -> str:
         return f"{self.event} for webhook {self.webhook_id}"

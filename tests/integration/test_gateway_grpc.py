@@ -126,11 +126,12 @@ def test_an_output_is_ranked(client):
 def test_parameters_and_sequences_reach_the_replica(house, client):
     client.infer(
         "mlp", [tensor()], sequence_id=5, sequence_start=True, priority=2, timeout=4_000_000, parameters={"own": 1},
-        headers=KEY | {"traceparent": "00-1-2-01"},
+        headers=KEY | {"traceparent": "00-1-2-01", "tracestate": "a=1"},
     )  # fmt: skip
     seen = house.replicas["r1"].seen[-1]
     assert (seen.sequence, seen.priority, seen.queue_timeout_us) == (SequenceControl(5, True, False), 2, 4_000_000)
-    assert (seen.parameters, seen.traceparent, seen.key) == ({"own": 1}, "00-1-2-01", "all")
+    assert (seen.parameters, seen.key) == ({"own": 1}, "all")
+    assert (seen.traceparent, seen.tracestate) == ("00-1-2-01", "a=1")
     assert 3000 < seen.timeout_ms <= 4000
 
 

@@ -296,9 +296,19 @@ def test_a_request_may_ask_where_its_time_went(gateway, house):
 
 def test_the_trace_context_goes_through_and_comes_back(gateway, house):
     context = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"
-    answer = gateway.post("/v2/models/slow/infer", headers={"traceparent": context})
+    told = [("traceparent", context), ("tracestate", "congo=t61rcWkgMzE"), ("tracestate", "rojo=00f067aa0ba902b7")]
+    answer = httpx.post(
+        f"{gateway.url}/v2/models/slow/infer", headers=[("authorization", "Bearer ser_all.s2"), *told], json=request()
+    )
     assert answer.headers["traceparent"] == context
-    assert house.replicas["slow"].seen[-1].traceparent == context
+    seen = house.replicas["slow"].seen[-1]
+    assert (seen.traceparent, seen.tracestate) == (context, "congo=t61rcWkgMzE,rojo=00f067aa0ba902b7")
+    body = {"text": "a", "y": "b"}
+    for verb in ("generate", "generate_stream"):
+        answer = gateway.post(f"/v2/models/text/{verb}", headers=dict(told), json=body)
+        assert (answer.status_code, answer.headers["traceparent"]) == (200, context), answer.text
+        seen = house.replicas["text"].seen[-1]
+        assert (seen.traceparent, seen.tracestate) == (context, "rojo=00f067aa0ba902b7")
     assert (
         gateway.post("/v2/models/slow/infer", headers={"traceparent": context}, json={"inputs": []}).headers[
             "traceparent"

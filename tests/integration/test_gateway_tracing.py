@@ -87,7 +87,7 @@ def attributes(span: Any) -> dict[str, Any]:
 def test_an_answered_request_has_its_stages_below_the_callers_span(house: House, collector: Collector) -> None:
     collector.spans.clear()
     trace(house)
-    answer = house.gateways[0].post(headers={"traceparent": CONTEXT})
+    answer = house.gateways[0].post(headers={"traceparent": CONTEXT, "tracestate": "congo=t61,rojo=00f"})
     trace(house, "OFF")
     until(lambda: len(collector.spans) >= 8)
     spans = {span.name: span for span in collector.spans}
@@ -106,7 +106,9 @@ def test_an_answered_request_has_its_stages_below_the_callers_span(house: House,
     told = attributes(top)
     assert (told["serinus.endpoint"], told["serinus.version"], told["serinus.rows"]) == ("mlp", "1", 1)
     own = f"00-{top.trace_id.hex()}-{top.span_id.hex()}-01"
-    assert house.replicas["r1"].seen[-1].traceparent == own == answer.headers["traceparent"]
+    seen = house.replicas["r1"].seen[-1]
+    assert seen.traceparent == own == answer.headers["traceparent"]
+    assert seen.tracestate == top.trace_state == "congo=t61,rojo=00f"
     assert collector.services == {"serinus"}
 
 
@@ -147,11 +149,11 @@ def test_the_live_setting_says_which_requests_are_traced(house: House, collector
 def test_a_context_that_is_none_begins_a_new_trace(house: House, collector: Collector, context: str) -> None:
     collector.spans.clear()
     trace(house)
-    answer = house.gateways[0].post(headers={"traceparent": context})
+    answer = house.gateways[0].post(headers={"traceparent": context, "tracestate": "congo=t61"})
     trace(house, "OFF")
     until(lambda: any(span.name == "infer mlp" for span in collector.spans))
     top = next(span for span in collector.spans if span.name == "infer mlp")
-    assert top.parent_span_id == b""
+    assert (top.parent_span_id, top.trace_state, house.replicas["r1"].seen[-1].tracestate) == (b"", "", "")
     assert answer.headers["traceparent"].split("-")[1] == top.trace_id.hex()
 
 

@@ -82,10 +82,12 @@ async def test_a_text_frame_is_answered_by_a_text_frame(connect):
         assert (answer["model_version"], answer["parameters"]) == ("1", {"rollout_arm": "primary"})
 
 
-async def test_times_and_trace_context_come_back_when_asked_for(connect):
+async def test_times_and_trace_context_come_back_when_asked_for(connect, replica):
     context = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"
     async with connect() as stream:
-        answer = await ask(stream, request(identity="a") | {"traceparent": context, "parameters": {"timeline": True}})
+        sent = {"traceparent": context, "tracestate": "a=1,b=2", "parameters": {"timeline": True}}
+        answer = await ask(stream, request(identity="a") | sent)
+    assert (replica.seen[-1].traceparent, replica.seen[-1].tracestate) == (context, "a=1,b=2")
     told = answer["parameters"]
     assert told["traceparent"] == context
     assert {name for name in told if name.startswith("timeline_")} == {

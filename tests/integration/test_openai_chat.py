@@ -140,6 +140,16 @@ def test_the_async_client(gateway):
     assert asyncio.run(ask()) == ("a b", "c d")
 
 
+def test_the_trace_context_reaches_the_engine_and_comes_back(gateway, replica):
+    told = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00", "tracestate": "a=1"}
+    for stream in (False, True):
+        body = {"model": "lm", "messages": say("a b"), "stream": stream}
+        answer = gateway.post("/v1/chat/completions", json=body, headers=told)
+        assert (answer.status_code, answer.headers["traceparent"]) == (200, told["traceparent"])
+        seen = replica.seen[-1]
+        assert (seen.traceparent, seen.tracestate) == tuple(told.values())
+
+
 def test_completions_of_one_and_of_several_prompts(client, replica):
     found = client.completions.create(model="lm", prompt="a b c", max_tokens=2)
     assert (found.id[:5], found.object, found.choices[0].text) == ("cmpl-", "text_completion", "a b")

@@ -292,6 +292,10 @@ def test_draining_answers_what_is_under_way_then_ends(make):
     found = answers(wire, 13)
     assert found.pop(99)[0].code == "draining"
     assert all(values == [3, 3] for _, values in found.values())
+    last, _ = wire.next()
+    assert (last.id, last.statistics.success.count, last.statistics.fail.count) == (0, 12, 1)
+    assert last.statistics.life
+    assert last.statistics.memory["cpu"] > 1 << 20
     assert replica.exit_status() == 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -291,6 +292,9 @@ def test_the_audit_trail_is_read_only_in_the_admin(world: World) -> None:
     entry = AuditEntry.objects.first()
     assert entry is not None
     assert client.get("/admin/accounts/auditentry/").status_code == 200
+    names = re.findall(r'<a href="/admin/[a-z]+/[a-z]+/"[^>]*>([^<]+)</a>', client.get("/admin/").content.decode())
+    assert {"Audit entries", "API keys", "Batches", "Replicas"} <= set(names)
+    assert not [name for name in names if re.search(r"([^aeiou]y|ch|sh|s|x|z)s$", name)]
     for path in ("add/", f"{entry.pk}/delete/"):
         assert client.post(f"/admin/accounts/auditentry/{path}", {"post": "yes"}).status_code == 403
     assert client.post(f"/admin/accounts/auditentry/{entry.pk}/change/", {"actor": "x"}).status_code == 403

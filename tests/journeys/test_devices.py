@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.support import device_trips as trips
@@ -49,6 +50,12 @@ def test_two_replicas_spread_over_two_devices_and_answer(fakes: House, tmp_path:
     mine = [seen for seen in fakes.seen() if seen.id in {row["id"] for row in rows}]
     assert [seen.compiles_after_ready for seen in mine] == [0, 0]
     assert "may take 6.2 % of cuda:0" in trips.page(fakes, "/fleet/")
+    line = 'serinus_device_memory_bytes{device="%s",endpoint="%s-on-cuda",version="1"}'
+    told = lambda: httpx.get(f"{fakes.gateway_url}/metrics", headers={"Authorization": f"Bearer {fakes.key}"}).text  # noqa: E731
+    until(
+        "replicas tell of their devices",
+        lambda: all(line % (name, what) in told() for name in ("cpu", "cuda:0", "cuda:1")),
+    )
     fakes.scale(f"{what}-on-cuda", 1, 0)
 
 

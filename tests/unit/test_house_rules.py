@@ -99,9 +99,10 @@ def test_every_batching_setting_is_documented():
 
 def test_every_metric_is_documented():
     from inference import metrics
-    from inference.gateway.exposition_triton import _FAMILIES
+    from inference.gateway.exposition_triton import _FAMILIES, FAILURE
+    from inference.gateway.gpus import _FAMILIES as GPU
 
     page = (REPO / "docs" / "metrics.md").read_text()
     ours = {value for value in vars(metrics).values() if isinstance(value, str) and value.startswith("serinus_")}
     assert len(ours) > 10
-    assert not {name for name in ours | set(_FAMILIES) if f"`{name}`" not in page}
+    assert not {name for name in ours | {*_FAMILIES, *GPU, FAILURE} if f"`{name}`" not in page}

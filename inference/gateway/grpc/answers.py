@@ -106,5 +106,4 @@ def _special(call: Call, headers: list[TensorHeader], pieces: list[memoryview]) 
 
 def arm_metadata(done: Done) -> tuple[tuple[str, str], ...]:
     """Who answered, and the id for feedback: the same headers as REST's; and the trace context, when one was given."""
-    found = tuple((name.decode(), value.decode()) for name, value in done.headers)
-    return (*found, ("traceparent", done.call.traceparent)) if done.call.traceparent else found
+    return tuple((name.decode(), value.decode("latin-1")) for name, value in done.headers)

@@ -185,6 +185,7 @@ class Methods(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc comes witho
                 problem = ServerError()
             finally:
                 self.running -= 1
+            self._plane.refused("", problem)
             return await statuses.abort(context, problem)
 
         return answer

@@ -22,9 +22,14 @@ class Head:
     timeout_ms: int = 0
     session: str = ""
     traceparent: str = ""
+    tracestate: str = ""
     is_strict: bool = False
     version: str | None = None
     metadata: Sequence[tuple[str, str | bytes]] = ()
+
+    @property
+    def trace(self) -> tuple[str, str]:
+        return self.traceparent, self.tracestate
 
     def headers(self) -> dict[bytes, bytes]:
         """The metadata as HTTP's doors have their headers."""
@@ -57,6 +62,10 @@ def read(metadata: Sequence[tuple[str, str | bytes]], remaining_s: float | None)
     if len(given) > 1:
         head.session = given.get("x-session-id", "")
         head.traceparent = given.get("traceparent", "")
+        if head.traceparent:
+            head.tracestate = ",".join(
+                value for name, value in metadata if name == "tracestate" and isinstance(value, str)
+            )
         head.version = given.get("x-model-version")
         head.is_strict = given.get("triton_grpc_error", "").lower() == "true"
     return head

@@ -32,16 +32,18 @@ def asked_of(plane: DataPlane, head: Head, request: Message) -> Asked:
 
 
 class Reading:
-    """The reader of one request, for the data plane. is_streamed: may have several answers."""
+    """The reader of one request, for the data plane. trace: traceparent and tracestate. is_streamed: may have several
+    answers.
+    """
 
-    __slots__ = ("_is_streamed", "_raw", "_request", "_shared", "_traceparent")
+    __slots__ = ("_is_streamed", "_raw", "_request", "_shared", "_trace")
 
     def __init__(
-        self, request: Message, raw: Raw, traceparent: str, shared: Shared | None, *, is_streamed: bool = False
+        self, request: Message, raw: Raw, trace: tuple[str, str], shared: Shared | None, *, is_streamed: bool = False
     ) -> None:
         self._request = request
         self._raw = raw
-        self._traceparent = traceparent
+        self._trace = trace
         self._shared = shared
         self._is_streamed = is_streamed
 
@@ -53,7 +55,7 @@ class Reading:
                 f"model '{name}' gives several answers, use ModelStreamInfer"
             )
         call = requests.read(self._request, self._raw, name, variant.route.signature, self._shared)
-        call.traceparent = self._traceparent
+        call.traceparent, call.tracestate = self._trace
         return call
 
 
@@ -73,6 +75,6 @@ class Infer:
         request, raw = wire.infer_request(data)
         asked = asked_of(self._plane, head, request)
         shared = self._regions.of(asked.caller.id) if self._regions is not None else None
-        done = await self._plane.infer(asked, Reading(request, raw, head.traceparent, shared))
+        done = await self._plane.infer(asked, Reading(request, raw, head.trace, shared))
         context.set_trailing_metadata(answers.arm_metadata(done))
         return b"".join(answers.parts_of(done))

@@ -124,6 +124,7 @@ class _Stream:
         except SerinusError as error:
             if head.is_strict:
                 raise
+            self._plane.refused(model, error)
             await _turn(before)
             await self._write(answers.failed(identity, model, version, statuses.detail_of(error)))
 
@@ -131,7 +132,7 @@ class _Stream:
         asked = asked_of(self._plane, head, request)
         keeps_empty = requests.wants_empty_final(request)
         shared = self._regions.of(asked.caller.id) if self._regions is not None else None
-        reading = Reading(request, raw, head.traceparent, shared, is_streamed=True)
+        reading = Reading(request, raw, head.trace, shared, is_streamed=True)
         async with contextlib.aclosing(self._plane.stream(asked, reading)) as coming:
             async for done in coming:
                 answer = done.answer

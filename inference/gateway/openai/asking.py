@@ -40,12 +40,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Who:
-    """What a request's head says, whatever door it came by."""
+    """What a request's head says, whatever door it came by. trace: its traceparent and tracestate."""
 
     credential: str
     session: str = ""
     timeout_ms: int = 0
-    traceparent: str = ""
+    trace: tuple[str, str] = ("", "")
     request_id: str = ""
     priority: int = 0
     headers: Given = field(default_factory=dict)
@@ -60,7 +60,7 @@ def who_of(request: Request) -> Who:
         credential_of(headers),
         session.decode("latin-1"),
         timeout_of(headers),
-        headers.get(b"traceparent", b"").decode("latin-1"),
+        (headers.get(b"traceparent", b"").decode("latin-1"), headers.get(b"tracestate", b"").decode("latin-1")),
         request.id,
         int(priority) if priority.isdigit() and len(priority) < 6 else 0,
         headers,
@@ -127,7 +127,7 @@ def no_adapter(name: str, adapter: str) -> NoSuchModel:
     return NoSuchModel(f"The model '{name}:{adapter[:128]}' does not exist: there is no adapter of that name.")
 
 
-def language_call(message: generation.Asked, name: str, traceparent: str) -> Reader:
+def language_call(message: generation.Asked, name: str, trace: tuple[str, str]) -> Reader:
     """A reader that hands `message` to a language model, and refuses any other. Raises BadField."""
 
     def reader(variant: Variant) -> Call:
@@ -140,7 +140,8 @@ def language_call(message: generation.Asked, name: str, traceparent: str) -> Rea
             )
         data = packed(message)
         header = TensorHeader(generation.REQUEST, "BYTES", [1], len(data))
-        return Call("", [header], [data], [generation.EVENT], binary=None, traceparent=traceparent)
+        parent, state = trace
+        return Call("", [header], [data], [generation.EVENT], binary=None, traceparent=parent, tracestate=state)
 
     return reader
 
@@ -170,7 +171,7 @@ class Asking:
     def __init__(self, plane: DataPlane, target: Target, who: Who, message: generation.Asked) -> None:
         self._plane = plane
         self._asked = target.asked(who, GENERATION_MS)
-        self._reader = language_call(message, target.endpoint.route.name, who.traceparent)
+        self._reader = language_call(message, target.endpoint.route.name, who.trace)
         self.headers: Headers = []
 
     async def events(self) -> AsyncGenerator[Event, None]:

@@ -88,7 +88,8 @@ class Chatting(Asking):
             raise asking.no_adapter(self.endpoint.route.name, self._adapter)
         target = Target(Caller(self.key, frozenset()), self.endpoint, None, self._adapter)
         message = _message(body, target)
-        call = asking.language_call(message, self.endpoint.route.name, frame.traceparent)(variant)
+        trace = (frame.traceparent, frame.tracestate)
+        call = asking.language_call(message, self.endpoint.route.name, trace)(variant)
         call.timeout_us = self._timeout_us
         return call
 

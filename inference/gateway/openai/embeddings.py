@@ -181,7 +181,7 @@ def _call(target: Target, who: Who, texts: Sequence[Text], param: str, variant: 
     most = variant.route.settings.priority_levels
     return Call(
         "", [header], [data], [form.output], None, {COUNT_TOKENS: True},
-        priority=min(who.priority, most), traceparent=who.traceparent, rows=len(texts),
+        priority=min(who.priority, most), traceparent=who.trace[0], tracestate=who.trace[1], rows=len(texts),
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@ import pytest
 
 from inference import metrics
 from inference.gateway import exposition_language
-from inference.gateway.exposition_triton import Sums
+from inference.gateway.replica_sums import Sums
 from inference.protocol.statistics import GenerationStatistics, Histogram, ModelStatistics
 
 

@@ -1,4 +1,7 @@
-from inference.gateway.exposition_triton import Sums, values
+from pathlib import Path
+
+from inference.gateway.exposition_triton import failures, values
+from inference.gateway.replica_sums import Kept, Sums
 from inference.gateway.statistics_json import model_statistics
 from inference.protocol.statistics import BatchStatistics, Duration, ModelStatistics, ResponseStatistics
 
@@ -24,6 +27,42 @@ def test_counters_never_fall_when_replicas_are_restarted_or_leave() -> None:
     assert values(sums.total())["nv_inference_count"] == 30
     assert values(sums.total())["nv_inference_queue_duration_us"] == 15
     assert sums.total().memory == {"cuda:1": 5}
+
+
+def test_a_new_life_is_told_by_its_number_even_where_it_has_done_more() -> None:
+    sums = Sums()
+    for life, count in ((1, 5), (1, 6), (2, 9), (2, 9)):
+        found = told(count)
+        found.life = life
+        sums.tell("a@1", found)
+    assert values(sums.total())["nv_inference_request_success"] == 15
+
+
+def test_sums_survive_the_process_but_not_what_was_of_the_moment(tmp_path: Path) -> None:
+    kept = Kept(tmp_path / "gateway" / "sums")
+    kept.load()
+    kept.of(("mlp", "1")).tell("a@1", told(5, depth=3))
+    kept.save(kept.unsaved())
+    assert kept.unsaved() == b""
+    again = Kept(tmp_path / "gateway" / "sums")
+    again.load()
+    total = again.of(("mlp", "1")).total()
+    assert (total.success.count, total.queue_depth, total.memory) == (5, 0, {})
+    again.keep([("mlp", "1")], 0.0)
+    again.keep([], 1.0)
+    again.keep([("mlp", "1")], 500.0)
+    again.keep([], 700.0)
+    again.keep([], 1200.0)
+    assert again.sums
+    again.keep([], 1300.0)
+    assert not again.sums
+    (tmp_path / "gateway" / "sums").write_bytes(b"nonsense")
+    Kept(tmp_path / "gateway" / "sums").load()
+
+
+def test_failures_are_told_apart() -> None:
+    found = ModelStatistics(fail=Duration(9, 0), rejected={"overloaded": 2, "not_ready": 3}, cancelled=4)
+    assert failures(found) == {"REJECTED": 2, "CANCELED": 4, "BACKEND": 4, "OTHER": 3}
 
 
 def test_statistics_have_tritons_shape() -> None:

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from inference import metrics
-from inference.errors import InvalidOutput, Overloaded, PoisonInput, Unauthenticated
+from inference.errors import BY_CODE, InvalidOutput, Overloaded, PoisonInput, Unauthenticated
 from inference.gateway import exposition
 from inference.gateway.exposition_versions import families
-from inference.gateway.telemetry import Telemetry
+from inference.gateway.telemetry import REFUSALS, Telemetry
 from inference.protocol.messages import Answer
 from inference.protocol.samples import BATCH_EDGES, LATENCY_EDGES_MS, STAGE_EDGES_NS, Sample, bucket_of
 from inference.protocol.statistics import BatchStatistics, Duration, ModelStatistics
@@ -128,6 +128,29 @@ def test_what_a_judge_reads_comes_out_in_samples_and_at_metrics():
         found["serinus_between_parts_seconds_count", labels],
         found["serinus_between_parts_seconds_sum", labels],
     ) == (2, 0.009)
+
+
+def test_versions_that_have_been_gone_for_a_while_are_forgotten():
+    telemetry = Telemetry("t")
+    for number in (1, 2):
+        telemetry.answered(("mlp", number, "primary"), 1.0, answer(0, 0, number, 0, 1), 0)
+    telemetry.failed(("mlp", 0, ""), 1.0, Overloaded(), 0)
+    telemetry.failed(("old", 0, ""), 1.0, Overloaded(), 0)
+    for name in ("mlp", "old", ""):
+        telemetry.refused(name, Unauthenticated())
+    telemetry.close_bin(1)
+    for now in (0.0, 599.0, 601.0):
+        assert len(dict(telemetry.totals())) == 4
+        telemetry.keep({("mlp", 1)}, now)
+    assert set(dict(telemetry.totals())) == {("mlp", 1, "primary"), ("mlp", 0, "")}
+    assert {name for name, _ in telemetry.refusals} == {"mlp", ""}
+
+
+def test_every_code_is_a_refusal_or_a_fault():
+    faults = {
+        "internal", "invalid_output", "model_failed", "out_of_memory", "replica_lost", "sequence_lost", "storage_full",
+    }  # fmt: skip
+    assert set(BY_CODE) == REFUSALS | faults
 
 
 def test_a_reader_of_before_and_a_sender_of_before_are_understood():

@@ -8,6 +8,14 @@ import { subscribe } from "../lib/socket.js";
 const STAGES = ["Queue", "Assembly", "Compute", "Encode"].map((label, place) => ({ key: `s${place}`, label, tone: place + 1 }));
 const KEPT_S = 300;
 
+// Batch sizes are counted up to 1, 2, 3, 4, 6, 8, 12, 16 ... rows; 0 stands for what is above the last edge.
+function rows(edge) {
+  if (!edge) return "> 1024";
+  const isPower = (edge & (edge - 1)) === 0;
+  const low = edge <= 2 ? edge : (isPower ? edge * 0.75 : (edge * 2) / 3) + 1;
+  return low === edge ? String(edge) : `${low}–${edge}`;
+}
+
 export function mount(island) {
   const { topic } = dataOf(island);
   const chart = (name) => island.querySelector(`[data-chart=${name}]`);
@@ -20,7 +28,7 @@ export function mount(island) {
     if (!data) { waiting = null; return; }
     waiting = data.queue_depth ?? null;
     stages.update((data.points ?? []).filter((point) => point.stages).map((point) => ({ at: point.at, ...Object.fromEntries(point.stages.map((value, place) => [`s${place}`, value])) })));
-    batches.update((data.batches ?? []).map(([edge, requests], place, all) => ({ label: edge ? String(edge) : `> ${all[place - 1]?.[0] ?? 1024}`, value: requests })));
+    batches.update((data.batches ?? []).map(([edge, requests]) => ({ label: rows(edge), value: requests })));
   });
   // Only changes are sent, so the line is drawn from what holds each second.
   setInterval(() => {

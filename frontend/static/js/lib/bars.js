@@ -58,6 +58,8 @@ export class BarChart {
     const step = Math.min((width - PAD.left - PAD.right) / this.bars.length, WIDEST_PX);
     const top = Math.max(...this.bars.map((bar) => bar.value), 1e-9);
     const color = getComputedStyle(this.swatch).color;
+    const widest = Math.max(...this.bars.map((bar) => pen.measureText(bar.label).width)) + 4;
+    const each = Math.ceil(widest / step);
     this.bars.forEach((bar, place) => {
       const tall = Math.max(1.5, (bar.value / top) * (height - PAD.top - PAD.bottom));
       const x = PAD.left + place * step;
@@ -65,7 +67,7 @@ export class BarChart {
       pen.fillRect(x + step * 0.12, height - PAD.bottom - tall, step * 0.76, tall);
       pen.fillStyle = ink;
       pen.globalAlpha = 0.85;
-      pen.fillText(bar.label, x + step / 2, height - 6);
+      if (place % each === 0) pen.fillText(bar.label, x + step / 2, height - 6);
       if (step > 26) pen.fillText(this.format(bar.value), x + step / 2, height - PAD.bottom - tall - 5);
       pen.globalAlpha = 1;
     });

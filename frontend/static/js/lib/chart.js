@@ -4,12 +4,27 @@ import { el } from "./dom.js";
 
 const PAD = { left: 40, right: 10, top: 10, bottom: 22 };
 const SHORTEST_S = 60;
+const TIME_STEPS_S = [15, 30, 60, 120, 300];
+const LONE_PX = 3;
 const tick = (value) => (value >= 10_000 ? `${value / 1000}k` : String(Number(value.toPrecision(3))));
 
 function niceStep(top, lines) {
   const raw = top / lines || 1;
   const power = 10 ** Math.floor(Math.log10(raw));
   return [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((step) => step >= raw);
+}
+
+// Points that follow each other without a gap; a second alone is a run of one.
+function runs(points, key) {
+  const found = [];
+  let before = null;
+  for (const point of points) {
+    if (point[key] === null || point[key] === undefined) { before = null; continue; }
+    if (before !== null && point.at - before <= 5) found.at(-1).push(point);
+    else found.push([point]);
+    before = point.at;
+  }
+  return found;
 }
 
 export class LineChart {
@@ -117,9 +132,9 @@ export class LineChart {
     }
     pen.textAlign = "center";
     pen.textBaseline = "alphabetic";
-    const step_s = scale.span / (width < 420 ? 2 : 5);
+    const step_s = TIME_STEPS_S.find((step) => scale.span / step <= (width < 420 ? 3 : 6)) ?? scale.span;
     for (let back = 0; back <= scale.span; back += step_s) {
-      const text = back === 0 ? "now" : back < 120 && step_s % 60 ? `−${back} s` : `−${Math.round(back / 60 * 10) / 10} min`;
+      const text = back === 0 ? "now" : step_s % 60 ? `−${back} s` : `−${back / 60} min`;
       const x = scale.x(scale.end - back);
       pen.textAlign = back === 0 ? "right" : back === scale.span ? "left" : "center";
       pen.fillText(text, x, height - 6);
@@ -132,15 +147,16 @@ export class LineChart {
     pen.lineWidth = 1.75;
     pen.lineJoin = "round";
     pen.setLineDash(one.dash ? [4, 3] : []);
+    pen.fillStyle = pen.strokeStyle;
     pen.beginPath();
-    let before = null;
-    for (const point of scale.shown) {
-      const value = point[one.key];
-      if (value === null || value === undefined) { before = null; continue; }
-      const [x, y] = [scale.x(point.at), scale.y(value)];
-      if (before !== null && point.at - before <= 5) pen.lineTo(x, y);
-      else { pen.moveTo(x, y); pen.lineTo(x + 0.01, y); }
-      before = point.at;
+    for (const run of runs(scale.shown, one.key)) {
+      const at = (point) => [scale.x(point.at), scale.y(point[one.key])];
+      if (run.length === 1) {
+        const [x, y] = at(run[0]);
+        pen.fillRect(x - LONE_PX / 2, y - LONE_PX / 2, LONE_PX, LONE_PX);
+        continue;
+      }
+      run.forEach((point, place) => (place ? pen.lineTo(...at(point)) : pen.moveTo(...at(point))));
     }
     pen.stroke();
     pen.setLineDash([]);

@@ -9,6 +9,7 @@ export function count(value, digits = 1) {
 
 export function ms(value) {
   if (value === null || value === undefined || Number.isNaN(value)) return "–";
+  if (value === 0) return "0 ms";
   if (value > 0 && value < 0.1) return `${(value * 1000).toFixed(value < 0.01 ? 1 : 0)} µs`;
   if (value >= 10_000) return `${(value / 1000).toFixed(1)} s`;
   return `${value >= 100 ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2)} ms`;
