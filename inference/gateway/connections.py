@@ -75,7 +75,7 @@ class Link:
         head = frames.encode_head(
             Infer(
                 number, timeout_ms, call.tensors, call.outputs, call.parameters, call.priority, call.timeout_us,
-                call.sequence, call.traceparent, flight.key, block, at, 0 if room is None else number_of(room),
+                call.sequence, call.traceparent, flight.key, block, at, 0 if room is None else number_of(room), call.id,
             ),
             0 if block else size,
         )  # fmt: skip

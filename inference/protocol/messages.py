@@ -38,7 +38,8 @@ class Infer(msgspec.Struct, tag="infer", frozen=True, array_like=True):
     `queue_timeout_us`: how long it may wait in the queue, where the queue's policy lets requests say so; 0: not said.
     `traceparent`: W3C trace context, "" without any. `key`: the caller's key id, for fair queueing. `block`: the lent
     block that the tensors lie in from byte `at` on, instead of the frame's body; 0: they are the body. `room`: the lent
-    block that the final answer's tensors may be written to; 0: there is none.
+    block that the final answer's tensors may be written to; 0: there is none. `request_id`: the client's own, for models
+    that look at it.
     """
 
     id: int
@@ -54,6 +55,7 @@ class Infer(msgspec.Struct, tag="infer", frozen=True, array_like=True):
     block: int = 0
     at: int = 0
     room: int = 0
+    request_id: str = ""
 
 
 class Cancel(msgspec.Struct, tag="cancel", frozen=True, array_like=True):

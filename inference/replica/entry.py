@@ -191,7 +191,8 @@ def _server(message: StartReplica, loaded: Loaded, hung: Callable[[], None]) -> 
         executor = executors.make(loaded.runner, settings, loaded.warm, on_hang=hung, model=spec.model)
     takes = loaded.language is None and executors.forgets_inputs(loaded.runner, settings)
     hello = Hello(spec.id, spec.generation, spec.model, spec.version, settings.queue_limit, takes)
-    return Server(Served(hello, signature), executor)
+    tells = bool(getattr(loaded.runner.model, "runs_requests", False))
+    return Server(Served(hello, signature, tells), executor)
 
 
 def _drainer(
