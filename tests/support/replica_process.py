@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,7 @@ class Replica:
         adapters: list[AdapterSpec] | None = None,
         name: str = "r1",
         threads: int = 1,
+        env: Mapping[str, str] | None = None,
     ) -> None:
         self.root = root
         self.adapters: list[AdapterSeen] = []
@@ -138,7 +140,7 @@ class Replica:
         self.listener.bind(self.path)
         self.listener.listen()
         ours, theirs = socket.socketpair()
-        self.process = _start(SERVE, message, root / "log", theirs.fileno(), self.listener.fileno())
+        self.process = _start(SERVE, message, root / "log", theirs.fileno(), self.listener.fileno(), **(env or {}))
         theirs.close()
         self.control = Wire(ours, FromChild)
         ours.settimeout(90)  # a load on a machine that does much else
@@ -211,8 +213,8 @@ def validated(root: Path, folder: Path, settings: dict[str, Any]) -> ValidationS
     return seen[-1]
 
 
-def _start(code: str, message: msgspec.Struct, log: Path, *descriptors: int) -> subprocess.Popen[bytes]:
-    environment = {"PYTHONPATH": str(Path.cwd()), "OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
+def _start(code: str, message: msgspec.Struct, log: Path, *descriptors: int, **env: str) -> subprocess.Popen[bytes]:
+    environment = {"PYTHONPATH": str(Path.cwd()), "OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"} | env
     command = [sys.executable, "-c", code, msgspec.msgpack.encode(message).hex(), *map(str, descriptors)]
     with log.open("ab") as out:
         return subprocess.Popen(command, pass_fds=descriptors, env=environment, stderr=out)
