@@ -43,6 +43,7 @@ class TritonPythonModel:
         return [self.answer(request) for request in requests]
 
     def answer(self, request):
+        pb_utils.Logger.log_warn("asked " + request.request_id())
         told = {
             "id": request.request_id(), "sequence": request.correlation_id(), "flags": request.flags(),
             "timeout": request.timeout(), "parameters": json.loads(request.parameters()),
@@ -201,16 +202,17 @@ def floats(*values: float) -> np.ndarray[Any, Any]:
 @pytest.mark.parametrize("door", ["http", "grpc"])
 def test_a_python_model_is_told_what_its_caller_said(place: TritonPlace, door: str) -> None:
     trace = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-    answer = ask(place, door, "told", A=floats(1, 2), B=floats(3), wanted=("TOLD",), request_id="r-7", timeout=5_000_000,
+    answer = ask(place, door, "told", A=floats(1, 2), B=floats(3), wanted=("TOLD",), request_id=f"r-{door}", timeout=5_000_000,
                  parameters={"tone": "low", "n": 3, "on": True}, headers={"traceparent": trace})  # fmt: skip
     told = json.loads(answer.as_numpy("TOLD")[0])
     context = json.loads(told.pop("trace"))
     assert context["traceparent"].split("-")[1] == trace.split("-")[1]
     assert told == {
-        "id": "r-7", "sequence": 0, "flags": 0, "timeout": 5_000_000, "outputs": ["TOLD"], "model": "told", "version": 1,
+        "id": f"r-{door}", "sequence": 0, "flags": 0, "timeout": 5_000_000, "outputs": ["TOLD"], "model": "told", "version": 1,
         "parameters": {"tone": "low", "n": 3, "on": True}, "cancelled": False, "inputs": ["A", "B"],
     }  # fmt: skip
     assert answer.as_numpy("SUM") is None
+    assert f"asked r-{door}" in place.log("told")
     response = answer.get_response()
     said = response["parameters"] if door == "http" else response.parameters
     assert said["by"] == "told" if door == "http" else said["by"].string_param == "told"

@@ -30,6 +30,7 @@ class TritonPlace:
 
     def __init__(self, work: Path, root: Path, env: dict[str, dict[str, str]] | None = None) -> None:
         self.replicas: list[Replica] = []
+        self._work = work
         models = [repository.model(root, name) for name in repository.names(root)]
         graphs = [model for model in models if model.translated.backend == ENSEMBLE]
         plain = [model for model in models if model not in graphs]
@@ -61,6 +62,9 @@ class TritonPlace:
         public = public_signature(declared, settings)
         route = ReplicaRoute(model.name, 1, f"unix:{replica.path}")
         return _served(model.name, VariantRoute(1, "primary", 10_000, public, [route], settings))
+
+    def log(self, model: str) -> str:
+        return (self._work / model / "log").read_text()
 
     def close(self) -> None:
         self.http.close()
