@@ -101,12 +101,12 @@ def _prepare(message: StartReplica, life: Lifecycle, control: Control, *, keep: 
     """1. Lays out. 2. Enters the sandbox. 3. Verifies. 4. Loads. 5. Warms."""
     spec = message.spec
     life.move(ReplicaPhase.LOADING)
+    settings = delayed(settings_from(spec.settings), os.environ)  # the sandbox has an environment of its own
     ground = lay_out(message.paths, spec.files)
     walls = ground.enter(device=spec.device, limits=_limits(message), keep=keep)
     control.listen()
     log.info("sandbox: %s", walls.describe())
     ground.verify()
-    settings = delayed(settings_from(spec.settings), os.environ)
     device = devices.select(spec.device, spec.device_memory_share, fake=message.is_fake_device)
     bounds = (spec.device_memory_bytes, spec.device_memory_share)
     log.info("device: %s, here %s; memory share %.4f", spec.device, device, spec.device_memory_share)

@@ -116,6 +116,7 @@ class Replica:
         name: str = "r1",
         threads: int = 1,
         env: Mapping[str, str] | None = None,
+        model: str = "m",
     ) -> None:
         self.root = root
         self.adapters: list[AdapterSeen] = []
@@ -123,7 +124,7 @@ class Replica:
         spec = ReplicaSpec(
             name,
             1,
-            "m",
+            model,
             1,
             "d",
             format,

@@ -55,7 +55,7 @@ class TritonPlace:
             shutil.copy(part.file, place)
         kind = FORMATS[model.translated.backend]
         given: dict[str, Any] = msgspec.to_builtins(settings)
-        replica = Replica(work / model.name, folder, kind, given, name=model.name, env=env)
+        replica = Replica(work / model.name, folder, kind, given, name=model.name, env=env, model=model.name)
         self.replicas.append(replica)
         declared = declared_signature(settings)
         assert declared is not None

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 UTILS = ("triton_python_backend_utils", "c_python_backend_utils")
 REMEDY = "model.py must define a class TritonPythonModel with execute(self, requests)"
 READY_S, READY_STEP_S = 60.0, 0.2
+PATIENCE = 0.9  # of the time after which a step is taken for hung: a silent request shall not cost the process
 current_folder = Path()
 _numbers = itertools.count(1)
 
@@ -57,7 +58,7 @@ def load(context: LoadContext) -> TritonPythonModel:
         name=config.name,
         version=_number(path),
         decoupled=context.settings.decoupled,
-        patience_s=context.settings.hang_timeout_s,
+        patience_s=PATIENCE * context.settings.hang_timeout_s,
     )
 
 

@@ -370,11 +370,11 @@ MATRIX = {
     "sequence_batching.state.input_name": (BASE + STATE % "", BASE + (STATE % "").replace('"a"', '"c"')),
     "sequence_batching.state.output_name": (BASE + STATE % "", BASE + (STATE % "").replace('"b"', '"c"')),
     "sequence_batching.state.data_type": (BASE + STATE % "", BASE + (STATE % "").replace("FP32", "FP64")),
-    "sequence_batching.state.dims": (BASE + STATE % "", BASE + (STATE % "").replace("2", "3")),
+    "sequence_batching.state.dims": (BASE + STATE % "", BASE + (STATE % "").replace("dims: 2", "dims: 3")),
     "sequence_batching.state.initial_state.data_type": (
         BASE + STATE % INITIAL % ZERO, BASE + STATE % INITIAL.replace("FP32", "FP64") % ZERO),
     "sequence_batching.state.initial_state.dims": (
-        BASE + STATE % INITIAL % ZERO, BASE + STATE % INITIAL.replace("2", "3") % ZERO),
+        BASE + STATE % INITIAL % ZERO, BASE + STATE % INITIAL.replace("dims: 2", "dims: 3") % ZERO),
     "sequence_batching.state.initial_state.zero_data": (BASE + STATE % INITIAL % ZERO, BASE + STATE % INITIAL % ""),
     "sequence_batching.state.initial_state.data_file": (
         BASE + STATE % INITIAL % ZERO, BASE + STATE % INITIAL % 'data_file: "f"'),
