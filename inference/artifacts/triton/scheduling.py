@@ -105,7 +105,9 @@ def _state(given: Any) -> StateTensor:
     dims, file = list(given.dims), ""
     for initial in given.initial_state:
         if initial.data_type != given.data_type:
-            raise refuse(f"{path}.initial_state.data_type", f"'{given.input_name}' begins with another type than it has")
+            raise refuse(
+                f"{path}.initial_state.data_type", f"'{given.input_name}' begins with another type than it has"
+            )
         if initial.WhichOneof("state_data") is None:
             raise refuse(f"{path}.initial_state", f"'{given.input_name}' says neither zero_data nor data_file")
         dims = list(initial.dims) or dims

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -75,8 +76,8 @@ class TritonPythonModel:
         told = [about(inputs) for inputs in requests]
         channels = [Channel(left=one.has_left) for one in told]
         given = [self._request(*one) for one in zip(requests, told, channels, strict=True)]
-        with self._executing:
-            answers = self._execute(given)
+        with self._executing, _own_words():
+            answers = self._made.execute(given)
             if inspect.iscoroutine(answers):
                 answers = self._background.result(answers)
         if not isinstance(answers, list | tuple) or len(answers) != len(given):
@@ -109,23 +110,17 @@ class TritonPythonModel:
 
     def _streamed(self, request: pb.InferenceRequest, channel: Channel) -> None:
         try:
-            with self._executing:
-                answers = self._execute([request])
-            if inspect.iscoroutine(answers):  # while it waits, others may be executed
-                answers = self._background.result(answers)
+            with _own_words():
+                with self._executing:
+                    answers = self._made.execute([request])
+                if inspect.iscoroutine(answers):  # while it waits, others may be executed
+                    answers = self._background.result(answers)
             if not self._decoupled:
                 channel.send(answers[0], pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         except BaseException as error:
             if not isinstance(error, SerinusError):
                 log.exception("execute raised")
             channel.fail(error if isinstance(error, SerinusError) else ModelFailed())
-
-    def _execute(self, requests: Sequence[pb.InferenceRequest]) -> Any:
-        try:
-            return self._made.execute(list(requests))
-        except pb.TritonModelException as error:
-            log.exception("execute raised")
-            raise ModelFailed(str(error) or None) from error
 
     def _request(
         self, inputs: Arrays, told: About, channel: Channel, parameters: Mapping[str, Any] | None = None
@@ -178,6 +173,16 @@ class TritonPythonModel:
                 return ModelFailed(f"the model's output '{tensor.name()}' is {kind}, and {datatype} is declared")
             found[tensor.name()] = array
         return found
+
+
+@contextmanager
+def _own_words() -> Iterator[None]:
+    """A TritonModelException is told to the callers in its own words."""
+    try:
+        yield
+    except pb.TritonModelException as error:
+        log.exception("execute raised")
+        raise ModelFailed(str(error) or None) from error
 
 
 def _flags(*, start: bool, end: bool) -> int:

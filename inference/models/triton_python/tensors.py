@@ -60,7 +60,8 @@ class Tensor:
 
     def as_numpy(self) -> Any:
         if self.is_bf16:
-            raise TritonModelException(f"tensor '{self._name}' is bfloat16, which numpy cannot hold: use to_dlpack()")
+            words = "Tensor dtype is BF16 and cannot be converted to numpy"  # as Triton says it
+            raise TritonModelException(f"{words}: '{self._name}' goes by to_dlpack()")
         return self.carried
 
     def shape(self) -> tuple[int, ...]:

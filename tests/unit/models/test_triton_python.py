@@ -138,9 +138,11 @@ def test_a_triton_exception_keeps_its_words(tmp_path: Path) -> None:
 
 def test_calling_other_models_is_refused_with_a_way_out(tmp_path: Path) -> None:
     body = "class TritonPythonModel:\n    def execute(self, r):\n        return [pb_utils.InferenceRequest(model_name='x').exec()]\n"
-    (found,) = Runner(made(tmp_path, body)).run_isolated([floats(1, 2)])
-    assert "BLS" in found.message
-    assert "ensemble" in found.message
+    waiting = body.replace("def exec", "async def exec").replace("x').exec()", "x').async_exec()")
+    for place, lines in (("plain", body), ("async", waiting)):
+        (found,) = Runner(made(tmp_path / place, lines)).run_isolated([floats(1, 2)])
+        assert "BLS" in found.message
+        assert "ensemble" in found.message
 
 
 def test_strings_and_torch_tensors_pass(tmp_path: Path) -> None:
@@ -305,7 +307,8 @@ class TritonPythonModel:
         assert one.triton_dtype() == 14 and one.shape() == (2,)
         try:
             one.as_numpy()
-        except pb_utils.TritonModelException:
+        except pb_utils.TritonModelException as error:
+            assert "Tensor dtype is BF16 and cannot be converted to numpy" in str(error)
             doubled = from_dlpack(one.to_dlpack()) * 2
         return [pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack("B", to_dlpack(doubled))])]
 """
