@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from inference.errors import NotReady
 from inference.gateway import classification, codec
 from inference.gateway.awaiting import Done
 from inference.gateway.calls import Call
+from inference.gateway.feedback_ids import HEADER
 from inference.gateway.grpc import tensors, wire
+from inference.gateway.http2.headers import field
 from inference.gateway.parameters import Scalar
 from inference.gateway.shared_memory import Target
 from inference.protocol.messages import TensorHeader
@@ -104,7 +107,18 @@ def _special(call: Call, headers: list[TensorHeader], pieces: list[memoryview]) 
     return found
 
 
-def arm_metadata(done: Done) -> tuple[tuple[str, str], ...]:
-    """Who answered, and the id for feedback: the same headers as REST's; and the trace context, when one was given."""
-    found = tuple((name.decode(), value.decode()) for name, value in done.headers)
-    return (*found, ("traceparent", done.call.traceparent)) if done.call.traceparent else found
+def trailers_of(done: Done) -> bytes:
+    """Who answered, and the id for feedback, as header fields: the same as REST's headers; and the trace context, when
+    one was given.
+    """
+    found = _who(tuple(done.variant.headers))
+    if done.feedback:
+        found += field(HEADER, done.feedback.encode())
+    if done.call.traceparent:
+        found += field(b"traceparent", done.call.traceparent.encode("latin-1"))
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _who(fields: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    return b"".join([field(name, value) for name, value in fields])
