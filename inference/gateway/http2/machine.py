@@ -151,7 +151,7 @@ class Machine:
             high, low, kind, flags, number = frames.read_head(data, at)
             size = high << 8 | low
             if kind == 0 and not self._awaits_settings and self._block is None:
-                if flags & frames.PADDED and end - at < 10:
+                if flags & frames.PADDED and size and end - at < 10:
                     break
                 at = self._begin_data(data, at + 9, size, flags, number & frames.NUMBER)
                 continue

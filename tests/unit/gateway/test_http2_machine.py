@@ -53,7 +53,7 @@ def conversations(draw):
     return b"".join(found)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(conversations(), st.lists(st.integers(1, 40), min_size=1))
 def test_pieces_of_any_size_mean_the_same(said, sizes):
     whole = machine.Machine(App(), 1.0)
@@ -96,9 +96,10 @@ class Into(Echo):
         self.log.append(("ended", bytes(self.memory)))
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.integers(40_000, 300_000), st.integers(33_000, 400_000), st.randoms(use_true_random=False))
-def test_a_large_payload_is_received_where_its_receiver_wants_it(size, frame, chance):
+@pytest.mark.parametrize("seed", range(12))
+def test_a_large_payload_is_received_where_its_receiver_wants_it(seed):
+    chance = random.Random(seed)
+    size, frame = chance.randint(40_000, 300_000), chance.randint(33_000, 400_000)
     found, app = begun(App(Into))
     body = chance.randbytes(size)
     whole = size.to_bytes(4, "big") + body
@@ -124,7 +125,7 @@ def test_a_large_payload_is_received_where_its_receiver_wants_it(size, frame, ch
 # -- windows -----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     st.integers(0, 70_000),
     st.lists(st.integers(0, 120_000), min_size=1, max_size=5),
@@ -171,7 +172,7 @@ def test_never_more_is_sent_than_the_windows_allow(initial, sizes, steps):
         if number not in ended:
             windows[number] += 1 << 20
             found.receive(frames.window_update(number, 1 << 20), 1.0)
-    for _ in range(2000):
+    for _ in range(200):
         if ended == bodies.keys():
             break
         read()
@@ -183,10 +184,10 @@ def test_a_small_answer_does_not_wait_behind_a_large_one():
     found, _ = begun()
     peer = Peer()
     found.receive(frames.window_update(0, 1 << 30) + frames.settings({Setting.INITIAL_WINDOW_SIZE: 1 << 30}), 1.0)
-    found.receive(b"".join([peer.head(1), *[data(1, bytes(1 << 20))] * 1, data(1, ends=True)]), 1.0)
+    found.receive(peer.head(1) + data(1, bytes(1 << 20), ends=True), 1.0)
     found.receive(peer.request(3, bytes(200_000)), 1.0)
     sent = [frame.number for frame in read_frames(taken(found, 1 << 20)) if frame.kind == frames.HEADERS and frame.flags & 1]
-    assert sent == [3]
+    assert sent == [3, 1]
 
 
 def test_a_peer_that_takes_nothing_is_known():
