@@ -174,8 +174,9 @@ class Exchange(Receiver):
 
     def left(self) -> None:
         if not self.is_done:
-            self._done()
+            self.is_done = True
             self.drop()
+            self._done()
 
     def beat(self, now: float) -> None:
         timeout_s = self.spoken.timeout_s
@@ -200,20 +201,23 @@ class Exchange(Receiver):
     def answer(self, parts: Sequence[Part], trailers: bytes = b"") -> None:
         """The one message of the answer, in pieces, and the status OK. trailers: further header fields."""
         if not self.is_done:
+            self.is_done = True
             self._done()
             self.machine.answer(self.stream, statuses.BEGIN, framed(parts), statuses.OK + trailers)
 
     def finish(self) -> None:
         """The status OK after what was sent."""
         if not self.is_done:
+            self.is_done = True
             self._done()
             self.machine.end(self.stream, statuses.OK if self.stream.has_begun else statuses.BEGIN + statuses.OK)
 
     def fail(self, error: SerinusError) -> None:
         """The error's status; what is under way ends."""
         if not self.is_done:
-            self._done()
+            self.is_done = True
             self.drop()
+            self._done()
             block = statuses.block(error)
             self.machine.end(self.stream, block if self.stream.has_begun else statuses.BEGIN + block)
 
@@ -223,7 +227,7 @@ class Exchange(Receiver):
         self.fail(ServerError())
 
     def _done(self) -> None:
-        self.is_done = True
+        """Lets go of everything: what a request lies in is used again only when nobody refers to it any more."""
         self._large = None
         self._parts = []
         held, self._held = self._held, None

@@ -151,6 +151,7 @@ class InferExchange(Exchange):
 
     def _done(self) -> None:
         super()._done()
+        self._flight = None
         if self._memory is not None:
             self._memory.release()
             self._memory = None

@@ -105,6 +105,7 @@ class Taken:
         if self._held is not None:
             self._held.release()
             self._held = None
+        self.data = b""
 
 
 class StreamExchange(TaskExchange):

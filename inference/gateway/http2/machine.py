@@ -334,8 +334,7 @@ class Machine:
         if stream is not None:
             stream.is_closed_in = True
             self.outbox.forget(stream)
-            if stream.receiver is not None:
-                stream.receiver.left()
+            _leave(stream)
 
     def _settings_came(self, flags: int, number: int, payload: bytes) -> None:
         if number:
@@ -443,6 +442,7 @@ class Machine:
         """All of the answer was put out."""
         if self.streams.pop(stream.number, None) is None:
             return
+        stream.receiver = None  # they refer to each other: the memory of a request must not wait for the collector
         if not stream.is_closed_in:
             self.outbox.put(frames.rst_stream(stream.number, Code.NO_ERROR))
             self._remember(stream.number)
@@ -455,8 +455,7 @@ class Machine:
         self.outbox.put(frames.rst_stream(stream.number, code))
         if not stream.is_closed_in:
             self._remember(stream.number)
-        if stream.receiver is not None:
-            stream.receiver.left()
+        _leave(stream)
         self.wake()
 
     def reset_number(self, number: int, code: Code) -> None:
@@ -487,8 +486,7 @@ class Machine:
         streams, self.streams = self.streams, {}
         for stream in streams.values():
             self.outbox.forget(stream)
-            if stream.receiver is not None:
-                stream.receiver.left()
+            _leave(stream)
 
     def drain(self) -> None:
         """The first of two GOAWAYs: no stream is refused yet, for some are on their way. A ping follows, whose answer
@@ -509,6 +507,12 @@ class Machine:
     def is_finished(self) -> bool:
         """Whether it has drained: nothing is under way, and nothing will come."""
         return self._last_taken != frames.MOST_WINDOW and not self.streams
+
+
+def _leave(stream: Stream) -> None:
+    receiver, stream.receiver = stream.receiver, None
+    if receiver is not None:
+        receiver.left()
 
 
 def _nothing() -> None:
