@@ -53,7 +53,7 @@ class Client(asyncio.Protocol):
         data = self.rest + data
         at, end = 0, len(data)
         while end - at >= 9:
-            high, low, kind, flags, number = frames.read_head(data, at)
+            high, low, kind, flags, _number = frames.read_head(data, at)
             size = high << 8 | low
             if end - at - 9 < size:
                 break

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from inference.errors import DeadlineExceeded, Malformed, SerinusError, ServerError, TooLarge
 from inference.gateway import encodings
-from inference.gateway.bodies import Held
+from inference.gateway.bodies import SMALL_BYTES, Held
 from inference.gateway.grpc import large, statuses
 from inference.gateway.grpc.large import Large
 from inference.gateway.http2.machine import Machine
@@ -37,8 +37,20 @@ class Exchange(Receiver):
     """One call. is_done: it was answered, or its caller has left."""
 
     __slots__ = (
-        "_compressed", "_held", "_large", "_lead", "_need", "_parts", "_size", "_waits_since", "door", "is_done",
-        "machine", "opened_at", "spoken", "stream",
+        "_compressed",
+        "_data",
+        "_held",
+        "_large",
+        "_lead",
+        "_need",
+        "_size",
+        "_waits_since",
+        "door",
+        "is_done",
+        "machine",
+        "opened_at",
+        "spoken",
+        "stream",
     )  # fmt: skip
     is_tensors = False  # whether its messages are ModelInferRequests
 
@@ -53,7 +65,7 @@ class Exchange(Receiver):
         self._need = -1  # its size, once that is known
         self._size = 0  # of what has come of it
         self._compressed = False
-        self._parts: list[bytes] = []
+        self._data = bytearray()  # of a message that is no large request
         self._large: Large | None = None
         self._held: Held | None = None
 
@@ -102,7 +114,7 @@ class Exchange(Receiver):
         if self._large is not None:
             self._large.feed(mine)
         else:
-            self._parts.append(mine)
+            self._data += mine
         if self._size == self._need:
             self._whole()
         return part[len(mine) :]
@@ -116,10 +128,10 @@ class Exchange(Receiver):
             raise Malformed("a message is compressed, and the call does not say how")
         self._compressed = bool(flag)
         self._need, self._size = size, 0
-        if size >= large.LEAST_BYTES:
+        if size > SMALL_BYTES:
             self._held = Held(self.door.bodies)
-            if self.is_tensors and not flag:
-                self._large = Large(size, self._place)
+        if size >= large.LEAST_BYTES and self.is_tensors and not flag:
+            self._large = Large(size, self._place)
         self.machine.grant(self.stream, size - here - self.stream.in_window)
         if not size:
             self._whole()
@@ -135,12 +147,11 @@ class Exchange(Receiver):
     def _whole(self) -> None:
         held, self._held = self._held, None
         found, self._large = self._large, None
-        parts, self._parts = self._parts, []
+        data, self._data = bytes(self._data), bytearray()
         self._lead, self._need, self._waits_since = b"", -1, 0.0
         if found is not None:
             self.message(found, held)
             return
-        data = parts[0] if len(parts) == 1 else b"".join(parts)
         try:
             if self._compressed:
                 data = encodings.inflate(data, self.spoken.encoding, self.door.max_message_bytes)
@@ -229,7 +240,7 @@ class Exchange(Receiver):
     def _done(self) -> None:
         """Lets go of everything: what a request lies in is used again only when nobody refers to it any more."""
         self._large = None
-        self._parts = []
+        self._data = bytearray()
         held, self._held = self._held, None
         if held is not None:
             held.release()

@@ -24,6 +24,7 @@ _TIMEOUT = re.compile(rb"(\d{1,8})([HMSmun])")
 _UNITS_S = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 # the transport's own, and no metadata
 _RESERVED = {b"te", b"content-type", b"user-agent", b"grpc-timeout", b"grpc-encoding", b"grpc-accept-encoding"}
+_CREDENTIALS = ("authorization", "x-api-key")
 _ENCODINGS = {b"identity", b"gzip", b"deflate"}
 
 
@@ -63,6 +64,8 @@ def spoken(given: Http2Head, methods: dict[bytes, Method]) -> Spoken:
 
 
 def _read(found: Spoken, fields: dict[bytes, bytes], given: Http2Head) -> None:
+    who = [(name, fields[name.encode()].decode("latin-1")) for name in _CREDENTIALS if name.encode() in fields]
+    found.head = heads.Head(heads.credential_of(who))  # whoever may not enter is told that, whatever else is wrong
     if given.size > TOLD_LIST_BYTES:
         raise TooLarge(f"The call's metadata are larger than {TOLD_LIST_BYTES} bytes")
     if b"grpc-timeout" in fields:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
-from inference.errors import DeadlineExceeded, Malformed, SerinusError
+from inference.errors import DeadlineExceeded, Malformed, Overloaded, SerinusError
 from inference.gateway.bodies import Held
 from inference.gateway.grpc import statuses
 from inference.gateway.grpc.exchange import Body, Exchange, Part, framed
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from inference.gateway.http2.streams import Stream
 
 AHEAD_BYTES = 64 << 10
+MAX_WAITING = 16_384
 
 Unary = Callable[[bytes, str], Awaitable[bytes]]
 Streaming = Callable[["StreamExchange"], Awaitable[None]]
@@ -113,9 +114,7 @@ class StreamExchange(TaskExchange):
 
     __slots__ = ("_has_ended", "_queue", "_queued_bytes", "_room", "_wake")
 
-    def __init__(
-        self, door: Door, machine: Machine, stream: Stream, spoken: Spoken, handler: Streaming
-    ) -> None:
+    def __init__(self, door: Door, machine: Machine, stream: Stream, spoken: Spoken, handler: Streaming) -> None:
         super().__init__(door, machine, stream, spoken)
         self._queue: deque[tuple[Taken, int]] = deque()
         self._queued_bytes = 0
@@ -137,6 +136,8 @@ class StreamExchange(TaskExchange):
         return self._need >= 0 or bool(self._lead)
 
     def message(self, data: Body, held: Held | None) -> None:
+        if len(self._queue) >= MAX_WAITING:
+            raise Overloaded("Too many small messages wait on this stream", retry_after_s=1.0)
         size = len(data) if isinstance(data, bytes) else data.size
         self._queue.append((Taken(data, held), size))
         self._queued_bytes += size

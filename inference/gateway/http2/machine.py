@@ -24,6 +24,7 @@ STREAM_WINDOW = 1 << 20
 CONNECTION_WINDOW = 1 << 30
 DIRECT_BYTES = 32 << 10
 MAX_CUT = 4096
+RAPID_S = 0.02
 DRAINING = b"draining"
 OURS = {
     Setting.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
@@ -65,7 +66,7 @@ class Machine:
         self._is_draining = False
         self._last_taken = frames.MOST_WINDOW
         self._resets = Budget(1000, 33, "too many streams were reset")
-        self._pings = Budget(200, 20, "too many pings")
+        self._pings = Budget(200, 20, "too_many_pings")  # in words that gRPC's clients know
         self._settings = Budget(50, 1, "too many settings")
         self._idle = Budget(1000, 100, "too many frames that say nothing")
         self._kinds: dict[int, Callable[[int, int, bytes], None]] = {
@@ -306,7 +307,7 @@ class Machine:
         if len(self.streams) >= MAX_STREAMS:
             self._resets.spend(self.now)
             raise StreamFault(Code.REFUSED_STREAM, "too many streams")
-        stream = Stream(number, head, STREAM_WINDOW, self.outbox.initial_window)
+        stream = Stream(number, head, STREAM_WINDOW, self.outbox.initial_window, self.now)
         stream.is_closed_in = ends
         self.streams[number] = stream
         receiver = self._application.opened(self, stream)
@@ -329,9 +330,11 @@ class Machine:
             raise ConnectionFault(Code.FRAME_SIZE_ERROR, "a reset has 4 bytes")
         if not number or number > self.last:
             raise ConnectionFault(Code.PROTOCOL_ERROR, "a reset of a stream that was not begun")
-        self._resets.spend(self.now)
-        stream = self.streams.pop(number, None)
+        stream = self.streams.get(number)
+        if stream is None or self.now - stream.opened_at < RAPID_S:
+            self._resets.spend(self.now)  # others are callers who gave up, and had their place while they waited
         if stream is not None:
+            del self.streams[number]
             stream.is_closed_in = True
             self.outbox.forget(stream)
             _leave(stream)

@@ -43,16 +43,17 @@ class Receiver(ABC):
 
 class Stream:
     """in_window, out_window: bytes that may still come, or go. pending: handed over and not sent yet. has_begun: its
-    head was answered. stalled_since: monotonic s, since when the peer takes nothing of what is pending; 0: it does.
+    head was answered. opened_at: monotonic s. stalled_since: monotonic s, since when the peer takes nothing of what is pending; 0: it does.
     """
 
     __slots__ = (
-        "has_begun", "head", "in_window", "is_closed_in", "is_closed_out", "number", "out_window", "pending",
+        "has_begun", "head", "in_window", "is_closed_in", "is_closed_out", "number", "opened_at", "out_window", "pending",
         "pending_bytes", "receiver", "stalled_since", "tail",
     )  # fmt: skip
 
-    def __init__(self, number: int, head: Head, in_window: int, out_window: int) -> None:
+    def __init__(self, number: int, head: Head, in_window: int, out_window: int, opened_at: float) -> None:
         self.number = number
+        self.opened_at = opened_at
         self.head = head
         self.in_window = in_window
         self.out_window = out_window

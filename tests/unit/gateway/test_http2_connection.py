@@ -41,6 +41,13 @@ async def heard(reader, kind):
             return read_frames(head + payload)[0]
 
 
+async def until(true):
+    end = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.001)
+
+
 async def over(reader):
     """The code of the GOAWAY with which the connection ended."""
     code = int.from_bytes((await heard(reader, frames.GOAWAY)).payload[4:8], "big")
@@ -50,7 +57,7 @@ async def over(reader):
 
 @pytest.mark.parametrize("said", [b"", frames.PREFACE[:9], frames.PREFACE], ids=["nothing", "half", "no settings"])
 async def test_a_preface_must_come_in_time(said):
-    async with joined(said=said) as (found, _, reader, writer):
+    async with joined(said=said) as (found, _, reader, _writer):
         await heard(reader, frames.WINDOW_UPDATE)
         found.beat(time.monotonic() + connection.HEAD_S - 1)
         assert not found.machine.is_over
@@ -59,23 +66,21 @@ async def test_a_preface_must_come_in_time(said):
 
 
 async def test_a_header_block_must_come_in_time():
-    async with joined() as (found, app, reader, writer):
+    async with joined() as (found, _app, reader, writer):
         writer.write(frames.head(1, frames.HEADERS, 0, 1) + b"\x82" + frames.ping(bytes(8), is_ack=False)[:4])
-        while not found.machine.block_since:
-            await asyncio.sleep(0.001)
+        await until(lambda: bool(found.machine.block_since))
         found.beat(time.monotonic() + connection.HEAD_S + 1)
         assert await over(reader) == Code.ENHANCE_YOUR_CALM
 
 
 async def test_a_silent_client_is_asked_and_then_cut():
-    async with joined() as (found, app, reader, writer):
+    async with joined() as (found, _app, reader, writer):
         now = time.monotonic()
         found.beat(now + connection.QUIET_S + 1)
         asked = await heard(reader, frames.PING)
         writer.write(frames.ping(asked.payload, is_ack=True))
         before = found._heard
-        while found._heard == before:
-            await asyncio.sleep(0.001)
+        await until(lambda: found._heard != before)
         found.beat(found._heard + connection.QUIET_S + connection.PONG_S - 1)
         assert not found._is_closing
         found.beat(found._heard + connection.QUIET_S + connection.PONG_S + 1)
@@ -100,7 +105,7 @@ async def test_a_stream_whose_window_stays_shut_is_reset_and_others_go_on():
 
 
 async def test_a_client_that_reads_nothing_is_cut_and_holds_a_bounded_amount():
-    async with joined() as (found, app, reader, writer):
+    async with joined() as (found, _app, _reader, writer):
         writer.transport.pause_reading()
         wide = frames.settings({Setting.INITIAL_WINDOW_SIZE: frames.MOST_WINDOW}) + frames.window_update(0, 1 << 30)
         peer = Peer()
@@ -108,15 +113,14 @@ async def test_a_client_that_reads_nothing_is_cut_and_holds_a_bounded_amount():
         for number in range(1, 17, 2):
             writer.write(peer.head(number) + data(number, bytes(1 << 20), ends=True))
             await writer.drain()
-        while not found._is_paused:
-            await asyncio.sleep(0.001)
+        await until(lambda: bool(found._is_paused))
         assert found.transport.get_write_buffer_size() <= 2 * connection.AT_ONCE_BYTES
         found.beat(time.monotonic() + connection.STALL_S + 1)
         assert found._is_closing
 
 
 async def test_large_answers_leave_in_turns_and_whole():
-    async with joined() as (found, app, reader, writer):
+    async with joined() as (_found, app, reader, writer):
         wide = frames.settings({Setting.INITIAL_WINDOW_SIZE: frames.MOST_WINDOW}) + frames.window_update(0, 1 << 30)
         peer, body = Peer(), bytes(range(256)) * 4000
         writer.write(wide + peer.head(1) + data(1, body, ends=True) + peer.request(3, b"small"))
@@ -124,7 +128,7 @@ async def test_large_answers_leave_in_turns_and_whole():
         while got != {1: body, 3: b"small"}:
             frame = await heard(reader, frames.DATA)
             got[frame.number] += frame.payload
-        assert not app.log[-1][0] == "left"
+        assert app.log[-1][0] != "left"
 
 
 async def test_draining_ends_a_connection_when_nothing_is_under_way():
@@ -134,8 +138,7 @@ async def test_draining_ends_a_connection_when_nothing_is_under_way():
 
     async with joined(App(Held)) as (found, app, reader, writer):
         writer.write(Peer().request(1, b"x"))
-        while not app.log or app.log[-1][0] != "ended":
-            await asyncio.sleep(0.001)
+        await until(lambda: not (not app.log or app.log[-1][0] != "ended"))
         found.drain()
         assert (await heard(reader, frames.GOAWAY)).payload[:4] == frames.MOST_WINDOW.to_bytes(4, "big")
         found.beat(time.monotonic() + connection.DRAIN_S + 1)  # it does not answer the ping
@@ -148,10 +151,8 @@ async def test_draining_ends_a_connection_when_nothing_is_under_way():
 
 
 async def test_a_client_that_leaves_is_told_to_its_receivers():
-    async with joined() as (found, app, reader, writer):
+    async with joined() as (_found, app, _reader, writer):
         writer.write(Peer().head(1))
-        while not app.receivers:
-            await asyncio.sleep(0.001)
+        await until(lambda: bool(app.receivers))
         writer.transport.abort()
-        while app.log[-1] != ("left", 1):
-            await asyncio.sleep(0.001)
+        await until(lambda: app.log[-1] == ("left", 1))

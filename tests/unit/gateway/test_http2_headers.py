@@ -69,7 +69,9 @@ def test_an_entry_of_the_same_words_is_another_state_of_the_table():
     reader, plain = HeadReader(), Decoder()
     for decoder in (reader._decoder, plain):
         decoder.header_table.maxsize = 2 * (32 + 2)
-    add = b"\x82\x87\x84" + b"".join(b"\x40\x01" + name + b"\x01" + value for name, value in ((b"a", b"1"), (b"b", b"2")))
+    add = b"\x82\x87\x84" + b"".join(
+        b"\x40\x01" + name + b"\x01" + value for name, value in ((b"a", b"1"), (b"b", b"2"))
+    )
     use = b"\x82\x87\x84\xbe\xbf"
     for block in (add, use, add, use, b"\x82\x87\x84\x40\x01c\x013", use):
         wanted = [one for one in plain.decode(block, raw=True) if not one[0].startswith(b":")]
@@ -99,9 +101,9 @@ def test_a_block_that_cannot_be_read_ends_the_connection(block):
 
 
 def test_spaces_around_a_value_are_none_of_it():
-    assert headers.checked([(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/"), (b"a", b" b\t")]).fields == [
-        (b"a", b"b")
-    ]
+    assert headers.checked(
+        [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/"), (b"a", b" b\t")]
+    ).fields == [(b"a", b"b")]
     with pytest.raises(StreamFault):
         headers.checked([(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/\n")])
 

@@ -186,7 +186,9 @@ def test_a_small_answer_does_not_wait_behind_a_large_one():
     found.receive(frames.window_update(0, 1 << 30) + frames.settings({Setting.INITIAL_WINDOW_SIZE: 1 << 30}), 1.0)
     found.receive(peer.head(1) + data(1, bytes(1 << 20), ends=True), 1.0)
     found.receive(peer.request(3, bytes(200_000)), 1.0)
-    sent = [frame.number for frame in read_frames(taken(found, 1 << 20)) if frame.kind == frames.HEADERS and frame.flags & 1]
+    sent = [
+        frame.number for frame in read_frames(taken(found, 1 << 20)) if frame.kind == frames.HEADERS and frame.flags & 1
+    ]
     assert sent == [3, 1]
 
 
@@ -309,7 +311,11 @@ def test_a_fault_of_a_stream_ends_it_alone(said, code):
 
 
 def test_what_is_no_http2_is_told_so():
-    for said in (b"GET / HTTP/1.1\r\nhost: x\r\n\r\n", frames.PREFACE + raw(6, bytes(8)), frames.PREFACE + frames.SETTINGS_ACK):
+    for said in (
+        b"GET / HTTP/1.1\r\nhost: x\r\n\r\n",
+        frames.PREFACE + raw(6, bytes(8)),
+        frames.PREFACE + frames.SETTINGS_ACK,
+    ):
         found = machine.Machine(App(), 1.0)
         found.receive(said, 1.0)
         assert goaway_code(found) == Code.PROTOCOL_ERROR
@@ -359,7 +365,9 @@ def test_what_is_spread_in_time_is_no_flood():
     for index in range(3000):
         now = 1.0 + index / 10
         number = 2 * index + 1
-        found.receive(frames.ping(bytes(8), is_ack=False) + peer.head(number) + frames.rst_stream(number, Code.CANCEL), now)
+        found.receive(
+            frames.ping(bytes(8), is_ack=False) + peer.head(number) + frames.rst_stream(number, Code.CANCEL), now
+        )
     assert not found.is_over
 
 
