@@ -15,7 +15,7 @@ from inference.errors import DeadlineExceeded, Malformed, Overloaded, SerinusErr
 from inference.gateway.bodies import Held
 from inference.gateway.grpc import statuses
 from inference.gateway.grpc.exchange import Body, Exchange, Part, framed
-from inference.gateway.http2.machine import STREAM_WINDOW
+from inference.gateway.http2.limits import STREAM_WINDOW
 
 if TYPE_CHECKING:
     from inference.gateway.grpc.door import Door

@@ -23,3 +23,15 @@ class Budget:
         if self._left < 1:
             raise ConnectionFault(Code.ENHANCE_YOUR_CALM, self._words)
         self._left -= 1
+
+
+class Budgets:
+    """One connection's."""
+
+    __slots__ = ("idle", "pings", "resets", "settings")
+
+    def __init__(self) -> None:
+        self.resets = Budget(1000, 33, "too many streams were reset")
+        self.pings = Budget(200, 20, "too_many_pings")  # in words that gRPC's clients know
+        self.settings = Budget(50, 1, "too many settings")
+        self.idle = Budget(1000, 100, "too many frames that say nothing")

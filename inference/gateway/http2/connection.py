@@ -13,7 +13,8 @@ from typing import cast
 
 from inference.gateway.http2 import frames
 from inference.gateway.http2.frames import Code, ConnectionFault, Part
-from inference.gateway.http2.machine import Application, Machine
+from inference.gateway.http2.machine import Machine
+from inference.gateway.http2.streams import Application
 
 HEAD_S = 9.0  # looked at once a second
 STALL_S = 30.0
@@ -56,7 +57,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_closing = True
         self._open.discard(self)
-        self.machine.lost()
+        self.machine.let_go()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         room = self.machine.room()

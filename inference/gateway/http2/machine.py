@@ -8,38 +8,23 @@ budget: resets, pings, settings, empty frames.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
-from inference.gateway.http2 import frames
-from inference.gateway.http2.budgets import Budget
-from inference.gateway.http2.frames import Code, ConnectionFault, Part, Setting, StreamFault
-from inference.gateway.http2.headers import MAX_BLOCK_BYTES, TOLD_LIST_BYTES, HeadReader
+from inference.gateway.http2 import control, frames
+from inference.gateway.http2.blocks import Block, Blocks
+from inference.gateway.http2.budgets import Budgets
+from inference.gateway.http2.frames import Code, ConnectionFault, Part, StreamFault
+from inference.gateway.http2.headers import MAX_BLOCK_BYTES, HeadReader
+from inference.gateway.http2.limits import (
+    CONNECTION_WINDOW,
+    DIRECT_BYTES,
+    MAX_CUT,
+    MAX_FRAME_BYTES,
+    MAX_STREAMS,
+    OURS,
+    STREAM_WINDOW,
+)
 from inference.gateway.http2.outbox import Outbox
-from inference.gateway.http2.streams import Receiver, Stream
-
-MAX_STREAMS = 1024
-MAX_FRAME_BYTES = 1 << 20
-MAX_CONTINUATIONS = 64
-STREAM_WINDOW = 1 << 20
-CONNECTION_WINDOW = 1 << 30
-DIRECT_BYTES = 32 << 10
-MAX_CUT = 4096
-RAPID_S = 0.02
-DRAINING = b"draining"
-OURS = {
-    Setting.MAX_CONCURRENT_STREAMS: MAX_STREAMS,
-    Setting.INITIAL_WINDOW_SIZE: STREAM_WINDOW,
-    Setting.MAX_FRAME_SIZE: MAX_FRAME_BYTES,
-    Setting.MAX_HEADER_LIST_SIZE: TOLD_LIST_BYTES,
-}
-
-
-class Application(Protocol):
-    """Who answers a connection's streams."""
-
-    def opened(self, machine: Machine, stream: Stream) -> Receiver | None:
-        """A request has begun; None: it was answered, or ended, already. Raises nothing."""
-        ...
+from inference.gateway.http2.streams import Application, Stream, leave
 
 
 class Machine:
@@ -59,31 +44,24 @@ class Machine:
         self._ends = False
         self._stream: Stream | None = None
         self._was_direct = False
-        # the header block whose rest is on its way: stream, flags, bytes
-        self._block: tuple[int, int, bytearray] | None = None
-        self._blocks = 0
+        self._blocks = Blocks()
         self._cut: dict[int, None] = {}  # streams that ended here before their peer had said all
         self._is_draining = False
         self._last_taken = frames.MOST_WINDOW
-        self._resets = Budget(1000, 33, "too many streams were reset")
-        self._pings = Budget(200, 20, "too_many_pings")  # in words that gRPC's clients know
-        self._settings = Budget(50, 1, "too many settings")
-        self._idle = Budget(1000, 100, "too many frames that say nothing")
-        self._kinds: dict[int, Callable[[int, int, bytes], None]] = {
-            frames.HEADERS: self._headers, frames.PRIORITY: self._priority, frames.RST_STREAM: self._rst_stream,
-            frames.SETTINGS: self._settings_came, frames.PUSH_PROMISE: self._push_promise, frames.PING: self._ping,
-            frames.GOAWAY: self._goaway, frames.WINDOW_UPDATE: self._window_update,
-            frames.CONTINUATION: self._continuation,
-        }  # fmt: skip
+        self.budgets = Budgets()
         self.now = now
         self.last = 0  # the highest stream that the peer has begun
         self.streams: dict[int, Stream] = {}
         self.outbox = Outbox(self._closed)
         self.is_over = False
         self.wake: Callable[[], None] = _nothing  # called when something may leave
-        self.block_since = 0.0  # when the header block that is not complete began
         self.outbox.put(frames.settings(OURS))
         self.outbox.put(frames.window_update(0, CONNECTION_WINDOW - frames.DEFAULT_WINDOW))
+
+    @property
+    def block_since(self) -> float:
+        """When the header block began that is not complete, monotonic s; 0: none is."""
+        return self._blocks.since
 
     @property
     def has_begun(self) -> bool:
@@ -151,7 +129,7 @@ class Machine:
                 break
             high, low, kind, flags, number = frames.read_head(data, at)
             size = high << 8 | low
-            if kind == 0 and not self._awaits_settings and self._block is None:
+            if kind == 0 and not self._awaits_settings and not self._blocks.is_open:
                 if flags & frames.PADDED and size and end - at < 10:
                     break
                 at = self._begin_data(data, at + 9, size, flags, number & frames.NUMBER)
@@ -169,14 +147,14 @@ class Machine:
             self._awaits_settings = False
         if size > MAX_BLOCK_BYTES:
             raise ConnectionFault(Code.FRAME_SIZE_ERROR, "a frame is too large")
-        if self._block is not None and kind != frames.CONTINUATION:
+        if self._blocks.is_open and kind != frames.CONTINUATION:
             raise ConnectionFault(Code.PROTOCOL_ERROR, "a header block is not complete")
-        take = self._kinds.get(kind)
+        take = _KINDS.get(kind)
         if take is None:
-            self._idle.spend(self.now)
+            self.budgets.idle.spend(self.now)
             return
         try:
-            take(flags, number, payload)
+            take(self, flags, number, payload)
         except StreamFault as fault:
             self.reset_number(number, fault.code)
 
@@ -203,7 +181,7 @@ class Machine:
         self._ends = bool(flags & frames.END_STREAM)
         if not self._left:
             if not self._ends:
-                self._idle.spend(self.now)
+                self.budgets.idle.spend(self.now)
             if not self._padding:
                 self._frame_done()
         return at
@@ -214,7 +192,7 @@ class Machine:
         if stream is None:
             if number not in self._cut:
                 raise ConnectionFault(Code.STREAM_CLOSED, "data on a stream that is closed")
-            self._idle.spend(self.now)
+            self.budgets.idle.spend(self.now)
             return None
         if stream.is_closed_in:
             self.reset(stream, Code.STREAM_CLOSED)
@@ -259,30 +237,18 @@ class Machine:
 
     # -- HEADERS ----------------------------------------------------------------------------------------------------
 
-    def _headers(self, flags: int, number: int, payload: bytes) -> None:
-        if not number & 1:
-            raise ConnectionFault(Code.PROTOCOL_ERROR, "a client's streams have odd numbers")
-        if flags & (frames.PADDED | frames.HAS_PRIORITY):
-            payload = _unpadded(flags, payload)
-        if flags & frames.END_HEADERS:
-            self._block_came(number, flags, payload)
+    def headers(self, flags: int, number: int, payload: bytes) -> None:
+        """A HEADERS frame."""
+        self._block_came(self._blocks.begin(flags, number, payload, self.now))
+
+    def continuation(self, flags: int, number: int, payload: bytes) -> None:
+        """A CONTINUATION frame."""
+        self._block_came(self._blocks.go_on(flags, number, payload))
+
+    def _block_came(self, whole: Block | None) -> None:
+        if whole is None:
             return
-        self._block, self._blocks, self.block_since = (number, flags, bytearray(payload)), 0, self.now
-
-    def _continuation(self, flags: int, number: int, payload: bytes) -> None:
-        if self._block is None or self._block[0] != number:
-            raise ConnectionFault(Code.PROTOCOL_ERROR, "a continuation of nothing")
-        _, first, block = self._block
-        block += payload
-        self._blocks += 1
-        if len(block) > MAX_BLOCK_BYTES or self._blocks > MAX_CONTINUATIONS:
-            raise ConnectionFault(Code.ENHANCE_YOUR_CALM, "a header block is too large")
-        if flags & frames.END_HEADERS:
-            self._block, self.block_since = None, 0.0
-            self._block_came(number, first, bytes(block))
-
-    def _block_came(self, number: int, flags: int, block: bytes) -> None:
-        ends = bool(flags & frames.END_STREAM)
+        number, ends, block = whole
         if number > self.last:
             self._open(number, block, ends=ends)
             return
@@ -305,7 +271,7 @@ class Machine:
             self._remember(number)  # it came after the last that was promised to be answered
             return
         if len(self.streams) >= MAX_STREAMS:
-            self._resets.spend(self.now)
+            self.budgets.resets.spend(self.now)
             raise StreamFault(Code.REFUSED_STREAM, "too many streams")
         stream = Stream(number, head, STREAM_WINDOW, self.outbox.initial_window, self.now)
         stream.is_closed_in = ends
@@ -315,100 +281,6 @@ class Machine:
             stream.receiver = receiver
             if ends:
                 receiver.ended()
-
-    # -- what is about the connection -------------------------------------------------------------------------------
-
-    def _priority(self, flags: int, number: int, payload: bytes) -> None:
-        self._idle.spend(self.now)
-        if not number:
-            raise ConnectionFault(Code.PROTOCOL_ERROR, "a priority belongs to a stream")
-        if len(payload) != 5:
-            raise StreamFault(Code.FRAME_SIZE_ERROR, "a priority has 5 bytes")
-
-    def _rst_stream(self, flags: int, number: int, payload: bytes) -> None:
-        if len(payload) != 4:
-            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "a reset has 4 bytes")
-        if not number or number > self.last:
-            raise ConnectionFault(Code.PROTOCOL_ERROR, "a reset of a stream that was not begun")
-        stream = self.streams.get(number)
-        if stream is None or self.now - stream.opened_at < RAPID_S:
-            self._resets.spend(self.now)  # others are callers who gave up, and had their place while they waited
-        if stream is not None:
-            del self.streams[number]
-            stream.is_closed_in = True
-            self.outbox.forget(stream)
-            _leave(stream)
-
-    def _settings_came(self, flags: int, number: int, payload: bytes) -> None:
-        if number:
-            raise ConnectionFault(Code.PROTOCOL_ERROR, "settings belong to the connection")
-        if len(payload) % 6 or (flags & frames.ACK and payload):
-            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "settings have 6 bytes each")
-        self._settings.spend(self.now)
-        if flags & frames.ACK:
-            return
-        for name, value in frames.read_settings(payload):
-            self._set(name, value)
-        self.outbox.put(frames.SETTINGS_ACK)
-
-    def _set(self, name: int, value: int) -> None:
-        if name == Setting.ENABLE_PUSH and value > 1:
-            raise ConnectionFault(Code.PROTOCOL_ERROR, "ENABLE_PUSH is 0 or 1")
-        if name == Setting.MAX_FRAME_SIZE:
-            if not frames.LEAST_MAX_FRAME <= value <= frames.MOST_MAX_FRAME:
-                raise ConnectionFault(Code.PROTOCOL_ERROR, "MAX_FRAME_SIZE is out of range")
-            self.outbox.max_frame = value
-        if name == Setting.INITIAL_WINDOW_SIZE:
-            if value > frames.MOST_WINDOW:
-                raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "INITIAL_WINDOW_SIZE is out of range")
-            more = value - self.outbox.initial_window
-            self.outbox.initial_window = value
-            for stream in self.streams.values():
-                stream.out_window += more
-                if stream.out_window > frames.MOST_WINDOW:
-                    raise ConnectionFault(Code.FLOW_CONTROL_ERROR, "a stream's window grew too large")
-
-    def _push_promise(self, flags: int, number: int, payload: bytes) -> None:
-        raise ConnectionFault(Code.PROTOCOL_ERROR, "clients push nothing")
-
-    def _ping(self, flags: int, number: int, payload: bytes) -> None:
-        if number:
-            raise ConnectionFault(Code.PROTOCOL_ERROR, "a ping belongs to the connection")
-        if len(payload) != 8:
-            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "a ping has 8 bytes")
-        self._pings.spend(self.now)
-        if flags & frames.ACK:
-            if payload == DRAINING:  # whatever it began before it knew has come before this
-                self.drained()
-        else:
-            self.outbox.put(frames.ping(payload, is_ack=True))
-
-    def _goaway(self, flags: int, number: int, payload: bytes) -> None:
-        if number:
-            raise ConnectionFault(Code.PROTOCOL_ERROR, "a goaway belongs to the connection")
-        if len(payload) < 8:
-            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "a goaway has 8 bytes")
-        self._idle.spend(self.now)
-
-    def _window_update(self, flags: int, number: int, payload: bytes) -> None:
-        if len(payload) != 4:
-            raise ConnectionFault(Code.FRAME_SIZE_ERROR, "a window update has 4 bytes")
-        more = int.from_bytes(payload, "big") & frames.MOST_WINDOW
-        if not number:
-            if not more:
-                raise ConnectionFault(Code.PROTOCOL_ERROR, "a window grows by something")
-            self.outbox.grow(more)
-            return
-        if number > self.last or not number & 1:
-            raise ConnectionFault(Code.PROTOCOL_ERROR, "a window of a stream that was not begun")
-        if not more:
-            raise StreamFault(Code.PROTOCOL_ERROR, "a window grows by something")
-        stream = self.streams.get(number)
-        if stream is None:
-            return
-        stream.out_window += more
-        if stream.out_window > frames.MOST_WINDOW:
-            raise StreamFault(Code.FLOW_CONTROL_ERROR, "a stream's window grew too large")
 
     # -- what receivers say -----------------------------------------------------------------------------------------
 
@@ -458,7 +330,7 @@ class Machine:
         self.outbox.put(frames.rst_stream(stream.number, code))
         if not stream.is_closed_in:
             self._remember(stream.number)
-        _leave(stream)
+        leave(stream)
         self.wake()
 
     def reset_number(self, number: int, code: Code) -> None:
@@ -467,7 +339,7 @@ class Machine:
         if stream is not None:
             self.reset(stream, code)
             return
-        self._resets.spend(self.now)
+        self.budgets.resets.spend(self.now)
         self.outbox.put(frames.rst_stream(number, code))
         self._remember(number)
 
@@ -489,7 +361,13 @@ class Machine:
         streams, self.streams = self.streams, {}
         for stream in streams.values():
             self.outbox.forget(stream)
-            _leave(stream)
+            leave(stream)
+
+    def let_go(self) -> None:
+        """The connection has ended: what refers to each other here does not wait for the collector."""
+        self.lost()
+        self.wake = _nothing
+        self.outbox.closed = _forgotten
 
     def drain(self) -> None:
         """The first of two GOAWAYs: no stream is refused yet, for some are on their way. A ping follows, whose answer
@@ -498,7 +376,7 @@ class Machine:
         if not self._is_draining and not self.is_over:
             self._is_draining = True
             self.outbox.put(frames.goaway(frames.MOST_WINDOW, Code.NO_ERROR, "shutting down"))
-            self.outbox.put(frames.ping(DRAINING, is_ack=False))
+            self.outbox.put(frames.ping(control.DRAINING, is_ack=False))
 
     def drained(self) -> None:
         """The second: what came until now is answered, nothing later."""
@@ -512,24 +390,16 @@ class Machine:
         return self._last_taken != frames.MOST_WINDOW and not self.streams
 
 
-def _leave(stream: Stream) -> None:
-    receiver, stream.receiver = stream.receiver, None
-    if receiver is not None:
-        receiver.left()
-
-
 def _nothing() -> None:
     pass
 
 
-def _unpadded(flags: int, payload: bytes) -> bytes:
-    """A HEADERS payload without padding and priority. Raises ConnectionFault."""
-    begin, end = 0, len(payload)
-    if flags & frames.PADDED:
-        begin = 1
-        end -= payload[0] if payload else 1
-    if flags & frames.HAS_PRIORITY:
-        begin += 5
-    if begin > end:
-        raise ConnectionFault(Code.PROTOCOL_ERROR, "the padding is longer than its frame")
-    return payload[begin:end]
+def _forgotten(_stream: Stream) -> None:
+    pass
+
+
+_KINDS: dict[int, Callable[[Machine, int, int, bytes], None]] = {
+    frames.HEADERS: Machine.headers,
+    frames.CONTINUATION: Machine.continuation,
+    **control.KINDS,
+}

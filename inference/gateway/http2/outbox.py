@@ -21,10 +21,10 @@ class Outbox:
     whose last frame was put out.
     """
 
-    __slots__ = ("_closed", "_parts", "_size", "_turns", "initial_window", "max_frame", "window")
+    __slots__ = ("_parts", "_size", "_turns", "closed", "initial_window", "max_frame", "window")
 
     def __init__(self, closed: Callable[[Stream], None]) -> None:
-        self._closed = closed
+        self.closed = closed
         self._parts: list[Part] = []
         self._size = 0
         self._turns: dict[Stream, None] = {}  # streams with something pending
@@ -63,7 +63,7 @@ class Outbox:
             ))
         )  # fmt: skip
         stream.has_begun = stream.is_closed_out = True
-        self._closed(stream)
+        self.closed(stream)
 
     def begin(self, stream: Stream, head: bytes) -> None:
         """The header block of an answer whose body follows by `send`."""
@@ -102,7 +102,7 @@ class Outbox:
         self.put(frames.headers(stream.number, stream.tail, ends=True, max_frame=self.max_frame))
         stream.is_closed_out = True
         stream.tail = None
-        self._closed(stream)
+        self.closed(stream)
 
     # -- windows ----------------------------------------------------------------------------------------------------
 

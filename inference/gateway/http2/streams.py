@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import deque
+from typing import TYPE_CHECKING, Protocol
 
 from inference.gateway.http2.frames import Part
 from inference.gateway.http2.headers import Head
+
+if TYPE_CHECKING:
+    from inference.gateway.http2.machine import Machine
 
 
 class Receiver(ABC):
@@ -65,3 +69,18 @@ class Stream:
         self.is_closed_in = False
         self.is_closed_out = False
         self.stalled_since = 0.0
+
+
+class Application(Protocol):
+    """Who answers a connection's streams."""
+
+    def opened(self, machine: Machine, stream: Stream) -> Receiver | None:
+        """A request has begun; None: it was answered, or ended, already. Raises nothing."""
+        ...
+
+
+def leave(stream: Stream) -> None:
+    """Its receiver is told that it is over, and forgotten."""
+    receiver, stream.receiver = stream.receiver, None
+    if receiver is not None:
+        receiver.left()

@@ -19,7 +19,7 @@ from inference.gateway.grpc.spoken import Spoken
 from inference.gateway.grpc.tasks import MAX_WAITING, StreamExchange, TaskExchange
 from inference.gateway.http2 import frames
 from inference.gateway.http2.frames import Setting
-from inference.gateway.http2.machine import STREAM_WINDOW
+from inference.gateway.http2.limits import STREAM_WINDOW
 from tests.support.http2_peer import GRPC, POST, Peer, begun, data, read_frames, taken
 
 LIMIT = 4 << 20

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import socket
 import time
+import weakref
 
 import pytest
 
@@ -156,3 +158,20 @@ async def test_a_client_that_leaves_is_told_to_its_receivers():
         await until(lambda: bool(app.receivers))
         writer.transport.abort()
         await until(lambda: app.log[-1] == ("left", 1))
+
+
+async def test_a_connection_that_is_gone_leaves_nothing_to_the_collector():
+    async with joined() as (found, app, _reader, writer):
+        writer.write(Peer().head(1))
+        await until(lambda: app.receivers)
+        gone = weakref.ref(found.machine)
+        gc.disable()
+        try:
+            writer.transport.abort()
+            await until(lambda: app.log[-1] == ("left", 1))
+            app.receivers.clear()
+            await asyncio.sleep(0)
+            found.machine = None
+            assert gone() is None
+        finally:
+            gc.enable()

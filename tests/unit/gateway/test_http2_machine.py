@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
+import struct
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inference.gateway.http2 import frames, machine
+from inference.gateway.http2 import frames, limits, machine
 from inference.gateway.http2.frames import Code, Setting
 from inference.gateway.http2.headers import MAX_BLOCK_BYTES
 from tests.support.http2_peer import BEGIN, POST, App, Echo, Peer, begun, data, goaway_code, read_frames, taken
@@ -119,7 +120,7 @@ def test_a_large_payload_is_received_where_its_receiver_wants_it(seed):
             found.receive(said[at : at + came], 1.0)
         at += came
     assert app.log[-1] == ("ended", body)
-    assert direct or size < machine.DIRECT_BYTES + 65536
+    assert direct or size < limits.DIRECT_BYTES + 65536
 
 
 # -- windows -----------------------------------------------------------------------------------------------------------
@@ -206,7 +207,7 @@ def test_a_peer_that_takes_nothing_is_known():
 def test_a_receiver_that_is_not_told_to_go_on_is_sent_no_more_than_a_window():
     found, app = begun()
     peer = Peer()
-    found.receive(peer.head(1) + data(1, bytes(machine.STREAM_WINDOW // 2)) * 2, 1.0)
+    found.receive(peer.head(1) + data(1, bytes(limits.STREAM_WINDOW // 2)) * 2, 1.0)
     assert not found.is_over
     found.receive(data(1, b"x"), 1.0)
     assert app.log[-1] == ("left", 1)
@@ -369,6 +370,16 @@ def test_what_is_spread_in_time_is_no_flood():
             frames.ping(bytes(8), is_ack=False) + peer.head(number) + frames.rst_stream(number, Code.CANCEL), now
         )
     assert not found.is_over
+
+
+def test_settings_said_many_times_in_a_frame_cost_once():
+    found, _ = begun()
+    peer = Peer()
+    found.receive(b"".join(peer.head(2 * number + 1) for number in range(1000)), 1.0)
+    many = struct.pack(">HL", 4, 100) * 5000 + struct.pack(">HL", 4, 200)
+    for _ in range(20):
+        found.receive(raw(4, many), 1.0)
+    assert {stream.out_window for stream in found.streams.values()} == {200}
 
 
 def test_a_header_bomb_is_not_inflated():
