@@ -61,8 +61,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         room = self.machine.room()
+        self._is_direct = room is not None
         if room is not None:
-            self._is_direct = True
             return room
         size = self.machine.next_bytes
         return _scratch[:size] if size else _scratch
@@ -70,7 +70,6 @@ class Connection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self._heard = now = time.monotonic()
         if self._is_direct:
-            self._is_direct = False
             self.machine.filled(nbytes, now)
         else:
             self.machine.receive(bytes(_scratch[:nbytes]), now)
