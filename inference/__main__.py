@@ -1,4 +1,4 @@
-"""`python -m inference gateway | supervisor | forkserver | validate`: the engine's processes."""
+"""`python -m inference gateway | supervisor | forkserver | validate | compile`: the engine's processes."""
 
 import importlib
 import sys
@@ -8,6 +8,7 @@ ENTRIES = {
     "supervisor": "inference.host.supervisor",
     "forkserver": "inference.host.forkserver",
     "validate": "inference.replica.validate",
+    "compile": "inference.host.compiling",
 }
 
 

@@ -200,16 +200,18 @@ class Platform:
         return done.stdout
 
     def _until_ready(self) -> None:
-        answers = self._answers
-        wait_for("gateway", lambda: answers(self.config.gateway_url + "/v2/health/live"), self.supervisor, timeout_s=60)
-        wait_for("console", lambda: answers(self.config.console_url + "/readyz"), self.supervisor, timeout_s=60)
+        """With one client: each would read all certificates that are trusted, while everything else wants to start."""
+        with httpx.Client(timeout=2) as client:
 
-    @staticmethod
-    def _answers(url: str) -> bool:
-        try:
-            return httpx.get(url, timeout=2).status_code == 200
-        except httpx.HTTPError:
-            return False
+            def answers(url: str) -> bool:
+                try:
+                    return client.get(url).status_code == 200
+                except httpx.HTTPError:
+                    return False
+
+            gateway, console = self.config.gateway_url + "/v2/health/live", self.config.console_url + "/readyz"
+            wait_for("gateway", lambda: answers(gateway), self.supervisor, timeout_s=60)
+            wait_for("console", lambda: answers(console), self.supervisor, timeout_s=60)
 
     def wait(self) -> int:
         """Blocks until a signal asks to stop, or until the process supervisor ends by itself."""

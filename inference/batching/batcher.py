@@ -11,16 +11,15 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from math import ceil, inf
 
 from inference.batching import lengths
 from inference.batching.bounds import Bounds, Lengths, RunBatch
 from inference.batching.estimates import Arrivals, StepEstimate
-from inference.batching.lane import Lane
 from inference.batching.line import Group, Line
 from inference.batching.ordering import Ended, Ordering
+from inference.batching.passes import Pass, Passes
 from inference.batching.policies import PLAIN
 from inference.batching.preparation import Preparation
 from inference.batching.results import results
@@ -44,18 +43,6 @@ log = logging.getLogger(__name__)
 MIN_RETRY_S, MAX_RETRY_S = 0.05, 30.0
 
 
-@dataclass(slots=True, eq=False)
-class Pass:
-    """A batch that runs on `lane`. due: the earliest deadline in it."""
-
-    lane: int
-    batch: list[Ticket]
-    rows: int
-    began: float
-    due: float
-    timer: asyncio.TimerHandle = field(repr=False)
-
-
 class Batcher:
     """Runs requests in batches by `run`, which gets the inputs of each and answers each with outputs or an error; given
     several, as many batches run side by side. Belongs to one running event loop. `on_hang` is called once, after all
@@ -71,15 +58,14 @@ class Batcher:
         lengths: Lengths | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._runs = [run] if callable(run) else list(run)
         self._bounds, self._rules = bounds, bounds.rules
         self._on_hang = on_hang
         self._clock = clock
         self._loop = asyncio.get_running_loop()
-        self._lanes: list[Lane[Ran]] = [Lane(self._loop) for _ in self._runs]
-        self._idle = list(range(len(self._lanes)))
-        self._passes: dict[int, Pass] = {}
-        self._running_rows = self._running_count = 0
+        self._passes = Passes(
+            [run] if callable(run) else list(run), self._loop, self._finished,
+            hang_timeout_s=bounds.hang_timeout_s, hung=self._hung,
+        )  # fmt: skip
         self._idle_since: float = clock()
         self._policies = None if bounds.policies.are_plain else bounds.policies
         self._line = Line(bounds.policies.levels, self._pick if lengths and lengths.pads else None)
@@ -115,7 +101,7 @@ class Batcher:
 
     @property
     def in_flight(self) -> int:
-        return self.queue_depth + self._running_count
+        return self.queue_depth + self._passes.count
 
     def submit(self, ticket: Ticket) -> None:
         """Puts a request in the line.
@@ -187,14 +173,12 @@ class Batcher:
     def stop(self) -> None:
         """Ends everything now: whoever is under way is told that the replica is gone."""
         self._closed = self._closed or Draining()
-        self._fail([*self._everybody_waiting(), *self._everybody_running()], ReplicaLost())
-        for timer in (self._timer, *(one.timer for one in self._passes.values())):
-            if timer:
-                timer.cancel()
+        self._fail([*self._everybody_waiting(), *self._passes.tickets()], ReplicaLost())
+        if self._timer:
+            self._timer.cancel()
         if self._preparation:
             self._preparation.close()
-        for lane in self._lanes:
-            lane.close()
+        self._passes.stop()
 
     # Entering
 
@@ -217,8 +201,8 @@ class Batcher:
     def _enter(self, ticket: Ticket, level: int, now: float) -> None:
         line = self._line
         line.add(ticket, level)
-        self._arrivals.arrived(now, line.rows + self._running_rows)
-        if self._idle:
+        self._arrivals.arrived(now, line.rows + self._passes.rows)
+        if self._passes.idle:
             if not self._is_considering:
                 self._consider_soon()
         elif ticket.due < self._timer_at:
@@ -270,7 +254,7 @@ class Batcher:
             return
         self._delay_until = 0
         for oldest, group in self._line.groups():
-            decision = self._decide(oldest, group, now) if self._idle else Wait(inf)
+            decision = self._decide(oldest, group, now) if self._passes.idle else Wait(inf)
             if isinstance(decision, Release):
                 self._release(group, decision.rows, now)
                 self._consider_soon()
@@ -282,11 +266,11 @@ class Batcher:
         rules = self._rules
         waiting = Waiting(
             rows=group.rows,
-            present_rows=self._line.rows + self._running_rows,
+            present_rows=self._line.rows + self._passes.rows,
             oldest_at=oldest.arrived_at,
             earliest_deadline=group.earliest_deadline,
             preferred_rows=group.prefix(rules.preferred) if rules.preferred else 0,
-            idle_lanes=len(self._idle),
+            idle_lanes=len(self._passes.idle),
         )
         step, outlook = self.step.value, self._arrivals.outlook()
         return decide(waiting, rules=rules, step=step, outlook=outlook, idle_since=self._idle_since, now=now)
@@ -319,11 +303,8 @@ class Batcher:
                 self._unqueue(ticket)
             late += overdue
             wake_at = min((ticket.deadline for ticket in tickets), default=inf)
-        for one in self._passes.values():
-            if one.due <= now:
-                late += [ticket for ticket in one.batch if ticket.deadline <= now]
-                one.due = min((ticket.deadline for ticket in one.batch if ticket.deadline > now), default=inf)
-            wake_at = min(wake_at, one.due)
+        late += self._passes.late(now)
+        wake_at = min(wake_at, self._passes.due)
         self._fail(late, DeadlineExceeded())
         return wake_at
 
@@ -331,42 +312,20 @@ class Batcher:
 
     def _release(self, group: Group, rows: int, now: float) -> None:
         batch = self._line.take(group, rows)
-        lane = self._idle.pop()
-        due = min([ticket.deadline for ticket in batch])
-        timer = self._loop.call_later(self._bounds.hang_timeout_s, self._hung, lane)
-        one = Pass(lane, batch, sum([ticket.rows for ticket in batch]), now, due, timer)
-        self._passes[lane] = one
-        self._running_rows += one.rows
-        self._running_count += len(batch)
         self._arrivals.released()
-        inputs, run = [ticket.inputs for ticket in batch], self._runs[lane]
-        if self.compute.value.of(one.rows) < self._bounds.inline_below_s:
-            self._loop.call_soon(self._run_inline, one, run, inputs)
-        else:
-            self._lanes[lane].run(lambda: run(inputs), lambda results: self._finished(one, results))
-
-    def _run_inline(self, one: Pass, run: RunBatch, inputs: list[Arrays]) -> None:
-        ran: Ran | BaseException
-        try:
-            ran = run(inputs)
-        except BaseException as error:  # noqa: BLE001 (as in a lane: whatever it is, its callers get a typed error)
-            ran = error
-        self._finished(one, ran)
+        rows = sum([ticket.rows for ticket in batch])
+        is_inline = self.compute.value.of(rows) < self._bounds.inline_below_s
+        self._passes.start(batch, rows, now, is_inline=is_inline)
 
     def _finished(self, one: Pass, ran: Ran | BaseException) -> None:
-        if self._passes.get(one.lane) is not one or self._closed_by_hang():
-            return  # it was given up before
-        one.timer.cancel()
+        if self._closed_by_hang():
+            return  # everybody was told
         now, batch = self._clock(), one.batch
         if isinstance(ran, BaseException):
             log.error("running a batch raised %s", type(ran).__name__, exc_info=ran)
             ran = Ran([ModelFailed() for _ in batch])
         self._learn(one, now, ran)
         self._tally.ran(batch, one.began, now, ran)
-        del self._passes[one.lane]
-        self._idle.append(one.lane)
-        self._running_rows -= one.rows
-        self._running_count -= len(batch)
         self._idle_since = now
         if self._line.count:
             self._consider()  # before the answers: the lane should not stand still while they are written
@@ -396,15 +355,12 @@ class Batcher:
         log.error("%s takes longer than %s s: this process ends", what, timeout_s)
         self._closed = ReplicaLost()
         if lane is not None:
-            self._fail(self._passes[lane].batch, ModelFailed(f"The model did not answer within {timeout_s:g} s."))
-        self._fail([*self._everybody_waiting(), *self._everybody_running()], ReplicaLost())
+            self._fail(self._passes.tickets(lane), ModelFailed(f"The model did not answer within {timeout_s:g} s."))
+        self._fail([*self._everybody_waiting(), *self._passes.tickets()], ReplicaLost())
         self._on_hang()
 
     def _closed_by_hang(self) -> bool:
         return isinstance(self._closed, ReplicaLost)
-
-    def _everybody_running(self) -> list[Ticket]:
-        return [ticket for one in self._passes.values() for ticket in one.batch]
 
     def _everybody_waiting(self) -> list[Ticket]:
         preparing = list(self._preparation.tickets) if self._preparation else []
@@ -413,8 +369,8 @@ class Batcher:
         return [*self._line.clear(), *preparing]
 
     def _retry_after_s(self) -> float:
-        largest = self._bounds.rules.max_batch_size * len(self._lanes)
-        passes = -(-(self._line.rows + self._running_rows) // largest)
+        largest = self._bounds.rules.max_batch_size * self._passes.lanes
+        passes = -(-(self._line.rows + self._passes.rows) // largest)
         return min(max(passes * self.step.value.of(self._bounds.rules.max_batch_size), MIN_RETRY_S), MAX_RETRY_S)
 
     def _fail(self, tickets: Sequence[Ticket], error: SerinusError) -> None:

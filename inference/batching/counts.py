@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from inference.errors import SerinusError
-from inference.protocol.statistics import BatchStatistics, ModelStatistics
+from inference.protocol.statistics import MAX_RESPONSES, BatchStatistics, ModelStatistics, ResponseStatistics
 from inference.runtime.runner import Ran
 from inference.runtime.work import Ticket
 
@@ -43,6 +43,12 @@ class Counts:
         sums.queue.add(nanoseconds(began - ticket.arrived_at))
         for name, ns in stages(ran):
             getattr(sums, name).add(ns)
+
+    def response(self, place: int) -> ResponseStatistics:
+        """Of the answer at `place` of its request; places that are too many to be told apart are counted nowhere."""
+        if place >= MAX_RESPONSES:
+            return ResponseStatistics()
+        return self.statistics.responses.setdefault(place, ResponseStatistics())
 
     def failed(self, ticket: Ticket, now: float) -> None:
         self.statistics.fail.add(nanoseconds(now - ticket.arrived_at))

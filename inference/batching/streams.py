@@ -60,12 +60,17 @@ class Stepped:
 
 @dataclass(slots=True, eq=False)
 class _Stream:
+    """place: of its next answer, from 0. is_given_up: its caller left, or its time was over."""
+
     ticket: Ticket
     answers: Iterator[Arrays] | None = None
     is_held: bool = False
     pending: Outcome | None = None
     began: float | None = None
     busy_ns: int = 0
+    place: int = 0
+    stepping_since: float = 0.0
+    is_given_up: bool = False
     timer: asyncio.TimerHandle | None = None
 
 
@@ -226,6 +231,7 @@ class Streamer:
 
     def _step(self, place: _Place, stream: _Stream) -> None:
         job = (self._closing if stream.ticket.has_ended else self._advancing)(stream, place.number)
+        stream.stepping_since = self._clock()
         place.hang_timer = self._loop.call_later(self._bounds.hang_timeout_s, self._hung, stream)
         place.lane.run(job, lambda result: self._stepped(place, stream, result))
 
@@ -242,11 +248,12 @@ class Streamer:
 
     def _closing(self, stream: _Stream, place: int) -> Callable[[], Stepped]:
         def close() -> Stepped:
+            began = time.perf_counter_ns()
             closer = getattr(stream.answers, "close", None)
             if callable(closer):
                 with self._step_guard(place):
                     closer()
-            return Stepped(None, 0)
+            return Stepped(None, time.perf_counter_ns() - began)
 
         return close
 
@@ -261,16 +268,21 @@ class Streamer:
         if stream.ticket.has_ended:
             self._let_go(place, stream, result)
         elif isinstance(result, BaseException):
+            self._counts.response(stream.place).failed(nanoseconds(self._clock() - stream.stepping_since))
             self._end(stream, _translated(result))
             self._give_on(place)
         elif result.answer is None:
+            self._counts.response(stream.place).ended(result.took_ns)
             self._end(stream, self._outcome(stream, {}, result.took_ns))
             self._give_on(place)
         elif unknown := result.answer.keys() - self._bounds.outputs:
             log.error("the model answered with outputs that it does not have: %s", sorted(unknown))
+            self._counts.response(stream.place).failed(result.took_ns)
             self._end(stream, ModelFailed())
             self._step(place, stream)
         else:
+            self._counts.response(stream.place).answered(result.took_ns)
+            stream.place += 1
             self._hand_on(place, stream, self._outcome(stream, result.answer, result.took_ns))
 
     def _hand_on(self, place: _Place, stream: _Stream, outcome: Outcome) -> None:
@@ -288,6 +300,9 @@ class Streamer:
         if isinstance(result, Stepped) and result.answer is not None:
             self._step(place, stream)
             return
+        if stream.is_given_up:
+            tidied_ns = result.took_ns if isinstance(result, Stepped) else 0
+            self._counts.response(stream.place).cancel.add(tidied_ns)
         self._streams.pop(stream.ticket, None)
         self._give_on(place)
 
@@ -320,6 +335,7 @@ class Streamer:
             self._waiting_count -= 1
             self._streams.pop(stream.ticket, None)
         else:
+            stream.is_given_up = True
             self._queue_again(stream)
 
     def _late(self, stream: _Stream) -> None:

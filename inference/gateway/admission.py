@@ -55,13 +55,21 @@ class Limiter:
             self._requests = _taken(have, needed, needed, "requests", self.requests_per_s)
 
     def rows(self, count: int) -> None:
-        """Takes `count` rows. A request of more than a second's worth passes once the bucket is full."""
+        """Takes `count` rows, of a request that was taken before. One of more than a second's worth passes once the
+        bucket is full. What is refused here gets its place among the requests back: when it returns it is let in by
+        both bounds.
+        """
         if self.rows_per_s:
             now = self._now()
             have = min(1.0, self._rows + now - self._rows_at)
             self._rows_at, self._rows = now, have
             needed = count / self.rows_per_s
-            self._rows = _taken(have, needed, min(needed, 1.0), "rows", self.rows_per_s)
+            try:
+                self._rows = _taken(have, needed, min(needed, 1.0), "rows", self.rows_per_s)
+            except RateLimited:
+                if self.requests_per_s:
+                    self._requests += 1 / self.requests_per_s
+                raise
 
 
 def _taken(have: float, needed: float, enough: float, what: str, rate: float) -> float:
@@ -263,11 +271,6 @@ class Queue:
         of_key[caller.id] = mine + 1
         self.in_flight += 1
         self.retries.earn()
-
-    def spend(self, caller: Caller, rows: int) -> None:
-        """Counts the rows of a request that has entered. Raises RateLimited."""
-        if caller.limiter is not None:
-            caller.limiter.rows(rows)
 
     def leave(self, key: str = "") -> None:
         self.in_flight -= 1

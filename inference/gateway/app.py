@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from inference.config import is_loopback
 from inference.errors import Forbidden, Malformed, MethodNotAllowed, NotFound, SerinusError, ServerError
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}"
 _MODEL = re.compile(rf"/v2/models/({NAME})(?:/versions/([0-9]{{1,9}}))?(?:/([a-z_/]+))?")
+_ANY_NAME = re.compile(r"/v2/models/([^/]{1,512})(?:/versions/[0-9]{1,9})?(?:/([a-z_/]+))?")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _log = logging.getLogger(__name__)
 
@@ -97,7 +98,17 @@ class Doors:
             match = pattern.fullmatch(path)
             if match is not None:
                 return Place(what, door, rest=tuple(group or "" for group in match.groups()))
-        raise NotFound("Not Found")
+        raise self.missing(path)
+
+    def missing(self, path: str) -> NotFound:
+        """What is said to an address that there is not: where all but a model's name is good, that no model has it."""
+        match = _ANY_NAME.fullmatch(path)
+        name = unquote(match[1]) if match is not None and match[2] in self.verbs else ""
+        if re.fullmatch(NAME, name) or len(name) > 128 or not name.isprintable() or not name:
+            return NotFound("Not Found")
+        return NotFound(
+            f"Request for unknown model: '{name}' is not found. Names have letters, digits, '.', '_' and '-' only"
+        )
 
 
 class App:
@@ -203,7 +214,7 @@ class App:
             # No name here needs an escape, and one that stands for a slash would let an address pass a proxy's rules.
             # Models of OpenAI's API may have names that do, and theirs are looked up, not walked.
             if "%" in head.path and not head.path.startswith("/v1/models/"):
-                raise NotFound("Not Found")
+                raise self._doors.missing(head.path)
             place = head.memo = self._doors.find(head.path)
         return place
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from inference.errors import Cancelled, InvalidInput, Overloaded, SerinusError, ServerError
 from inference.gateway import answers, calls, envelopes, generate
 from inference.gateway.awaiting import Done
+from inference.gateway.bodies import Held
 from inference.gateway.flights import Flight
 from inference.gateway.table import Variant
 from inference.gateway.web import Part
@@ -32,11 +33,13 @@ _log = logging.getLogger(__name__)
 
 
 class Asking(Flight):
-    """credit: answers that may still be sent, -1 for no bound. starving_since: when it ran out while answers wait."""
+    """credit: answers that may still be sent, -1 for no bound. starving_since: when it ran out while answers wait. held:
+    what the gateway counts for its frame, None for a small one.
+    """
 
     __slots__ = (
         "_is_paused", "_is_text", "_rest", "_sent", "_stream", "_waiting", "_waiting_bytes", "body", "credit", "given",
-        "id", "starving_since",
+        "held", "id", "starving_since",
     )  # fmt: skip
 
     most_ms = 0  # see dataplane.Asked
@@ -53,6 +56,7 @@ class Asking(Flight):
         self._is_text = is_text
         self.credit = -1 if body.credit is None else body.credit
         self.starving_since = 0.0
+        self.held: Held | None = None
         self._waiting: deque[tuple[Answer, memoryview]] | None = None
         self._waiting_bytes = 0
         self._sent = 0

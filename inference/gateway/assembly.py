@@ -122,10 +122,11 @@ def assembled(config: GatewayConfig, sock: socket.socket, *, max_connections: in
     )
     plane.table.load()
     addresses = doors.open_all(rooms)
-    streams = Streams(plane, addresses)
+    bodies = Bodies(config.max_body_bytes)
+    streams = Streams(plane, addresses, bodies)
     predict = Predict(plane, limit_bytes=config.max_body_bytes, regions=regions, forward=config.header_forward_pattern)
     app = App(plane, rest, predict, streams, addresses)
-    heads, bodies = Heads(), Bodies(config.max_body_bytes)
+    heads = Heads()
     server: Listener[Connection] = Listener(
         lambda connections: Connection(app, heads, bodies, connections),
         sock,

@@ -27,13 +27,13 @@ class Bodies:
 
 
 class Held:
-    """What one request's body holds; `release` gives it back."""
+    """What one request's body holds, `size_bytes`; `release` gives it back."""
 
-    __slots__ = ("_bodies", "_held_bytes")
+    __slots__ = ("_bodies", "size_bytes")
 
     def __init__(self, bodies: Bodies) -> None:
         self._bodies = bodies
-        self._held_bytes = 0
+        self.size_bytes = 0
 
     def grow(self, size: int) -> None:
         """The body has `size` bytes now. Raises TooLarge, or Overloaded when large bodies fill what is set aside."""
@@ -41,12 +41,12 @@ class Held:
             return
         bodies = self._bodies
         bodies.check(size)
-        more = size - self._held_bytes
+        more = size - self.size_bytes
         if bodies.held_bytes + more > bodies.limit_bytes * HELD_BODIES:
             raise Overloaded(retry_after_s=1.0)
         bodies.held_bytes += more
-        self._held_bytes = size
+        self.size_bytes = size
 
     def release(self) -> None:
-        self._bodies.held_bytes -= self._held_bytes
-        self._held_bytes = 0
+        self._bodies.held_bytes -= self.size_bytes
+        self.size_bytes = 0

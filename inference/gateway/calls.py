@@ -7,6 +7,7 @@ extensions `binary_tensor_data` and raw binary requests.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import prod
 from typing import Annotated, Any
@@ -212,7 +213,7 @@ def _check_early(given: InputBody, model: str, signature: Signature) -> None:
     """Compares a large tensor with the signature before its JSON is read, which takes many times its size."""
     spec = next((spec for spec in signature.inputs if spec.name == given.name), None)
     if spec is None:
-        raise InvalidInput(f"unexpected inference input '{given.name}' for model '{model}'")
+        raise _unexpected("input", given.name, model, signature.inputs)
     codec.element_count(given.shape, given.name)
     batch = _check_tensor(TensorHeader(given.name, given.datatype, given.shape, 0), spec, model, signature)
     _check_batch(batch, model, signature)
@@ -245,14 +246,15 @@ def _check_many(call: Call, model: str, signature: Signature) -> int | None:
     known = {spec.name: spec for spec in signature.inputs}
     for index, tensor in enumerate(call.tensors):
         if tensor.name not in known:
-            raise InvalidInput(f"unexpected inference input '{tensor.name}' for model '{model}'")
+            raise _unexpected("input", tensor.name, model, signature.inputs)
         if tensor.name in found:
             raise InvalidInput(f"input '{tensor.name}' already exists in request")
         found[tensor.name] = index
     if len(found) != len(known):
-        missing = ", ".join(repr(name) for name in known if name not in found)
+        missing = _listed(name for name in known if name not in found)
         raise InvalidInput(
-            f"expected {len(known)} inputs but got {len(found)} inputs for model '{model}'. Got no input for: {missing}"
+            f"expected {len(known)} inputs but got {len(found)} inputs for model '{model}'. Got input(s) {_listed(found)}, "
+            f"but missing required input(s) {missing}. Please provide all required input(s)."
         )
     order = [found[name] for name in known]
     call.tensors = [call.tensors[index] for index in order]
@@ -279,13 +281,32 @@ def _check_tensor(tensor: TensorHeader, spec: TensorSpec, model: str, signature:
                 break
         else:
             return shape[0] if batched else None
-    raise InvalidInput(f"unexpected shape for input '{spec.name}' for model '{model}'. Expected {wanted}, got {shape}")
+    raise InvalidInput(_unexpected_shape(shape, spec, model, signature))
+
+
+def _unexpected(what: str, name: str, model: str, there: Iterable[TensorSpec]) -> InvalidInput:
+    names = _listed(spec.name for spec in there)
+    return InvalidInput(f"unexpected inference {what} '{name}' for model '{model}'. Its {what}s are {names}")
+
+
+def _unexpected_shape(shape: list[int], spec: TensorSpec, model: str, signature: Signature) -> str:
+    wanted = spec.shape
+    expected, got = (f"[{','.join(map(str, sizes))}]" for sizes in (wanted, shape))
+    words = f"unexpected shape for input '{spec.name}' for model '{model}'. Expected {expected}, got {got}"
+    if signature.max_batch_size and len(shape) == len(wanted) - 1:
+        words += f". The first dimension is the batch, from 1 to {signature.max_batch_size}: put it before yours"
+    return words
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Names as Triton's errors list them."""
+    return f"[{','.join(repr(name) for name in names)}]"
 
 
 def _read_outputs(
     call: Call, body: InferBody, model: str, signature: Signature, *, binary: bool, shared: Shared | None
 ) -> None:
-    default = bool(body.parameters.get("binary_data_output", binary)) if body.parameters else binary
+    default = parameters.switch(body.parameters, "binary_data_output", binary) if body.parameters else binary
     if not body.outputs:
         if default:
             call.binary = None
@@ -304,7 +325,7 @@ def _read_outputs(
             call.special = (call.special or {}) | {wanted.name: special}
         if isinstance(special, Target):
             continue
-        if given.get("binary_data", default):
+        if parameters.switch(given, "binary_data", default):
             as_bytes.add(wanted.name)
         elif special is None:
             codec.refuse_in_json(spec.datatype, wanted.name)
@@ -314,7 +335,7 @@ def _read_outputs(
 def _known_output(wanted: OutputBody, known: dict[str, TensorSpec], model: str, seen: list[str]) -> TensorSpec:
     spec = known.get(wanted.name)
     if spec is None:
-        raise InvalidInput(f"unexpected inference output '{wanted.name}' for model '{model}'")
+        raise _unexpected("output", wanted.name, model, known.values())
     if wanted.name in seen:
         raise InvalidInput(f"output '{wanted.name}' already exists in request")
     return spec

@@ -51,7 +51,9 @@ def element_count(shape: list[int], name: str) -> int:
     count = 1
     for size in shape:
         if not 0 <= size <= MAX_DIMENSION:
-            raise InvalidInput(f"input '{name}' has an invalid dimension in its shape {shape}")
+            raise InvalidInput(
+                f"input '{name}' has an invalid dimension in its shape {shape}: a request says each size, from 0 to 2^63 - 1"
+            )
         count *= size
     if count > MAX_DIMENSION:
         raise InvalidInput(f"the elements of input '{name}' with shape {shape} cannot be counted in 63 bits")
@@ -142,7 +144,11 @@ def _kind(datatype: str, name: str) -> type:
         raise InvalidInput(
             f"receiving {datatype} data via JSON is not supported. Please use the binary data format for input '{name}'"
         )
-    raise InvalidInput(f"input '{name}' has the unknown datatype '{datatype}'")
+    raise _unknown(datatype, name)
+
+
+def _unknown(datatype: str, name: str) -> InvalidInput:
+    return InvalidInput(f"input '{name}' has the unknown datatype '{datatype}'. There are {', '.join(DATATYPES)}")
 
 
 def refuse_more(raw: msgspec.Raw, datatype: str, count: int, name: str) -> None:
@@ -160,7 +166,7 @@ def check_binary(data: bytes | memoryview, datatype: str, count: int, name: str)
     """Raises InvalidInput unless `data` is exactly `count` elements of `datatype`."""
     known = DATATYPES.get(datatype)
     if known is None:
-        raise InvalidInput(f"input '{name}' has the unknown datatype '{datatype}'")
+        raise _unknown(datatype, name)
     if known[0]:
         if len(data) != count * known[0]:
             raise InvalidInput(

@@ -30,6 +30,7 @@ from inference.gateway.connections import Link, Pool
 from inference.gateway.counting import Counting
 from inference.gateway.feedback_ids import FeedbackIds
 from inference.gateway.flights import Flight, Flights
+from inference.gateway.nearest import meant
 from inference.gateway.pipelines import Run
 from inference.gateway.quarantine import WORDS, Trials
 from inference.gateway.replica_wire import ConnectionLost
@@ -82,7 +83,8 @@ class DataPlane:
         route = endpoint.route if endpoint is not None else None
         caller = admit_caller(snapshot.keys, credential, name, route, insecure=self.insecure)
         if endpoint is None:
-            raise NotFound(f"Request for unknown model: '{name}' is not found")
+            near = meant(name, (one for one in snapshot.endpoints if caller.may(one)))
+            raise NotFound(f"Request for unknown model: '{name}' is not found{near}")
         return caller, endpoint
 
     def memory(self, name: str, version: int | None, size: int, offset: int) -> memoryview | None:

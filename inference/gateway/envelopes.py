@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 
 from inference.errors import InvalidInput, Malformed, ReplicaLost, SerinusError
 from inference.gateway import calls, codec
+from inference.gateway.bodies import Held
 from inference.gateway.web import Part
 
 MAX_CREDIT = 1 << 20
@@ -52,6 +53,38 @@ class VerbFrame(msgspec.Struct, omit_defaults=True):
     body: msgspec.Raw = msgspec.Raw()
 
 
+class Begun(NamedTuple):
+    """What the beginning of a binary frame says of the whole. start: where its tensors begin; size_bytes: of the frame,
+    as far as its JSON says so.
+    """
+
+    start: int
+    size_bytes: int = 0
+    model: str = ""
+    version: int | str | None = None
+
+
+class Frame(NamedTuple):
+    """A frame that waits. head: its JSON; rest: the tensors of a binary one; held: what is counted for it."""
+
+    body: FrameBody
+    head: Part
+    rest: memoryview
+    held: Held | None
+    is_text: bool
+
+
+class _BegunInput(msgspec.Struct):
+    parameters: dict[str, Any] | None = None
+
+
+class _BegunBody(msgspec.Struct):
+    inputs: list[_BegunInput] = []
+    model: str = ""
+    version: int | str | None = None
+
+
+_decode_begun = msgspec.json.Decoder(_BegunBody).decode
 _encode = msgspec.json.Encoder().encode
 _decode = msgspec.json.Decoder(FrameBody).decode
 _decode_any = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
@@ -77,7 +110,7 @@ def generate_body(data: bytes | memoryview, body: FrameBody) -> bytes:
     return _encode(own | {name: value for name, value in found.items() if name not in OWN_KEYS})
 
 
-def version_of(body: FrameBody) -> int | None:
+def version_of(body: FrameBody | Begun) -> int | None:
     """Raises InvalidInput."""
     found = body.version
     if found is None or found == "":
@@ -91,13 +124,26 @@ def version_of(body: FrameBody) -> int | None:
     return found
 
 
-def split(data: bytes) -> tuple[memoryview, memoryview]:
+def split(data: bytes | memoryview) -> tuple[memoryview, memoryview]:
     """JSON and tensors of a binary frame. Raises Malformed."""
     view = memoryview(data)
     size = int.from_bytes(view[:4], "little") if len(view) >= 4 else -1
     if not 0 <= size <= len(view) - 4:
         raise Malformed("the JSON length of a binary frame does not fit the frame")
     return view[4 : 4 + size], view[4 + size :]
+
+
+def begun(first: bytes) -> Begun | None:
+    """None while the JSON is not all there; of JSON that is wrong only where it ends."""
+    start = 4 + int.from_bytes(first[:4], "little")
+    if len(first) < max(4, start):
+        return None
+    try:
+        body = _decode_begun(memoryview(first)[4:start])
+    except (RecursionError, *codec.JSON_ERRORS):
+        return Begun(start)
+    sizes = [one.parameters.get("binary_data_size") for one in body.inputs if one.parameters]
+    return Begun(start, start + sum(size for size in sizes if type(size) is int and size > 0), body.model, body.version)
 
 
 def join(text: bytes, parts: Sequence[Part], *, is_text: bool) -> list[Part]:

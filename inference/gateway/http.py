@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 from inference.errors import DeadlineExceeded, Malformed, SerinusError
@@ -20,8 +20,8 @@ from inference.gateway.application import Application, Owner
 from inference.gateway.bodies import Bodies, Held
 from inference.gateway.heads import MAX_HEAD_BYTES, Head, Heads
 from inference.gateway.incoming import Incoming
+from inference.gateway.receiving import Receiving
 from inference.gateway.web import Headers, Part
-from inference.protocol import memory
 
 HEAD_S = 9.0  # looked at once a second
 BODY_IDLE_S = 30.0
@@ -29,7 +29,6 @@ IDLE_S = 120.0
 STALL_S = 30.0
 LINGER_S = 2.0
 SCRATCH_BYTES = 64 << 10
-OWN_PAGES_BYTES = 256 << 10
 JOIN_BYTES = 64 << 10
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _CLOSE = (b"connection", b"close")
@@ -42,8 +41,8 @@ class Connection(asyncio.BufferedProtocol):
     """One client's connection."""
 
     __slots__ = (
-        "_app", "_bodies", "_busy_head", "_chunks", "_closing", "_filled", "_head", "_heads", "_held", "_memory",
-        "_open", "_part", "_paused", "_since", "_stalled_since", "_view", "_writable", "incoming", "owner", "transport",
+        "_app", "_bodies", "_body", "_busy_head", "_closing", "_heads", "_held", "_memory", "_open", "_part", "_paused",
+        "_since", "_stalled_since", "_writable", "incoming", "owner", "transport",
     )  # fmt: skip
 
     def __init__(self, app: Application, heads: Heads, bodies: Bodies, connections: set[Connection]) -> None:
@@ -55,10 +54,7 @@ class Connection(asyncio.BufferedProtocol):
         self.owner: Owner | None = None
         self.incoming: Incoming | None = None
         self._part = b""  # of a head
-        self._head: Head | None = None  # whose body is on its way
-        self._view: memoryview | None = None  # the body's memory
-        self._filled = 0
-        self._chunks: chunks.Chunked | None = None
+        self._body: Receiving | None = None  # of a request that is not whole yet
         self._memory: Held | None = None
         self._busy_head: Head | None = None  # whose answer is on its way
         self._held = b""  # what came meanwhile
@@ -85,19 +81,19 @@ class Connection(asyncio.BufferedProtocol):
         self._wake()
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return _scratch if self._view is None else self._view[self._filled :]
+        room = self._body.room() if self._body is not None else None
+        return _scratch if room is None else room
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._view is not None:
-            self._body_came(nbytes)
+        body = self._body
+        if body is not None:
+            self._body_came(body, nbytes)
         elif self._closing:
             return
         elif self.incoming is not None:
             self._piece_came(self.incoming, bytes(_scratch[:nbytes]))
         elif self._busy_head is not None:
             self._hold(bytes(_scratch[:nbytes]))
-        elif self._chunks is not None:
-            self._chunk_came(bytes(_scratch[:nbytes]))
         elif self._part:
             self._consume(self._part + bytes(_scratch[:nbytes]))
         else:
@@ -172,25 +168,15 @@ class Connection(asyncio.BufferedProtocol):
                 return
             self._bodies.check(head.length)
             self._app.preflight(head)
-            self._memory = Held(self._bodies)
-            self._memory.grow(len(data))
+            held = self._memory = Held(self._bodies)
+            held.grow(len(data))
         except SerinusError as error:
             self._refuse(head, error)
             return
         if head.expects:
             self.transport.write(_CONTINUE)
-        self._head = head
-        self._since = time.monotonic()
-        if head.length < 0:
-            self._chunks = chunks.Chunked(self._bodies)
-            self._chunk_came(data)
-            return
-        if head.length < OWN_PAGES_BYTES:
-            self._view = memoryview(bytearray(head.length))
-        else:
-            self._view = self._app.memory(head) or memory.pool.take(head.length, -head.json_bytes)
-        self._view[: len(data)] = data
-        self._filled = len(data)
+        body = self._body = Receiving(head, held, self._bodies, self._app.memory)
+        self._take(body, lambda: body.feed(data))
 
     def _pass_on(self, head: Head, data: bytes) -> None:
         if head.expects:
@@ -219,41 +205,24 @@ class Connection(asyncio.BufferedProtocol):
         if not self._closing and not self._paused:
             self.transport.resume_reading()
 
-    def _body_came(self, size: int) -> None:
-        before, self._filled = self._filled, self._filled + size
-        self._since = time.monotonic()
-        view, head, held = self._view, self._head, self._memory
-        assert view is not None
-        assert head is not None
-        assert held is not None
-        if before < memory.HUGE_BYTES <= self._filled:
-            memory.in_huge_pages(view)
-        try:
-            held.grow(self._filled)
-        except SerinusError as error:
-            self._refuse(head, error)
-            return
-        if self._filled == len(view):
-            self._view = self._head = None
-            self._begin(head, view)
+    def _body_came(self, body: Receiving, nbytes: int) -> None:
+        if body.view is not None:
+            self._take(body, lambda: body.filled(nbytes))
+        elif not self._closing:
+            self._take(body, lambda: body.feed(bytes(_scratch[:nbytes])))
 
-    def _chunk_came(self, data: bytes) -> None:
+    def _take(self, body: Receiving, take: Callable[[], Part | None]) -> None:
         self._since = time.monotonic()
-        found, head, held = self._chunks, self._head, self._memory
-        assert found is not None
-        assert head is not None
-        assert held is not None
         try:
-            body = found.feed(data)
-            held.grow(found.size)
+            whole = take()
         except SerinusError as error:
-            self._refuse(head, error)
+            self._refuse(body.head, error)
             return
-        if body is not None:
-            rest, self._chunks, self._head = found.rest, None, None
-            if rest:
-                self._hold(rest)
-            self._begin(head, body)
+        if whole is not None:
+            self._body = None
+            if body.rest:
+                self._hold(body.rest)
+            self._begin(body.head, whole)
 
     def _begin(self, head: Head, body: Part) -> None:
         self._busy_head = head
@@ -355,8 +324,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _refuse(self, head: Head | None, error: SerinusError) -> None:
         """The answer to what will not be read any further; the connection ends with it."""
-        self._busy_head = self._head = None
-        self._view = self._chunks = None
+        self._busy_head = self._body = None
         self._part = b""
         self._app.refuse(self, head, error)
 
@@ -392,9 +360,9 @@ class Connection(asyncio.BufferedProtocol):
         elif self.incoming is not None:
             if now - self._since > BODY_IDLE_S:
                 self.incoming.fail(DeadlineExceeded("the request's body did not come in time"))
-        elif self._head is not None:
+        elif self._body is not None:
             if now - self._since > BODY_IDLE_S:
-                self._refuse(self._head, DeadlineExceeded("the request's body did not come in time"))
+                self._refuse(self._body.head, DeadlineExceeded("the request's body did not come in time"))
         elif self._part:
             if now - self._since > HEAD_S:
                 self._refuse(None, Malformed("the request's head did not come in time"))

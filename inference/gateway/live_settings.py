@@ -62,7 +62,10 @@ class Logs:
 
 
 def changed_logs(now: Logs, wanted: dict[str, Any]) -> Logs:
-    """Pure. Raises InvalidInput naming the setting, or Unsupported."""
+    """Pure; null leaves a setting as it is. Raises InvalidInput naming the setting, or Unsupported."""
+    wanted = {
+        name: value for name, value in wanted.items() if value is not None or name not in {"log_file", *Logs.__slots__}
+    }
     for name, value in wanted.items():
         if name == "log_file":
             raise Unsupported("log file location can not be updated through network protocol")

@@ -34,7 +34,7 @@ def sequence(given: dict[str, Scalar]) -> SequenceControl | None:
         raise InvalidInput("parameter 'sequence_id' must be a whole number of 64 bits or a text")
     if type(identity) is str and len(identity) > MAX_SEQUENCE_ID_CHARS:
         raise InvalidInput(f"parameter 'sequence_id' is longer than {MAX_SEQUENCE_ID_CHARS} characters")
-    start, end = (_switch(given, name) for name in ("sequence_start", "sequence_end"))
+    start, end = (switch(given, name) for name in ("sequence_start", "sequence_end"))
     if identity:
         assert isinstance(identity, int | str)
         return SequenceControl(identity, start, end)
@@ -43,8 +43,9 @@ def sequence(given: dict[str, Scalar]) -> SequenceControl | None:
     return None
 
 
-def _switch(given: dict[str, Scalar], name: str) -> bool:
-    value = given.get(name, False)
+def switch(given: dict[str, Scalar], name: str, default: bool = False) -> bool:
+    """Whether a parameter is on. Raises InvalidInput for what is neither true nor false."""
+    value = given.get(name, default)
     if type(value) is not bool:
         raise InvalidInput(f"parameter '{name}' must be true or false")
     return value

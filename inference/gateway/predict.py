@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from inference.gateway.http import Connection
 
 MAX_TIMEOUT_MS = 86_400_000
+HINT_BYTES = 4096
+NO_SPLIT = "Where binary tensors follow it, the header Inference-Header-Content-Length says how many bytes the JSON has"
 BINARY_TYPE = (b"content-type", b"application/octet-stream")
 _BEARER = "bearer "
 _EMPTY = memoryview(b"")
@@ -150,13 +152,23 @@ class Predict:
 def _read(known: Known, body: Part, model: str, signature: Signature) -> calls.Call:
     split = known.split
     if split < 0:
-        return calls.read(calls.parse(body), _EMPTY, model, signature, shared=known.shared)
+        return calls.read(_parse_all(body), _EMPTY, model, signature, shared=known.shared)
     view = memoryview(body)
     if split > len(view):
         raise Malformed("Inference-Header-Content-Length does not fit the request body")
     if not split:
         return calls.read_raw(view, model, signature)
     return calls.read(calls.parse(view[:split]), view[split:], model, signature, shared=known.shared)
+
+
+def _parse_all(body: Part) -> calls.InferBody:
+    """A body that is JSON to its end. Raises Malformed."""
+    try:
+        return calls.parse(body)
+    except Malformed as error:
+        if b'"binary_data_size"' not in bytes(body[:HINT_BYTES]):
+            raise
+        raise Malformed(f"{error.message}. {NO_SPLIT}") from error
 
 
 class _Flying(Flight):

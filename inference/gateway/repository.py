@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import msgspec
 
-from inference.errors import NotReady, TooLarge
+from inference.errors import NotReady, TooLarge, Unsupported
 from inference.gateway.rest import Rest
 from inference.gateway.web import JSON_TYPE, Request, Response
 
@@ -22,6 +22,7 @@ INDEX_S = 15.0
 CHANGE_S = 300.0
 MAX_REQUEST_BYTES = 8 << 20
 MAX_ANSWER_BYTES = 8 << 20
+ONE_REPOSITORY = "'repository_name' specification is not supported: leave it out, there is one repository"
 _PASSED = ("authorization", "x-api-key", "content-type")
 _AWAY = "The console cannot be reached: model control needs it, predictions do not. Try again later."
 
@@ -43,6 +44,8 @@ class Repository:
 
     async def _pass_on(self, request: Request, deadline_s: float) -> Response:
         self._rest.known(request.headers)
+        if request.rest and request.rest[0]:
+            raise Unsupported(ONE_REPOSITORY)
         if len(request.body) > MAX_REQUEST_BYTES:
             raise TooLarge(f"A model control request may have at most {MAX_REQUEST_BYTES} bytes")
         if not self._url:

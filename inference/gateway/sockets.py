@@ -1,8 +1,9 @@
 """An open WebSocket on a connection that began as HTTP: the transport's side of it.
 
 Callbacks and no task: an idle one is a few small objects. Messages come to its owner one by one, and stop coming while
-the owner holds it: what is read then is at most one read's worth, and the client is not read any further. What is sent
-in one turn of the event loop leaves together (uvloop gathers the writes).
+the owner holds it: what is read then is at most one read's worth, and the client is not read any further. A large
+binary message is received where its owner wants it. Messages count among the bodies that the gateway holds, from their
+first bytes on. What is sent in one turn of the event loop leaves together (uvloop gathers the writes).
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ import time
 from collections.abc import Sequence
 from typing import Protocol, cast
 
+from inference.errors import Overloaded
 from inference.gateway import rfc6455
+from inference.gateway.bodies import SMALL_BYTES, Bodies, Held
 from inference.gateway.rfc6455 import Parser, Violation
 
 WRITE_HIGH_BYTES = 256 << 10
 JOIN_BYTES = 64 << 10
 LINGER_S = 1.0
+SCRATCH_BYTES = 64 << 10
+_scratch = memoryview(bytearray(SCRATCH_BYTES))
 _PING = rfc6455.frame_head(rfc6455.PING, 0)
 
 Part = bytes | memoryview
@@ -26,7 +31,13 @@ Part = bytes | memoryview
 class Owner(Protocol):
     """Whom a socket tells what happens on it. Nothing may be raised."""
 
-    def message(self, data: bytes, *, is_text: bool) -> None: ...
+    def message(self, data: Part, held: Held | None, *, is_text: bool) -> None:
+        """held: what the gateway counts for it, None for a small one; to be released when it is of no use any more."""
+        ...
+
+    def place(self, first: bytes, size: int, is_whole: bool) -> memoryview | None:
+        """Where a large binary message shall be received: see rfc6455.Place."""
+        ...
 
     def flow(self) -> None:
         """The client began to take what is sent, or stopped: see Socket.is_writable."""
@@ -41,20 +52,31 @@ class Owner(Protocol):
         ...
 
 
-class Socket(asyncio.Protocol):
+class Socket(asyncio.BufferedProtocol):
     """One open WebSocket."""
 
     __slots__ = (
-        "_is_closed", "_is_deaf", "_is_held", "_is_lost", "_is_paused", "_owner", "_parser", "_transport", "closing_since",
+        "_bodies", "_held", "_is_closed", "_is_deaf", "_is_held", "_is_lost", "_is_paused", "_owner", "_parser", "_transport", "closing_since",
         "heard", "partial_since", "stalled_since",
     )  # fmt: skip
 
     def __init__(
-        self, transport: asyncio.BaseTransport, owner: Owner, *, max_text_bytes: int, max_binary_bytes: int
+        self,
+        transport: asyncio.BaseTransport,
+        owner: Owner,
+        bodies: Bodies,
+        *,
+        max_text_bytes: int,
+        max_binary_bytes: int,
     ) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._owner = owner
-        self._parser = Parser(max_text=max_text_bytes, max_binary=max_binary_bytes)
+        self._bodies = bodies
+        self._held: Held | None = None  # for messages that are not whole yet
+        most = bodies.limit_bytes
+        self._parser = Parser(
+            max_text=min(max_text_bytes, most), max_binary=min(max_binary_bytes, most), place=owner.place
+        )
         self._is_held = False
         self._is_paused = False
         self._is_closed = False  # a close frame was sent
@@ -69,10 +91,22 @@ class Socket(asyncio.Protocol):
 
     # -- what the event loop calls ----------------------------------------------------------------------------------
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _scratch if self._parser.payload is None else self._parser.room or _scratch
+
+    def buffer_updated(self, nbytes: int) -> None:
         if self._is_deaf:
             return
         self.heard = time.monotonic()
+        parser = self._parser
+        if parser.payload is not None and parser.room is not None:
+            parser.came(nbytes)
+        else:
+            parser.feed(bytes(_scratch[:nbytes]))
+        self._pump()
+
+    def take(self, data: bytes) -> None:
+        """What the client sent before this was made."""
         self._parser.feed(data)
         self._pump()
 
@@ -81,6 +115,7 @@ class Socket(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._is_lost = True
+        self._forget()
         self._end()
         self._owner.lost()
 
@@ -101,6 +136,8 @@ class Socket(asyncio.Protocol):
     def release(self) -> None:
         if self._is_held:
             self._is_held = False
+            self.heard = time.monotonic()  # who was not read was not silent
+            self.partial_since = 0.0
             asyncio.get_running_loop().call_soon(self._pump)
 
     @property
@@ -108,30 +145,62 @@ class Socket(asyncio.Protocol):
         return self._is_held
 
     def _pump(self) -> None:
+        parser = self._parser
         try:
             while not self._is_held and not self._is_lost:
-                found = self._parser.next()
+                found = parser.next()
                 if found is None:
                     break
                 self._take(*found)
+            if not parser.is_between:
+                self._count(parser.kept_bytes)
         except Violation as error:
-            self.close(error.code, error.reason)
-            self._is_deaf = True
-            # a client that still sends would be told "reset" and lose the reason: read on for a moment, to nowhere
-            asyncio.get_running_loop().call_later(LINGER_S, self._transport.close)
+            self._refuse(error.code, error.reason)
+        except Overloaded:
+            self._refuse(rfc6455.TRY_AGAIN, "messages that are on their way fill the memory that is set aside for them")
         self._read_on()
 
-    def _take(self, opcode: int, payload: bytes) -> None:
+    def _refuse(self, code: int, reason: str) -> None:
+        self.close(code, reason)
+        self._is_deaf = True
+        self._forget()
+        # a client that still sends would be told "reset" and lose the reason: read on for a moment, to nowhere
+        asyncio.get_running_loop().call_later(LINGER_S, self._transport.close)
+
+    def _forget(self) -> None:
+        self._parser.forget()
+        held, self._held = self._held, None
+        if held is not None:
+            held.release()
+
+    def _count(self, size: int) -> None:
+        """So much is here of messages that are not given out. Raises Overloaded."""
+        if self._held is None:
+            if size <= SMALL_BYTES:
+                return
+            self._held = Held(self._bodies)
+        self._held.grow(min(size, self._bodies.limit_bytes))  # the parser bounds messages; more is what lies behind one
+
+    def _take(self, opcode: int, payload: Part) -> None:
+        if opcode & 8:
+            self._control(opcode, bytes(payload))
+            return
+        held = None
+        if self._held is not None or len(payload) > SMALL_BYTES:
+            self._count(len(payload))
+            held, self._held = self._held, None
+        if not self._is_closed:
+            self._owner.message(payload, held, is_text=opcode == rfc6455.TEXT)
+        elif held is not None:
+            held.release()
+
+    def _control(self, opcode: int, payload: bytes) -> None:
         if opcode == rfc6455.CLOSE:
             code = rfc6455.close_code(payload)
             self.close(rfc6455.OK if code == rfc6455.NO_CODE else code)
             self._transport.close()
-        elif self._is_closed or opcode == rfc6455.PONG:
-            return
-        elif opcode == rfc6455.PING:
+        elif opcode == rfc6455.PING and not self._is_closed:
             self._transport.write(rfc6455.frame_head(rfc6455.PONG, len(payload)) + payload)
-        else:
-            self._owner.message(payload, is_text=opcode == rfc6455.TEXT)
 
     def _read_on(self) -> None:
         is_between = self._parser.is_between

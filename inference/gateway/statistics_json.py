@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from inference.protocol.statistics import BatchStatistics, Duration, ModelStatistics
+from inference.protocol.statistics import BatchStatistics, Duration, ModelStatistics, ResponseStatistics
 
 _INFERENCE = (
     "success",
@@ -28,7 +28,7 @@ def model_statistics(name: str, version: str, found: ModelStatistics) -> dict[st
         "inference_count": found.inference_count,
         "execution_count": found.execution_count,
         "inference_stats": {field: _duration(getattr(found, field)) for field in _INFERENCE},
-        "response_stats": {},
+        "response_stats": {str(place): _response(one) for place, one in sorted(found.responses.items())},
         "batch_stats": [_batch(size, batch) for size, batch in sorted(found.batches.items())],
         "memory_usage": [_memory(device, size) for device, size in sorted(found.memory.items())],
     }
@@ -36,6 +36,10 @@ def model_statistics(name: str, version: str, found: ModelStatistics) -> dict[st
 
 def _duration(found: Duration) -> dict[str, int]:
     return {"count": found.count, "ns": found.ns}
+
+
+def _response(found: ResponseStatistics) -> dict[str, Any]:
+    return {field: _duration(getattr(found, field)) for field in found.__struct_fields__}
 
 
 def _batch(size: int, found: BatchStatistics) -> dict[str, Any]:

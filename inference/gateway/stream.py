@@ -1,7 +1,8 @@
 """One WebSocket connection: reads its frames, knows what is under way on it, and ends it in time.
 
-At most MAX_IN_FLIGHT requests are under way, counting those whose answers the client has not taken; beyond it, and while
-the client takes nothing, no frame is read: a slow reader pauses only itself.
+At most MAX_IN_FLIGHT requests are under way, counting those whose answers the client has not taken, and no new one begins
+while their large frames are more than MAX_HELD_BYTES. The next one waits, and nothing behind it is read until it has
+begun; nor is anything while the client takes nothing: a slow reader pauses only itself.
 """
 
 from __future__ import annotations
@@ -25,16 +26,19 @@ from inference.errors import (
     Unauthenticated,
     Unsupported,
 )
-from inference.gateway import envelopes, rfc6455
+from inference.gateway import envelopes, placing, rfc6455
 from inference.gateway.admission import Caller
 from inference.gateway.asking import Asking
+from inference.gateway.bodies import Bodies, Held
 from inference.gateway.choosing import HEADER as PIN
 from inference.gateway.choosing import Asked, pin
 from inference.gateway.dataplane import DataPlane
+from inference.gateway.envelopes import Frame
 from inference.gateway.openai import chatting
 from inference.gateway.sockets import Socket
 from inference.gateway.steering import Given
 from inference.gateway.table import Endpoint
+from inference.gateway.web import Part
 
 if TYPE_CHECKING:
     from asyncio import BaseTransport
@@ -42,18 +46,20 @@ if TYPE_CHECKING:
 MAX_IN_FLIGHT = 64
 MAX_TEXT_BYTES = 1 << 20
 MAX_BINARY_BYTES = 16 << 20
+MAX_HELD_BYTES = 64 << 20
 PING_S = 20.0
 IDLE_S = 600.0
 STALL_S = 30.0
 CREDIT_S = 60.0
 MESSAGE_S = 120.0
 CLOSE_S = 5.0
-_EMPTY = memoryview(b"")
 _PING = b'{"type":"ping"}'
 NO_HEADERS: Given = {}
+_EMPTY = memoryview(b"")
 _DRAINING = b'{"type":"draining"}'
 _INFERS = frozenset({"infer", "generate"})
 VERBS = frozenset({"metadata", "ready", "config", "stats"})
+_REQUESTS = _INFERS | chatting.KINDS | VERBS
 _log = logging.getLogger(__name__)
 
 Verb = Callable[[str, envelopes.FrameBody, str, int | None], Awaitable[bytes]]
@@ -67,8 +73,8 @@ class Stream:
     """
 
     __slots__ = (
-        "_admitted", "_asking", "_behind", "_errands", "_is_closed", "_on_lost", "_snapshot", "_verb", "asked_at",
-        "behind_bytes", "credential", "has_session", "headers", "is_draining", "name", "number", "pinged", "pings", "plane", "socket", "sticky",
+        "_admitted", "_asking", "_behind", "_errands", "_is_closed", "_next", "_on_lost", "_snapshot", "_verb", "asked_at",
+        "behind_bytes", "credential", "has_session", "headers", "held_bytes", "is_draining", "name", "number", "pinged", "pings", "plane", "socket", "sticky",
         "timeout_ms",
     )  # fmt: skip
 
@@ -76,6 +82,7 @@ class Stream:
         self,
         plane: DataPlane,
         transport: BaseTransport,
+        bodies: Bodies,
         *,
         name: str,
         number: int | None,
@@ -92,7 +99,8 @@ class Stream:
         self.headers: Given = NO_HEADERS
         self.pings = False
         self.is_draining = False
-        self.behind_bytes = 0
+        self.behind_bytes = self.held_bytes = 0  # of answers that wait; of frames whose requests are under way
+        self._next: Frame | None = None  # a request that waits until there is room for it
         self._verb = verb
         self._on_lost = on_lost
         self._is_closed = False
@@ -100,35 +108,56 @@ class Stream:
         self._behind: dict[Asking, None] | None = None
         self._snapshot: object = None
         self._admitted: dict[str, tuple[Caller, Endpoint]] | None = None
-        self.socket = Socket(transport, self, max_text_bytes=MAX_TEXT_BYTES, max_binary_bytes=MAX_BINARY_BYTES)
+        self.socket = Socket(transport, self, bodies, max_text_bytes=MAX_TEXT_BYTES, max_binary_bytes=MAX_BINARY_BYTES)
         self.asked_at = self.pinged = self.socket.heard
 
     # -- what the socket calls --------------------------------------------------------------------------------------
 
-    def message(self, data: bytes, *, is_text: bool) -> None:
-        identity: str | None = None
+    def place(self, first: bytes, size: int, is_whole: bool) -> memoryview | None:
+        return placing.placed(
+            self.plane, first, size, is_whole=is_whole, most_bytes=MAX_BINARY_BYTES, name=self.name, number=self.number,
+            allowed=self._admitted or (),
+        )  # fmt: skip
+
+    def message(self, data: Part, held: Held | None, *, is_text: bool) -> None:
         try:
             head, rest = (data, _EMPTY) if is_text else envelopes.split(data)
             body = envelopes.parse(head)
-            identity = body.id or None
-            if body.type != "pong":
-                self.asked_at = self.socket.heard
-                self._take(body, head, rest, is_text=is_text)
         except SerinusError as error:
-            self.refuse(identity, error, is_text=is_text)
-        except Exception:  # noqa: BLE001 (logged in full; the client gets one fixed sentence)
-            _log.exception("a frame on a stream of '%s' failed", self.name)
-            self.refuse(identity, ServerError(), is_text=is_text)
+            _release(held)
+            self.refuse(None, error, is_text=is_text)
+            return
+        if body.type != "pong":
+            self.asked_at = self.socket.heard
+        if self._asking is not None and self._is_full and body.type in _REQUESTS:
+            self._next = Frame(body, head, rest, held, is_text)
+            self.socket.hold()
+        else:
+            self._read(body, head, rest, held, is_text)
 
     def flow(self) -> None:
         if self.socket.is_writable and self._behind:
             for asking in list(self._behind):
                 if asking.go_on():
                     self._behind.pop(asking, None)
-        if not self.socket.is_writable or len(self._asking or ()) >= MAX_IN_FLIGHT:
-            self.socket.hold()
+        if self.socket.is_writable:
+            self._go_on()
         else:
-            self.socket.release()
+            self.socket.hold()
+
+    @property
+    def _is_full(self) -> bool:
+        return len(self._asking or ()) >= MAX_IN_FLIGHT or self.held_bytes >= MAX_HELD_BYTES
+
+    def _go_on(self) -> None:
+        """Reads on if it may, beginning with the request that waits."""
+        if self._is_closed or not self.socket.is_writable or (self._next is not None and self._is_full):
+            return
+        frame, self._next = self._next, None
+        if frame is not None:
+            self._read(*frame)
+        self.socket.release()
+        self._leave_if_done()
 
     def closed(self) -> None:
         """Everything that was asked for is cancelled."""
@@ -137,22 +166,46 @@ class Stream:
         for one in (asking or {}).values():
             if isinstance(one, Asking):
                 one.drop()
+                _release(one.held)
             else:
                 one.cancel()
+        frame, self._next = self._next, None
+        if frame is not None:
+            _release(frame.held)
 
     def lost(self) -> None:
         self._on_lost(self)
 
     # -- frames -----------------------------------------------------------------------------------------------------
 
-    def _take(self, body: envelopes.FrameBody, head: bytes | memoryview, rest: memoryview, *, is_text: bool) -> None:
+    def _read(
+        self, body: envelopes.FrameBody, head: Part, rest: memoryview, held: Held | None, is_text: bool, /
+    ) -> None:
+        asking: Asking | None = None
+        try:
+            asking = self._take(body, head, rest, is_text)
+        except SerinusError as error:
+            self.refuse(body.id or None, error, is_text=is_text)
+        except Exception:  # noqa: BLE001 (logged in full; the client gets one fixed sentence)
+            _log.exception("a frame on a stream of '%s' failed", self.name)
+            self.refuse(body.id or None, ServerError(), is_text=is_text)
+        if held is None:
+            return
+        if asking is not None and (self._asking or {}).get(asking.id) is asking:
+            asking.held = held
+            self.held_bytes += held.size_bytes
+        else:
+            held.release()
+
+    def _take(self, body: envelopes.FrameBody, head: Part, rest: memoryview, is_text: bool, /) -> Asking | None:
+        """The request that it begins, if it does."""
         kind = body.type
         if kind in _INFERS:
             given = envelopes.generate_body(head, body) if kind == "generate" else None
-            self._ask(Asking(self, body, rest, given, is_text=is_text), body)
-        elif kind in chatting.KINDS:
-            self._ask(chatting.Chatting(self, body, head, is_text=is_text), body)
-        elif kind == "cancel":
+            return self._ask(Asking(self, body, rest, given, is_text=is_text), body)
+        if kind in chatting.KINDS:
+            return self._ask(chatting.Chatting(self, body, head, is_text=is_text), body)
+        if kind == "cancel":
             self._cancel(body.id)
         elif kind == "credit":
             found = (self._asking or {}).get(body.id)
@@ -163,8 +216,9 @@ class Stream:
         elif kind in VERBS:
             self._check_new(body.id)
             self._add(body.id, asyncio.ensure_future(self._answer_verb(body, is_text=is_text)))
-        else:
+        elif kind != "pong":
             raise Unsupported(f"frames of type '{kind[:64]}' are not supported")
+        return None
 
     def _check_new(self, identity: str) -> None:
         if not identity:
@@ -174,7 +228,7 @@ class Stream:
         if self.plane.draining:
             raise Draining
 
-    def _ask(self, asking: Asking, body: envelopes.FrameBody) -> None:
+    def _ask(self, asking: Asking, body: envelopes.FrameBody) -> Asking:
         self._check_new(asking.id)
         name, number = self._target(body)
         caller, endpoint = self._admit(name)
@@ -186,13 +240,12 @@ class Stream:
         self.plane.start(asking, asked, asking.read)
         asking.settled()
         self._add(asking.id, asking)
+        return asking
 
     def _add(self, identity: str, found: Asking | asyncio.Task[None]) -> None:
         if self._asking is None:
             self._asking = {}
         self._asking[identity] = found
-        if len(self._asking) >= MAX_IN_FLIGHT:
-            self.socket.hold()
 
     def _target(self, body: envelopes.FrameBody) -> tuple[str, int | None]:
         number = envelopes.version_of(body)
@@ -269,13 +322,21 @@ class Stream:
         asking = self._asking
         if asking is None:
             return
-        asking.pop(identity, None)
-        if self.socket.is_held and len(asking) < MAX_IN_FLIGHT and self.socket.is_writable:
-            self.socket.release()
+        found = asking.pop(identity, None)
+        if isinstance(found, Asking) and found.held is not None:
+            self.held_bytes -= found.held.size_bytes
+            found.held.release()
+            found.held = None
         if not asking:
             self._asking = self._behind = None
-            if self.is_draining:
-                self.socket.close(rfc6455.RESTART, "the server is restarting")
+        if self._next is not None:
+            asyncio.get_running_loop().call_soon(self._go_on)
+        else:
+            self._leave_if_done()
+
+    def _leave_if_done(self) -> None:
+        if self.is_draining and not self._asking and self._next is None:
+            self.socket.close(rfc6455.RESTART, "the server is restarting")
 
     def refuse(self, identity: str | None, error: SerinusError, *, is_text: bool) -> None:
         """Sends an error frame; a key that is not good any more ends the connection."""
@@ -331,5 +392,9 @@ class Stream:
             return
         self.is_draining = True
         self._send(_DRAINING, is_text=True)
-        if self.is_idle:
-            self.socket.close(rfc6455.RESTART, "the server is restarting")
+        self._leave_if_done()
+
+
+def _release(held: Held | None) -> None:
+    if held is not None:
+        held.release()

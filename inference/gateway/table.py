@@ -103,8 +103,10 @@ class Endpoint:
         """The variant of that version. Raises NotFound when there is none with a replica."""
         found = self.variants.get(version)
         if found is None or not found.is_routed:
+            there = ", ".join(str(number) for number, one in sorted(self.variants.items()) if one.is_routed)
             raise NotFound(
                 f"Request for unknown model: '{self.route.name}' version {version} is not at ready state or not found"
+                f"{f'. Served are: {there}' if there else ''}"
             )
         return found
 

@@ -15,6 +15,7 @@ from inference.errors import Draining, NotFound, SerinusError, Unsupported
 from inference.gateway import envelopes, handshake
 from inference.gateway.admission import TRUSTED, Caller
 from inference.gateway.app import NAME, Doors
+from inference.gateway.bodies import Bodies
 from inference.gateway.dataplane import DataPlane
 from inference.gateway.heads import Head
 from inference.gateway.predict import timeout_of
@@ -39,11 +40,14 @@ _OF_MODEL = {"metadata": "", "ready": "/ready", "config": "/config", "stats": "/
 
 
 class Streams:
-    """All WebSocket connections of this process. doors: what the verbs that are no inference are answered by."""
+    """All WebSocket connections of this process. doors: what the verbs that are no inference are answered by; bodies:
+    what large messages are counted among.
+    """
 
-    def __init__(self, plane: DataPlane, doors: Doors) -> None:
+    def __init__(self, plane: DataPlane, doors: Doors, bodies: Bodies) -> None:
         self._plane = plane
         self._doors = doors
+        self._bodies = bodies
         self._open: set[Stream] = set()
 
     def __len__(self) -> int:
@@ -70,7 +74,9 @@ class Streams:
             return
         transport = connection.take_over()
         transport.write(answer)
-        stream = Stream(self._plane, transport, name=name, number=number, verb=self._verb, on_lost=self._open.discard)
+        stream = Stream(
+            self._plane, transport, self._bodies, name=name, number=number, verb=self._verb, on_lost=self._open.discard
+        )
         stream.credential = credential
         stream.timeout_ms = timeout_ms
         session = head.headers.get(b"x-session-id")
@@ -80,7 +86,7 @@ class Streams:
         stream.pings = handshake.PROTOCOL in offered
         self._open.add(stream)
         if rest:
-            stream.socket.data_received(rest)
+            stream.socket.take(rest)
 
     def _caller(self, name: str, number: int | None, credential: str) -> Caller:
         """Raises Unauthenticated, Forbidden or NotFound."""

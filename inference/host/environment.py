@@ -9,6 +9,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from inference.protocol import compiled
+
 PASSED = frozenset(
     {"PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "JAX_PLATFORMS"}
     | {"CUDA_VISIBLE_DEVICES", "CUDA_HOME", "CUDA_PATH", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES"}
@@ -40,7 +42,8 @@ def child_environment(env: Mapping[str, str], *, home: Path, threads: int) -> di
     kept = {name: value for name, value in env.items() if name in PASSED or name.startswith(PASSED_PREFIXES)}
     if "PYTHONPATH" in kept:
         kept["PYTHONPATH"] = _absolute(kept["PYTHONPATH"])
-    return kept | FIXED | {"HOME": str(home), "OMP_NUM_THREADS": str(threads)}
+    own = {"HOME": str(home), "OMP_NUM_THREADS": str(threads), compiled.VARIABLE: str(compiled.folder(env) or "")}
+    return kept | FIXED | own
 
 
 def _absolute(path: str) -> str:

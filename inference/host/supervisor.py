@@ -18,6 +18,7 @@ import structlog
 from inference.config import BadSetting, SupervisorConfig, supervisor_config
 from inference.errors import NotFound
 from inference.host import devices, preload, wanted
+from inference.host.compiling import Compiling
 from inference.host.decide import Start, Wanted, accept, decide
 from inference.host.door import Door
 from inference.host.environment import child_environment
@@ -45,6 +46,7 @@ class Supervisor:
         self._config = config
         self._folders = folders
         self._server = ForkServerProcess(plan, self._changed)
+        self._compiling = Compiling(plan.environment, folders.logs)
         self._devices = devices.Found()
         self._ground = Ground(config, folders, self._server, found_devices=lambda: self._devices)
         self._validations = Validations(self._ground, self._changed)
@@ -64,6 +66,7 @@ class Supervisor:
         self._devices = await asyncio.to_thread(devices.discover, self._config.fake_devices)
         self._server.start()
         self._validations.start()
+        self._compiling.start()
         await self._door.open()
         log.info("supervisor.started", socket=str(self._config.socket), replicas=len(self._wanted))
         watch = asyncio.create_task(self._watch(), name="watch")
@@ -160,7 +163,7 @@ class Supervisor:
             for replica in list(self._replicas.values()):
                 replica.check(now, blind_s)
             self._validations.check(now, blind_s)
-            bury_orphans({self._server.pid})
+            bury_orphans({self._server.pid, self._compiling.pid})
             count += 1
             if count % DEVICES_EVERY == 0 and (looking is None or looking.done()):
                 looking = asyncio.create_task(self._look_at_devices())
@@ -176,6 +179,7 @@ class Supervisor:
     async def _end(self) -> None:
         """1. nobody new  2. every replica drains  3. validations end  4. the fork server, and with it what is left"""
         log.info("supervisor.stopping", replicas=len(self._replicas))
+        self._compiling.end()
         await self._door.close()
         for replica in self._replicas.values():
             replica.stop()

@@ -11,6 +11,8 @@ from bisect import bisect_left
 
 import msgspec
 
+MAX_RESPONSES = 64
+
 
 class Duration(msgspec.Struct):
     """How often, and how long all in all (ns)."""
@@ -33,6 +35,38 @@ class BatchStatistics(msgspec.Struct):
     compute_input: Duration = msgspec.field(default_factory=Duration)
     compute_infer: Duration = msgspec.field(default_factory=Duration)
     compute_output: Duration = msgspec.field(default_factory=Duration)
+
+
+class ResponseStatistics(msgspec.Struct):
+    """The answers of one place in the line of those that a decoupled model gives to a request.
+
+    success, fail: compute_infer and compute_output of an answer together; empty_response: the end, where it came
+    without an answer; cancel: what was tidied up instead, because the caller had left or its time was over.
+    """
+
+    compute_infer: Duration = msgspec.field(default_factory=Duration)
+    compute_output: Duration = msgspec.field(default_factory=Duration)
+    success: Duration = msgspec.field(default_factory=Duration)
+    fail: Duration = msgspec.field(default_factory=Duration)
+    empty_response: Duration = msgspec.field(default_factory=Duration)
+    cancel: Duration = msgspec.field(default_factory=Duration)
+
+    def answered(self, ns: int) -> None:
+        for one in (self.compute_infer, self.success):
+            one.add(ns)
+        self.compute_output.add(0)  # a generator hands over what it has made: there is nothing more to do
+
+    def failed(self, ns: int) -> None:
+        for one in (self.compute_infer, self.fail):
+            one.add(ns)
+
+    def ended(self, ns: int) -> None:
+        for one in (self.compute_infer, self.empty_response):
+            one.add(ns)
+
+    def merge(self, other: ResponseStatistics) -> None:
+        for name in self.__struct_fields__:
+            getattr(self, name).merge(getattr(other, name))
 
 
 class Histogram(msgspec.Struct):
@@ -112,7 +146,8 @@ class ModelStatistics(msgspec.Struct):
     """Sums of one replica, or of several that were merged.
 
     inference_count: rows; execution_count: passes; last_inference_ms: unix time of the newest. rejected: refusals by
-    error code; cancelled: dropped before they ran; padded_rows and padding_elements over elements: work done for
+    error code; cancelled: dropped before they ran; responses: of decoupled models, by the answer's place from 0, of the
+    first MAX_RESPONSES of them; padded_rows and padding_elements over elements: work done for
     nothing; queue_depth, in_flight: now. memory: bytes by device. generation: of language models only.
     """
 
@@ -128,6 +163,7 @@ class ModelStatistics(msgspec.Struct):
     cache_hit: Duration = msgspec.field(default_factory=Duration)
     cache_miss: Duration = msgspec.field(default_factory=Duration)
     batches: dict[int, BatchStatistics] = msgspec.field(default_factory=dict)
+    responses: dict[int, ResponseStatistics] = msgspec.field(default_factory=dict)
     rejected: dict[str, int] = msgspec.field(default_factory=dict)
     cancelled: int = 0
     padded_rows: int = 0
@@ -150,6 +186,8 @@ class ModelStatistics(msgspec.Struct):
             own = self.batches.setdefault(size, BatchStatistics())
             for name in ("compute_input", "compute_infer", "compute_output"):
                 getattr(own, name).merge(getattr(batch, name))
+        for place, response in other.responses.items():
+            self.responses.setdefault(place, ResponseStatistics()).merge(response)
         for mine, theirs in ((self.rejected, other.rejected), (self.memory, other.memory)):
             for key, count in theirs.items():
                 mine[key] = mine.get(key, 0) + count

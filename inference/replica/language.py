@@ -17,14 +17,12 @@ from functools import partial
 from math import inf
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from inference.batching.counts import Counts, nanoseconds
 from inference.errors import (
     DeadlineExceeded,
     Draining,
-    InvalidInput,
     ModelFailed,
     Overloaded,
     ReplicaLost,
@@ -36,12 +34,12 @@ from inference.generation.requests import Output
 from inference.generation.thread import EngineThread
 from inference.protocol import generation
 from inference.protocol.generation import Asked, Event, Generate, Tokenize
-from inference.protocol.messages import BACKGROUND
 from inference.protocol.statistics import ModelStatistics
 from inference.replica.alarm import Alarm
 from inference.replica.language_answers import Answers
+from inference.replica.language_jobs import Job, asked_of
 from inference.replica.language_metrics import LanguageMeter
-from inference.replica.language_text import LanguageText, Prepared, from_parameters
+from inference.replica.language_text import LanguageText, Prepared
 from inference.runtime.runner import Ran
 from inference.runtime.work import Outcome, Ticket
 
@@ -61,24 +59,6 @@ class LanguageBounds:
     queue_limit: int
     queued_tokens: int
     hang_timeout_s: float
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """A request under way. adapter: the name it asked for; prepared: once its prompt is read; began: its first token
-    (monotonic s).
-    """
-
-    ticket: Ticket
-    is_oip: bool
-    adapter: str = ""
-    answers: Answers | None = None
-    prepared: Prepared | None = None
-    timer: asyncio.TimerHandle | None = None
-    began: float = 0.0
-    last: float = 0.0
-    is_held: bool = False
-    is_touched: bool = False
 
 
 class LanguageExecutor:
@@ -102,7 +82,7 @@ class LanguageExecutor:
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._alarm = Alarm(bounds.hang_timeout_s + ALARM_GRACE_S)
-        self._jobs: dict[Ticket, _Job] = {}
+        self._jobs: dict[Ticket, Job] = {}
         self._queued = 0
         self._queued_tokens = 0
         self._closed: SerinusError | None = None
@@ -140,8 +120,8 @@ class LanguageExecutor:
         if self._queued >= self._bounds.queue_limit:
             raise self._counts.refused(Overloaded(retry_after_s=RETRY_S))
         is_oip = generation.REQUEST not in ticket.inputs
-        asked = _asked(ticket)
-        job = self._jobs[ticket] = _Job(ticket, is_oip, asked.adapter if isinstance(asked, Generate) else "")
+        asked = asked_of(ticket)
+        job = self._jobs[ticket] = Job(ticket, is_oip, asked.adapter if isinstance(asked, Generate) else "")
         self._queued += 1
         if left_s < inf:
             job.timer = self._loop.call_later(left_s, self._late, job)
@@ -189,7 +169,7 @@ class LanguageExecutor:
         found: Future[bool] = Future()
 
         def look() -> None:
-            found.set_result(any(_has_adapter(job, name, slot) for job in self._jobs.values()))
+            found.set_result(any(job.has_adapter(name, slot) for job in self._jobs.values()))
 
         self._soon(look)
         return found
@@ -217,7 +197,7 @@ class LanguageExecutor:
             return self._text.prepare(asked)
         return self._text.tokenized(asked) if isinstance(asked, Tokenize) else self._text.detokenized(asked)
 
-    def _was_read(self, job: _Job, done: Any) -> None:
+    def _was_read(self, job: Job, done: Any) -> None:
         if self._jobs.get(job.ticket) is not job:
             return
         error = done.exception() if not done.cancelled() else ReplicaLost()
@@ -234,7 +214,7 @@ class LanguageExecutor:
             return
         self._enter(job, found)
 
-    def _enter(self, job: _Job, prepared: Prepared) -> None:
+    def _enter(self, job: Job, prepared: Prepared) -> None:
         self._queued_tokens += len(prepared.request.prompt)
         job.prepared = prepared
         job.answers = Answers(prepared, self._text.spelled, self._text.stops, self._text.max_context)
@@ -262,10 +242,10 @@ class LanguageExecutor:
 
     def _arrived(self, outputs: list[Output]) -> None:
         """The outputs of one iteration: each request gets one event for all that is new."""
-        touched: list[_Job] = []
+        touched: list[Job] = []
         now = self._clock()
         for output in outputs:
-            job: _Job = output.run.request.owner
+            job: Job = output.run.request.owner
             if self._jobs.get(job.ticket) is not job or job.answers is None:
                 continue
             if output.error is not None:
@@ -281,7 +261,7 @@ class LanguageExecutor:
             job.is_touched = False
             self._tell(job)
 
-    def _timed(self, job: _Job, output: Output, now: float) -> None:
+    def _timed(self, job: Job, output: Output, now: float) -> None:
         if not output.tokens:
             return
         if not job.began:
@@ -293,7 +273,7 @@ class LanguageExecutor:
         if not output.run.index:
             job.last = now
 
-    def _tell(self, job: _Job) -> None:
+    def _tell(self, job: Job) -> None:
         if self._jobs.get(job.ticket) is not job or job.answers is None:
             return
         try:
@@ -309,7 +289,7 @@ class LanguageExecutor:
         elif event is not None:
             job.ticket.reply(job.ticket, self._outcome(job, event), False)
 
-    def _outcome(self, job: _Job, event: Event) -> Outcome:
+    def _outcome(self, job: Job, event: Event) -> Outcome:
         if job.is_oip:
             texts = [piece.text.encode() for piece in event.pieces]
             outputs = {generation.TEXT_OUTPUT: _bytes(texts or [b""])}
@@ -321,7 +301,7 @@ class LanguageExecutor:
 
     # --- ends -----------------------------------------------------------------------------------------------------
 
-    def _end(self, job: _Job, result: Outcome | SerinusError) -> None:
+    def _end(self, job: Job, result: Outcome | SerinusError) -> None:
         now = self._clock()
         if isinstance(result, SerinusError):
             if job.began:
@@ -335,7 +315,7 @@ class LanguageExecutor:
         self._forget(job)
         job.ticket.end(result)
 
-    def _forget(self, job: _Job) -> None:
+    def _forget(self, job: Job) -> None:
         """Takes it out of everything, the engine too."""
         if self._jobs.pop(job.ticket, None) is None:
             return
@@ -347,12 +327,12 @@ class LanguageExecutor:
             request = job.prepared.request
             self._thread.ask(lambda engine: engine.drop(request))
 
-    def _unqueue(self, job: _Job) -> None:
+    def _unqueue(self, job: Job) -> None:
         self._queued -= 1
         if job.prepared is not None:
             self._queued_tokens -= len(job.prepared.request.prompt)
 
-    def _late(self, job: _Job) -> None:
+    def _late(self, job: Job) -> None:
         if self._jobs.get(job.ticket) is job:
             self._end(job, DeadlineExceeded())
 
@@ -391,28 +371,6 @@ class LanguageExecutor:
 
 def _ended(output: Output, engine: Engine) -> None:
     engine.end(output.run)
-
-
-def _has_adapter(job: _Job, name: str, slot: int) -> bool:
-    return job.prepared.request.adapter == slot if job.prepared is not None else job.adapter == name
-
-
-def _asked(ticket: Ticket) -> Asked:
-    """Raises InvalidInput for what is no request of ours."""
-    if generation.REQUEST not in ticket.inputs:
-        (given,) = ticket.inputs[generation.TEXT_INPUT].reshape(-1).tolist()
-        try:
-            found = from_parameters(given.decode(), ticket.parameters)
-        except UnicodeDecodeError:
-            raise InvalidInput("text_input is not UTF-8") from None
-        later = generation.BACKGROUND if ticket.priority == BACKGROUND else 0
-        return msgspec.structs.replace(found, priority=later)
-    (packed,) = ticket.inputs[generation.REQUEST].reshape(-1).tolist()
-    try:
-        asked: Asked = generation.decode_asked(packed)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise InvalidInput(f"the request cannot be read: {error}") from None
-    return asked
 
 
 def _bytes(values: list[bytes]) -> np.ndarray[Any, Any]:

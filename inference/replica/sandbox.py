@@ -22,6 +22,7 @@ from typing import ClassVar
 
 import inference
 from inference.errors import ServerError
+from inference.protocol import compiled
 from inference.replica import landlock, seccomp
 from inference.replica.landlock import DEVICE, READ, WRITE, Rule
 
@@ -151,6 +152,8 @@ def enter(plan: Plan, env: Mapping[str, str] = os.environ) -> Walls:
 def rules(plan: Plan) -> list[Rule]:
     """Landlock's rules for `plan`: interpreter, libraries and artifact to read, one folder to write."""
     readable = [*_interpreter_folders(), *map(Path, SYSTEM_READ), Path("/proc/self"), *plan.readable]
+    if kept := compiled.folder():
+        readable.append(kept)
     devices: list[str] = ["/dev/null"]
     kind = plan.device.partition(":")[0]
     if kind == "cuda":
@@ -170,7 +173,7 @@ def scrub_environment(home_folder: Path | None) -> None:
     """Replaces the environment by a minimal one, and wipes the old one's bytes: /proc/self/environ shows them else."""
     kept = {
         name: value for name, value in os.environ.items() if name in KEPT_VARIABLES or name.startswith(KEPT_PREFIXES)
-    }
+    } | {compiled.VARIABLE: str(compiled.folder() or "")}
     os.environ.clear()
     _libc().clearenv()
     with open("/proc/self/stat", encoding="ascii", errors="replace") as file:  # noqa: PTH123

@@ -1,15 +1,22 @@
 """Client of the gateway's WebSocket: many requests at once on one connection, streams, sequences.
 
-    async with Stream("ws://127.0.0.1:8000", key) as stream:
-        answer = await stream.infer("digits", {"x": array})
-        answer["y"].values
+    import asyncio
+    from inference.streaming import Stream
 
-An input is a numpy array (or anything with `dtype`, `shape` and `tobytes`), or (datatype, shape, bytes or values).
-Everything here is specified in docs/websocket.md; errors are those of `inference.errors`.
+    async def main():
+        async with Stream("http://127.0.0.1:8000", "ser_<id>.<secret>") as stream:
+            answer = await stream.infer("digits", {"x": ("FP32", [1, 64], [0.0] * 64)}, timeout_s=5.0)
+            print(answer["y"].values)
+
+    asyncio.run(main())
+
+An input is (datatype, shape, bytes or flat values), or a numpy array (or anything with `dtype`, `shape` and `tobytes`);
+an output's `.numpy()` is an array. `SyncStream` is the same without asyncio. Everything here is specified in
+docs/websocket.md; errors are those of `inference.errors`, and every wait ends by its deadline.
 """
 
 from inference.streaming.answers import Answer, Tensor
 from inference.streaming.stream import Sequence, Stream
-from inference.streaming.sync import SyncStream
+from inference.streaming.sync import SyncSequence, SyncStream
 
-__all__ = ["Answer", "Sequence", "Stream", "SyncStream", "Tensor"]
+__all__ = ["Answer", "Sequence", "Stream", "SyncSequence", "SyncStream", "Tensor"]

@@ -131,24 +131,35 @@ def request(head: dict[str, Any], inputs: Mapping[str, Any]) -> bytes:
 def parse(message: str | bytes) -> tuple[dict[str, Any], memoryview]:
     """A frame from the server: its JSON and the bytes after it. Raises Malformed."""
     try:
-        if isinstance(message, str):
-            return json.loads(message), memoryview(b"")
-        size = int.from_bytes(message[:4], "little")
-        return json.loads(message[4 : 4 + size]), memoryview(message)[4 + size :]
+        size = 0 if isinstance(message, str) else int.from_bytes(message[:4], "little")
+        found = json.loads(message if isinstance(message, str) else message[4 : 4 + size])
     except (ValueError, RecursionError) as error:
         raise Malformed("the server sent a frame that cannot be read") from error
+    if not isinstance(found, dict):
+        raise Malformed("the server sent a frame that is no object")
+    return found, memoryview(b"") if isinstance(message, str) else memoryview(message)[4 + size :]
 
 
 def answer(frame: dict[str, Any], rest: memoryview) -> Answer:
-    """The answer in a binary frame's parts."""
+    """The answer in a binary frame's parts. Raises Malformed."""
     outputs: list[Tensor] = []
     at = 0
-    for output in frame["outputs"]:
-        size = output["parameters"]["binary_data_size"]
-        outputs.append(Tensor(output["name"], output["datatype"], output["shape"], rest[at : at + size]))
-        at += size
-    arm = frame.get("parameters", {}).get("rollout_arm", "")
-    return Answer(outputs, frame["model_name"], frame["model_version"], arm, frame.get("final", True))
+    try:
+        for output in frame["outputs"]:
+            name, datatype, size = (
+                output["name"],
+                output["datatype"],
+                output.get("parameters", {}).get("binary_data_size"),
+            )
+            if size is None:  # the program asked for JSON
+                data = memoryview(_packed(name, datatype, output["data"]))
+            else:
+                data, at = rest[at : at + size], at + size
+            outputs.append(Tensor(name, datatype, output["shape"], data))
+        arm = frame.get("parameters", {}).get("rollout_arm", "")
+        return Answer(outputs, frame["model_name"], frame["model_version"], arm, frame.get("final", True))
+    except (KeyError, TypeError, AttributeError, InvalidInput) as error:
+        raise Malformed("the server sent an answer that cannot be read") from error
 
 
 def error(frame: dict[str, Any]) -> SerinusError:

@@ -7,6 +7,7 @@ loop holds up no other request of the connection.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping
 from itertools import count
@@ -17,8 +18,9 @@ from urllib.parse import urlsplit
 import websockets
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, WebSocketException
+from websockets.protocol import State
 
-from inference.errors import DeadlineExceeded, Forbidden, InvalidInput, NotReady, SerinusError
+from inference.errors import DeadlineExceeded, Forbidden, InvalidInput, NotReady, SequenceLost, SerinusError
 from inference.streaming import answers
 from inference.streaming.answers import Answer, Parameters
 
@@ -35,8 +37,9 @@ Frame = tuple[dict[str, Any], memoryview]
 class Stream:
     """A connection to the gateway at `url` (http(s):// or ws(s)://) with the API key or token `key`.
 
-    timeout_s: every request's default deadline. Raises Forbidden when the key is refused, NotReady when there is no
-    connection (any more).
+    timeout_s: every request's default deadline, from its sending to its last answer. The server keeps it; SLACK_S later
+    this end gives up too, with DeadlineExceeded. Raises Forbidden when the key is refused, NotReady when there is no
+    connection (any more). Belongs to one event loop.
     """
 
     def __init__(self, url: str, key: str = "", *, timeout_s: float = 30.0) -> None:
@@ -50,6 +53,7 @@ class Stream:
         self._waiting: dict[str, asyncio.Queue[Frame | SerinusError]] = {}
         self._socket: ClientConnection | None = None
         self._reader: asyncio.Task[None] | None = None
+        self._pong: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         await self.open()
@@ -140,7 +144,7 @@ class Stream:
                 if found.outputs:
                     yield found
                 if not found.is_last:
-                    await self._send(json.dumps({"type": "credit", "id": request.id, "n": 1}))
+                    await request.send(json.dumps({"type": "credit", "id": request.id, "n": 1}))
 
     async def generate(
         self, model: str, values: Mapping[str, Any], *, version: int | None = None, timeout_s: float = 0.0
@@ -202,8 +206,8 @@ class Stream:
                     return
                 yield found["data"]
                 taken += 1
-                if taken == credit // 2:
-                    await self._send(json.dumps({"type": "credit", "id": request.id, "n": taken}))
+                if taken >= credit // 2:
+                    await request.send(json.dumps({"type": "credit", "id": request.id, "n": taken}))
                     taken = 0
 
     def sequence(self, model: str, identity: int | str, *, version: int | None = None) -> Sequence:
@@ -226,7 +230,11 @@ class Stream:
             raise NotReady("The connection is not open")
         try:
             await self._socket.send(message)
-        except ConnectionClosed as error:
+        except (ConnectionClosed, OSError) as error:
+            raise NotReady("The connection is closed", retry_after_s=1.0) from error
+        except AttributeError as error:  # asyncio's, where a connection ends while something waits to be sent on it
+            if self._socket.state is not State.CLOSED:
+                raise
             raise NotReady("The connection is closed", retry_after_s=1.0) from error
 
     async def _read(self, socket: ClientConnection) -> None:
@@ -235,7 +243,8 @@ class Stream:
             async for message in socket:
                 frame, rest = answers.parse(message)
                 if frame.get("type") == "ping":
-                    await socket.send('{"type":"pong"}')
+                    if self._pong is None or self._pong.done():  # what is sent may have to wait, reading must not
+                        self._pong = asyncio.ensure_future(self._answer_ping())
                     continue
                 waiting = self._waiting.get(frame.get("id") or "")
                 if waiting is not None:
@@ -248,6 +257,10 @@ class Stream:
         finally:
             for waiting in self._waiting.values():
                 waiting.put_nowait(error)
+
+    async def _answer_ping(self) -> None:
+        with contextlib.suppress(NotReady):
+            await self._send('{"type":"pong"}')
 
 
 class _Request:
@@ -267,17 +280,20 @@ class _Request:
     async def __aexit__(self, *_: object) -> None:
         self._stream._waiting.pop(self.id, None)  # noqa: SLF001
         if not self.is_over:
-            try:
-                await self._stream._send(json.dumps({"type": "cancel", "id": self.id}))  # noqa: SLF001
-            except NotReady:
-                return
+            with contextlib.suppress(NotReady, TimeoutError):
+                async with asyncio.timeout(SLACK_S):
+                    await self._stream._send(json.dumps({"type": "cancel", "id": self.id}))  # noqa: SLF001
 
     async def send(self, message: str | bytes) -> None:
         reader = self._stream._reader  # noqa: SLF001
         if reader is None or reader.done():
             self.is_over = True
             raise NotReady("The connection is closed", retry_after_s=1.0)
-        await self._stream._send(message)  # noqa: SLF001
+        try:
+            async with asyncio.timeout_at(self._until):  # a server that is busy does not read for a while
+                await self._stream._send(message)  # noqa: SLF001
+        except TimeoutError:
+            raise DeadlineExceeded from None
 
     async def next(self) -> Frame:
         try:
@@ -292,7 +308,9 @@ class _Request:
 
 
 class Sequence:
-    """Requests that share a state on the replica: the first begins it, `end` or leaving the context ends it."""
+    """Requests that share a state on the replica: the first begins it, `end` or leaving the context ends it. After
+    SequenceLost, and after a first request that failed, the next one begins it anew.
+    """
 
     def __init__(self, stream: Stream, model: str, identity: int | str, version: int | None) -> None:
         self._stream = stream
@@ -320,8 +338,13 @@ class Sequence:
             raise InvalidInput("this sequence has ended")
         parameters = {**(more.pop("parameters", None) or {}), "sequence_id": self._identity}
         parameters |= {"sequence_start": not self._is_begun, "sequence_end": end}
-        self._is_begun, self._is_ended, self._last = True, end, inputs
-        return await self._stream.infer(self._model, inputs, version=self._version, parameters=parameters, **more)
+        is_first, self._is_begun, self._is_ended, self._last = not self._is_begun, True, end, inputs
+        try:
+            return await self._stream.infer(self._model, inputs, version=self._version, parameters=parameters, **more)
+        except SerinusError as error:
+            if is_first or isinstance(error, SequenceLost):
+                self._is_begun = self._is_ended = False
+            raise
 
 
 def _head(

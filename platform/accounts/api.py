@@ -12,7 +12,10 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from accounts import actions
+from accounts import (
+    actions,
+    schema,  # noqa: F401 (registers itself)
+)
 from accounts import serializers as shapes
 from accounts.explain import explain
 from accounts.models import ApiKey, AuditEntry, Team, User

@@ -88,7 +88,8 @@ class RepositoryModel(models.Model):
     """A model in the folder that `serinus up --model-repository` was given, imported or not.
 
     asked: how many loads were asked for; done: the newest that the folder's process has answered; reason: why that one
-    failed. team: whose the model is, or will be.
+    failed. config: JSON of a ModelConfig that a load gave in place of the folder's, until the model is unloaded. team:
+    whose the model is, or will be.
     """
 
     name = models.SlugField(max_length=64, unique=True)
@@ -96,6 +97,7 @@ class RepositoryModel(models.Model):
     asked = models.PositiveIntegerField(default=0)
     done = models.PositiveIntegerField(default=0)
     reason = models.CharField(max_length=1000, blank=True)
+    config = models.TextField(blank=True, default="")
 
     def __str__(self) -> str:
         return self.name

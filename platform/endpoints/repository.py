@@ -31,6 +31,10 @@ from registry.pipelines import steps_of
 
 EXPLICIT = "explicit"
 NOT_EXPLICIT = "explicit model load / unload is not allowed if polling is enabled"
+NO_FOLDER = (
+    "parameter 'config' changes a model in the folder of `serinus up --model-repository`, and '{name}' is none: "
+    "upload a version with other settings instead"
+)
 POLL_S = 0.2
 MAX_WAITING = 16
 MAX_LISTED = 1000
@@ -56,12 +60,14 @@ def index(actor: Actor, *, ready_only: bool = False) -> list[dict[str, str]]:
     return [line for line in found if line["state"] == READY or not ready_only]
 
 
-def load(actor: Actor, name: str, *, timeout_s: float | None = None) -> None:
+def load(actor: Actor, name: str, *, config: str = "", timeout_s: float | None = None) -> None:
     """1. Is it there, and may they? 2. The folder's process imports it, where it lies there. 3. Wishes replicas. 4. Waits
     until a replica of every version with traffic is ready.
 
+    config: JSON of a ModelConfig that takes the place of the folder's config.pbtxt, until the model is unloaded.
+
     Raises NotFound, Forbidden, Conflict with why it failed, Overloaded when too many wait, NotReady unless the control
-    mode is explicit.
+    mode is explicit, InvalidInput for a config of what lies in no folder.
     """
     _require_explicit()
     end = time.monotonic() + (settings.MODEL_LOAD_TIMEOUT_S if timeout_s is None else timeout_s)
@@ -72,11 +78,13 @@ def load(actor: Actor, name: str, *, timeout_s: float | None = None) -> None:
     for row in (listed, endpoint):
         if row is not None:
             require(actor, Verb.OPERATE, row)
+    if config and listed is None:
+        raise InvalidInput(NO_FOLDER.format(name=name))
     if not _waiting.acquire(blocking=False):
         raise Overloaded(f"failed to load '{name}', {MAX_WAITING} other loads are under way: try again later")
     try:
         if listed is not None:
-            _imported(actor, listed, end)
+            _imported(actor, listed, config, end)
             endpoint = _seen(actor, Endpoint, name)
         if endpoint is not None:
             wish_loaded(actor, endpoint)
@@ -89,14 +97,18 @@ def unload(actor: Actor, name: str) -> None:
     """Stops the endpoint's replicas once what is under way is answered. Raises NotFound, Forbidden, Conflict, NotReady."""
     _require_explicit()
     endpoint = _seen(actor, Endpoint, name)
+    listed = _seen(actor, RepositoryModel, name)
     if endpoint is None:
-        listed = _seen(actor, RepositoryModel, name)
         if listed is None:
             raise NotFound(f"failed to unload '{name}', there is no such model")
         require(actor, Verb.OPERATE, listed)
         return
     require(actor, Verb.OPERATE, endpoint)
     wish_unloaded(actor, endpoint)
+    if listed is not None:
+        RepositoryModel.objects.filter(pk=listed.pk).update(
+            config=""
+        )  # what a load gave is forgotten, as Triton has it
 
 
 @transaction.atomic
@@ -173,11 +185,14 @@ def answer_wish(actor: Actor, name: str, number: int, reason: str) -> Repository
     return row
 
 
-def _imported(actor: Actor, listed: RepositoryModel, end: float) -> None:
+def _imported(actor: Actor, listed: RepositoryModel, config: str, end: float) -> None:
+    """A configuration that cannot be loaded leaves the one before it in force."""
+    row = RepositoryModel.objects.filter(pk=listed.pk)
     with transaction.atomic():
-        RepositoryModel.objects.filter(pk=listed.pk).update(asked=F("asked") + 1)
-        number = RepositoryModel.objects.values_list("asked", flat=True).get(pk=listed.pk)
-        audit.record(actor, "ask_load", "repository", listed.name, team=listed.team, after={"load": number})
+        row.update(asked=F("asked") + 1, config=config or F("config"))
+        number = row.values_list("asked", flat=True).get()
+        after = {"load": number} | ({"config": config[:1000]} if config else {})
+        audit.record(actor, "ask_load", "repository", listed.name, team=listed.team, after=after)
 
     def answered() -> Standing:
         row = RepositoryModel.objects.filter(pk=listed.pk).first()
@@ -187,7 +202,11 @@ def _imported(actor: Actor, listed: RepositoryModel, end: float) -> None:
             return Standing(LOADING, "the model repository's process has not answered")
         return Standing(UNAVAILABLE, row.reason) if row.reason else Standing(READY)
 
-    _until(end, listed.name, answered)
+    try:
+        _until(end, listed.name, answered)
+    except Conflict:
+        row.filter(asked=number).update(config=listed.config)
+        raise
 
 
 def _is_loaded(endpoint: Endpoint) -> Standing:

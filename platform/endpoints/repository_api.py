@@ -22,6 +22,8 @@ from endpoints import repository
 from endpoints.models import RepositoryModel
 from inference.errors import InvalidInput
 
+MAX_CONFIG_CHARS = 64 << 10
+INSTEAD = "change the files in the model repository, or upload a version (`serinus upload`)"
 # Triton's clients know a failed load by 400 and tell its words; the other statuses are the control API's own.
 STATUS = {409: 400, 422: 400, 501: 400}
 
@@ -75,9 +77,11 @@ class Index(TritonView):
 class Load(TritonView):
     @extend_schema(request=OpenApiTypes.OBJECT, responses=OpenApiTypes.NONE)
     def post(self, request: Request, name: str) -> Response:
-        """Loads a model: answers when it serves, or why it does not."""
-        _check(request.data, allowed={})
-        repository.load(actor(request), name)
+        """Loads a model: answers when it serves, or why it does not. "config": in place of the folder's config.pbtxt."""
+        config = _parameter(request.data, "config", "")
+        if not isinstance(config, str) or len(config) > MAX_CONFIG_CHARS:
+            raise InvalidInput(f"parameter 'config' must be a text of JSON, at most {MAX_CONFIG_CHARS} characters")
+        repository.load(actor(request), name, config=config)
         return Response(status=200)
 
 
@@ -85,25 +89,23 @@ class Unload(TritonView):
     @extend_schema(request=OpenApiTypes.OBJECT, responses=OpenApiTypes.NONE)
     def post(self, request: Request, name: str) -> Response:
         """Stops a model's replicas; what is under way is answered."""
-        _check(request.data, allowed={"unload_dependents": False})
+        if _parameter(request.data, "unload_dependents", False) is not False:
+            raise InvalidInput("parameter 'unload_dependents' may only be false: unload each model by its name")
         repository.unload(actor(request), name)
         return Response(status=200)
 
 
-def _check(body: Any, allowed: dict[str, Any]) -> None:
-    """Raises InvalidInput naming the first parameter that would be passed over."""
+def _parameter(body: Any, known: str, default: Any) -> Any:
+    """The only parameter of a call. Raises InvalidInput naming what would be passed over."""
     if not isinstance(body, dict) or not isinstance(body.get("parameters", {}), dict):
         raise InvalidInput("the body must be a JSON object, and 'parameters' in it one too")
     unknown = sorted(set(body) - {"parameters"})
     if unknown:
         raise InvalidInput(f"'{unknown[0][:80]}' is not known here")
-    for name, value in body.get("parameters", {}).items():
-        if name not in allowed:
-            raise InvalidInput(
-                f"parameter '{name[:80]}' is not supported: change the files in the model repository instead"
-            )
-        if value is not allowed[name]:
-            raise InvalidInput(f"parameter '{name}' may only be {str(allowed[name]).lower()}")
+    for name in body.get("parameters", {}):
+        if name != known:
+            raise InvalidInput(f"parameter '{name[:80]}' is not supported: {INSTEAD}")
+    return body.get("parameters", {}).get(known, default)
 
 
 class FolderSerializer(StrictSerializer):
@@ -123,7 +125,7 @@ class AnswerSerializer(StrictSerializer):
 class ListedSerializer(serializers.ModelSerializer[RepositoryModel]):
     class Meta:
         model = RepositoryModel
-        fields = ("name", "asked", "done", "reason")
+        fields = ("name", "asked", "done", "reason", "config")
 
 
 class Folder(APIView):

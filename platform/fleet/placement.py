@@ -183,9 +183,8 @@ class _Ledger:
     def _count(self, replica: ReplicaView, need: int) -> None:
         place = (replica.host or "", replica.device)
         self.on_device[place] += 1
-        if replica.wanted != "run":
-            return
-        self.on_host[replica.deployment, place[0]] += 1
+        if replica.wanted == "run":
+            self.on_host[replica.deployment, place[0]] += 1
         if place in self.unused:
             self.unpromised[place] -= need
             # What is ready already shows in the device's free memory; what still loads does not.

@@ -11,12 +11,15 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from inference import config as engine
+from inference.artifacts.triton import config as configs
 from inference.artifacts.triton import repository
 from inference.config import BadSetting
 from inference.errors import Rejected
@@ -111,6 +114,7 @@ class Follower:
         self._importer = Importer(control, config.root, log.info, approve=config.approve)
         self._marks: dict[str, str] = {}
         self._pending: set[str] = set()
+        self._configs: dict[str, str] = {}
         self._managed = self._remembered()
 
     def run(self) -> None:
@@ -140,11 +144,27 @@ class Follower:
         return outcomes
 
     def answer(self) -> None:
-        """Tells what lies in the folder, and carries out the loads that were asked for."""
-        names = [name for name in repository.names(self._config.root) if repository.NAME.fullmatch(name)]
-        for row in self._control.call("PUT", "/api/repository/", {"models": names}):
+        """Carries out the loads that were asked for."""
+        for row in self._listed():
             if row["asked"] > row["done"]:
                 self._tell(row["name"], row["asked"], self._load(row["name"]))
+
+    def _listed(self) -> list[dict[str, Any]]:
+        """Tells what lies in the folder, and hears what was asked for of it."""
+        names = [name for name in repository.names(self._config.root) if repository.NAME.fullmatch(name)]
+        rows: list[dict[str, Any]] = self._control.call("PUT", "/api/repository/", {"models": names})
+        self._configs = {row["name"]: row["config"] for row in rows if row["config"]}
+        return rows
+
+    @contextmanager
+    def _overrides(self) -> Iterator[dict[str, Path]]:
+        """The configurations that loads gave, as files. Raises Rejected."""
+        with TemporaryDirectory(prefix="serinus-configs-") as scratch:
+            found = {}
+            for name, config in self._configs.items():
+                found[name] = Path(scratch) / f"{name}.pbtxt"
+                found[name].write_text(configs.text_of(config))
+            yield found
 
     def _tell(self, name: str, load: int, reason: str) -> None:
         body = {"load": load, "reason": reason[:1000]}
@@ -160,6 +180,7 @@ class Follower:
         return f"version {bad.triton}: {bad.message}" if bad and bad.triton else bad.message if bad else ""
 
     def _start_explicit(self) -> None:
+        self._listed()  # a load's own config outlives this process
         wanted = list(self._config.load)
         if ALL in wanted:
             wanted = repository.names(self._config.root)
@@ -172,7 +193,8 @@ class Follower:
             self._imported(sorted(self._pending))
 
     def _imported(self, wanted: list[str]) -> list[Outcome]:
-        outcomes = self._importer.run(wanted)
+        with self._overrides() as overrides:
+            outcomes = self._importer.run(wanted, overrides)
         for one in outcomes:
             told = log.warning if one.is_trouble else log.info
             told("%s, version %s: %s %s", one.model, one.triton or "-", one.state, one.message)

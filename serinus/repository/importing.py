@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from inference.artifacts.triton.repository import RepositoryModel
 from inference.errors import Rejected
 from serinus.control import Control, ControlError
-from serinus.repository.planning import Plan, is_ensemble, pipeline, plan
+from serinus.repository.planning import NO_OVERRIDES, Plan, is_ensemble, pipeline, plan
 from serinus.repository.sending import READY, Outcome, Say, Sender
 from serinus.repository.serving import serve
 
@@ -21,30 +21,35 @@ class Importer:
         self._control = control
         self._root = root
         self._say = say
-        self._sender = Sender(control, say, approve=approve)
+        self._sender = Sender(control, say)
+        self._approve = approve
         self._deploy = deploy
         self._newest: dict[str, int] = {}
         self._numbers: dict[tuple[str, int], int] = {}
 
-    def run(self, wanted: Iterable[str] = ()) -> list[Outcome]:
-        """Imports the models `wanted` (all without any), with the steps of their ensembles. Raises Rejected for no folder."""
-        return self.carry_out(plan(self._root, wanted))
+    def run(self, wanted: Iterable[str] = (), overrides: Mapping[str, Path] = NO_OVERRIDES) -> list[Outcome]:
+        """Imports the models `wanted` (all without any), with the steps of their ensembles. overrides: model -> what
+        takes the place of its config.pbtxt; code whose configuration comes from elsewhere is not approved by this.
+        Raises Rejected for no folder.
+        """
+        return self.carry_out(plan(self._root, wanted, overrides), by_hand=frozenset(overrides))
 
-    def carry_out(self, planned: Plan) -> list[Outcome]:
+    def carry_out(self, planned: Plan, by_hand: Collection[str] = ()) -> list[Outcome]:
+        """by_hand: models whose code a person has to approve."""
         outcomes = [
             Outcome(one.name, 0, None, "refused", " ".join(filter(None, (one.reason, one.remedy))))
             for one in planned.refusals
         ]
         for model in planned.models:
-            outcomes += self._model(model)
+            outcomes += self._model(model, approve=self._approve and model.name not in by_hand)
         return outcomes
 
-    def _model(self, model: RepositoryModel) -> list[Outcome]:
+    def _model(self, model: RepositoryModel, *, approve: bool) -> list[Outcome]:
         try:
             graphs = self._graphs(model)
         except Rejected as error:
             return [Outcome(model.name, 0, None, "refused", error.reason)]
-        outcomes = self._sender.versions(model, graphs)
+        outcomes = self._sender.versions(model, graphs, approve=approve)
         for one in outcomes:
             if one.state == READY and one.version is not None:
                 self._numbers[one.model, one.triton] = one.version

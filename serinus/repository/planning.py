@@ -16,6 +16,7 @@ from inference.errors import Rejected
 
 PIPELINE = "pipeline.json"  # of inference.protocol.pipelines
 NEWEST = -1
+NO_OVERRIDES: Mapping[str, Path] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +36,10 @@ class Plan:
     refusals: list[Refusal] = field(default_factory=list)
 
 
-def plan(root: Path, wanted: Iterable[str] = ()) -> Plan:
-    """All models of the folder, or those `wanted` with the steps of their ensembles. Raises Rejected for no folder."""
+def plan(root: Path, wanted: Iterable[str] = (), overrides: Mapping[str, Path] = NO_OVERRIDES) -> Plan:
+    """All models of the folder, or those `wanted` with the steps of their ensembles. overrides: model -> what takes the
+    place of its config.pbtxt. Raises Rejected for no folder.
+    """
     there = repository.names(root)
     asked = list(dict.fromkeys(wanted)) or there
     found: dict[str, RepositoryModel] = {}
@@ -47,7 +50,7 @@ def plan(root: Path, wanted: Iterable[str] = ()) -> Plan:
         if name in found or name in refused:
             continue
         try:
-            found[name] = repository.model(root, name)
+            found[name] = repository.model(root, name, overrides.get(name))
         except Rejected as error:
             refused[name] = Refusal(name, error.reason, error.remedy)
         else:

@@ -45,17 +45,19 @@ class Outcome:
 
 
 class Sender:
-    """Makes versions through the control API. approve: also approve code, where the key's owner may do so alone."""
+    """Makes versions through the control API."""
 
-    def __init__(self, control: Control, say: Say, *, approve: bool = False) -> None:
+    def __init__(self, control: Control, say: Say) -> None:
         self._control = control
         self._say = say
-        self._approve = approve
 
-    def versions(self, model: RepositoryModel, graphs: Mapping[int, bytes] | None = None) -> list[Outcome]:
+    def versions(
+        self, model: RepositoryModel, graphs: Mapping[int, bytes] | None = None, *, approve: bool = False
+    ) -> list[Outcome]:
         """1. Sends each version that is not there. 2. Waits until all are validated, approved where allowed.
 
-        graphs: number -> pipeline.json, for an ensemble. Trouble with one version is its outcome, not an error.
+        graphs: number -> pipeline.json, for an ensemble. approve: also approve code, where the key's owner may do so
+        alone. Trouble with one version is its outcome, not an error.
         """
         begun: list[Outcome] = []
         for numbered in model.versions:
@@ -66,7 +68,7 @@ class Sender:
                 begun.append(Outcome(model.name, numbered.number, None, "failed", _words(error)))
             except OSError as error:
                 begun.append(Outcome(model.name, numbered.number, None, "failed", f"it cannot be read: {error}"))
-        return [self._ended(one, model) for one in begun]
+        return [self._ended(one, model, approve=approve) for one in begun]
 
     def _begun(self, model: RepositoryModel, numbered: Numbered, graphs: Mapping[int, bytes] | None) -> Outcome:
         with TemporaryDirectory() as scratch:
@@ -126,19 +128,19 @@ class Sender:
         path = f"/api/models/{name}/versions/"
         return self._control.patiently(lambda: self._control.call("POST", path, body), twice=False)
 
-    def _ended(self, sent: Outcome, model: RepositoryModel) -> Outcome:
+    def _ended(self, sent: Outcome, model: RepositoryModel, *, approve: bool) -> Outcome:
         if sent.version is None:
             return sent
         try:
             row = self._control.wait_version(model.name, sent.version, lambda _: None, VALIDATION_S)
-            if row["status"] == AWAITING and self._approve:
+            if row["status"] == AWAITING and approve:
                 path = f"/api/models/{model.name}/versions/{sent.version}/approve/"
                 self._control.call("POST", path, {"reason": "imported with the approval of who runs Serinus"})
                 row = self._control.wait_version(model.name, sent.version, lambda _: None, VALIDATION_S)
         except ControlError as error:
             return _with(sent, "failed", _words(error))
         if row["status"] == AWAITING:
-            way = f"it is code: `serinus approve {model.name} {sent.version}`, by a second person, then import again"
+            way = f"it is code: `serinus approve {model.name} {sent.version}`, by a second person, then import or load it again"
             return _with(sent, AWAITING, way)
         if row["status"] != READY:
             return _with(sent, row["status"], " ".join(filter(None, (row["reason"], row["remedy"]))))

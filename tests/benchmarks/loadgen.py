@@ -67,10 +67,10 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport) -> None:
         self.transport = transport
+        self.parser = httptools.HttpResponseParser(self)
         self.send()
 
     def send(self) -> None:
-        self.parser = httptools.HttpResponseParser(self)
         self.busy = True
         self.began = time.perf_counter()
         self.transport.write(self.run.next())

@@ -97,7 +97,7 @@ def test_a_load_is_waited_for_until_its_deadline(cast: Cast, endpoint: Endpoint,
     answer = call("models/digits/load", cast.bearer("owner"))
     assert answer.status_code == 400
     assert answer.json()["error"].startswith("failed to load 'digits', ")
-    assert 0.3 <= time.monotonic() - began < 5
+    assert time.monotonic() - began >= 0.3
 
 
 def test_an_unknown_model_is_told_as_triton_tells_it(cast: Cast, endpoint: Endpoint) -> None:
@@ -132,11 +132,16 @@ def test_only_explicit_control_allows_it(cast: Cast, endpoint: Endpoint, setting
 @pytest.mark.parametrize(
     ("verb", "parameters", "words"),
     [
-        ("load", {"config": "{}"}, "'config'"),
-        ("load", {"file:1/model.onnx": "QQ=="}, "'file:1/model.onnx'"),
+        ("load", {"config": "{}"}, "'digits' is none: upload a version with other settings instead"),
+        ("load", {"config": 5}, "parameter 'config' must be a text of JSON"),
+        (
+            "load",
+            {"config": "{}", "file:1/model.onnx": "QQ=="},
+            "'file:1/model.onnx' is not supported: change the files",
+        ),
         ("unload", {"unload_dependents": True}, "'unload_dependents' may only be false"),
     ],
-    ids=["config", "file", "dependents"],
+    ids=["config", "no text", "file", "dependents"],
 )
 def test_what_would_be_passed_over_is_refused_by_name(
     cast: Cast, endpoint: Endpoint, verb: str, parameters: dict[str, Any], words: str
@@ -192,6 +197,43 @@ def test_a_load_waits_for_the_folders_process(cast: Cast) -> None:
         repository.load(owner, "bad", timeout_s=20)
     thread.join()
     assert Deployment.objects.get().replicas == 1
+
+
+@pytest.mark.django_db(transaction=True)
+def test_a_loads_config_holds_until_the_unload_and_a_bad_one_changes_nothing(cast: Cast) -> None:
+    repository.list_folder(SYSTEM, cast.red, ["digits"])
+    owner = cast.actor("owner")
+    row = RepositoryModel.objects.filter(name="digits")
+    seen = []
+
+    def process() -> None:
+        """Answers the loads one by one: the third config is bad."""
+        try:
+            for number in range(1, 5):
+                while not row.filter(asked=number).exists():
+                    time.sleep(0.02)
+                seen.append(row.get().config)
+                if number == 1:
+                    actions.deploy(version=ready_version(owner, cast.red), actor=owner)
+                set_replicas("ready")
+                repository.answer_wish(SYSTEM, "digits", number, "no such field" if number == 3 else "")
+        finally:
+            connection.close()
+
+    thread = threading.Thread(target=process)
+    thread.start()
+    repository.load(owner, "digits", config='{"max_batch_size": "16"}', timeout_s=20)
+    repository.load(owner, "digits", timeout_s=20)
+    with pytest.raises(Conflict, match="failed to load 'digits', no such field"):
+        repository.load(owner, "digits", config='{"nope": 1}', timeout_s=20)
+    assert row.get().config == '{"max_batch_size": "16"}'
+    repository.unload(owner, "digits")
+    assert row.get().config == ""
+    repository.load(owner, "digits", timeout_s=20)
+    thread.join()
+    assert seen == ['{"max_batch_size": "16"}', '{"max_batch_size": "16"}', '{"nope": 1}', ""]
+    asked = AuditEntry.objects.filter(verb="ask_load").order_by("id")
+    assert [one.after.get("config") for one in asked] == ['{"max_batch_size": "16"}', None, '{"nope": 1}', None]
 
 
 def test_an_answer_to_no_wish_is_refused(cast: Cast) -> None:

@@ -1,4 +1,4 @@
-"""Rows 15, 16, 17, 18, 22, 29, 36, 37 and 39 of the fault matrix: a real gateway process under bad clients, bad networks
+"""Rows 2, 15, 16, 17, 18, 22, 29, 36 and 39 of the fault matrix: a real gateway process under bad clients, bad networks
 and replicas that die. Numbers are modest here; `make soak` and `make bench` have the full ones.
 """
 
@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import re
 import resource
 import socket
 import time
@@ -21,6 +20,7 @@ import websockets
 from inference.protocol.messages import Fault
 from inference.protocol.routes import EndpointRoute, VariantRoute
 from tests.support.chaosproxy import ChaosProxy
+from tests.support.fuzz_frames import frame, frames_of
 from tests.support.gateway_house import MLP, TEXT, House, request, until
 from tests.support.hurry import hurried
 
@@ -28,13 +28,19 @@ AUTH = {"Authorization": "Bearer ser_all.s2"}
 KEY = ["serinus.v1", "serinus.key.ser_all.s2"]
 
 
-@pytest.fixture
-def house():
+@contextlib.contextmanager
+def standing():
     found = House()
     yield found
     for gateway in found.gateways:
         assert "Traceback" not in gateway.log.read_text()
     found.close()
+
+
+@pytest.fixture
+def house():
+    with standing() as found:
+        yield found
 
 
 def begun(house, tmp_path, *, variants=None, max_files=0, table=None, **constants):
@@ -83,6 +89,29 @@ async def open_stream(port, name="mlp"):
     return await websockets.connect(url, subprotocols=KEY, compression=None, ping_interval=None)
 
 
+def test_row_2_a_replica_lost_with_requests_under_way_costs_one_retry_each_and_no_answer(house, tmp_path):
+    """Two replicas, eight requests that neither has answered yet; then one of the two is gone for good."""
+    dying, other = house.replica("a"), house.replica("b")
+    variants = [VariantRoute(1, "primary", 10_000, MLP, [house.route("a"), house.route("b")])]
+    gateway = begun(house, tmp_path, variants=variants, table={"timeout_ms": 60_000})
+    until(lambda: metric(gateway, "serinus_replicas_ready") == 2)
+    dying.holds = other.holds = True
+    before = metric(gateway, "serinus_request_retries_total")
+    with ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(gateway.post, json=magic(float(number))) for number in range(8)]
+        until(lambda: len(dying.held) + len(other.held) == 8)
+        lost = len(dying.held)
+        assert lost >= 1
+        other.holds = False
+        house.run(dying.stop())
+        until(lambda: metric(gateway, "serinus_request_retries_total") == before + lost)
+        house.loop.call_soon_threadsafe(other.let_go)
+        found = [one.result(30) for one in asked]
+    assert [one.status_code for one in found] == [200] * 8
+    assert [one.json()["outputs"][0]["data"][0] for one in found] == [2.0 * number for number in range(8)]
+    assert metric(gateway, "serinus_request_retries_total") == before + lost
+
+
 def test_row_15_a_reader_of_one_byte_a_second_is_cut_and_others_notice_nothing(house, tmp_path):
     many = house.replica("many")
     many.answers, many.pace_s = 100_000, 0.001
@@ -108,61 +137,30 @@ def test_row_15_a_reader_of_one_byte_a_second_is_cut_and_others_notice_nothing(h
     until(lambda: metric(gateway, "serinus_requests_in_flight") == 0)
 
 
-def test_row_16_five_hundred_slow_heads_are_closed_and_good_clients_are_served(house, tmp_path):
-    gateway = begun(house, tmp_path, http__HEAD_S=2.0)
-    base = settled_files(gateway)
+def test_row_16_good_clients_are_answered_beside_five_hundred_slow_heads_which_are_closed_in_time(house, tmp_path):
+    """p99 beside them: `tests/benchmarks/bench_neighbours.py`."""
+    gateway = begun(house, tmp_path, http__HEAD_S=3.0)
+    base, asked = settled_files(gateway), post_bytes()
     with contextlib.ExitStack() as stack:
+        good = stack.enter_context(socket.create_connection(("127.0.0.1", gateway.port)))
         peers = [stack.enter_context(socket.create_connection(("127.0.0.1", gateway.port))) for _ in range(500)]
-        until(lambda: files(gateway) >= base + 500)
         for peer in peers:
             peer.sendall(b"POST /v2/models/mlp/infer HTTP/1.1\r\nHos")
             peer.settimeout(15)
-        good = 0
-        end = time.monotonic() + 15
+        until(lambda: files(gateway) >= base + 501)
+        answered = beside = 0
+        end = time.monotonic() + 20
         while files(gateway) > base + 5:
             assert time.monotonic() < end, "slow heads are still open"
-            assert gateway.post().status_code == 200
-            good += 1
-        assert good >= 5
+            good.sendall(asked)
+            assert good.recv(65536).startswith(b"HTTP/1.1 200")
+            answered += 1
+            if files(gateway) >= base + 501:
+                beside = answered  # so many while each of the slow ones was there
+        assert beside >= 20
         for peer in peers[::50]:
             assert peer.recv(4096).startswith(b"HTTP/1.1 400")
     assert gateway.post().status_code == 200
-
-
-def test_a_client_that_pipelines_without_end_is_served_one_by_one_and_read_no_further(house, tmp_path):
-    """Others are answered beside it, nothing of its flood is kept, and what it gets is in the order of its requests."""
-    replica = house.replica()
-    gateway = begun(house, tmp_path)
-    assert gateway.post().status_code == 200
-    memory = rss_bytes(gateway)
-    flood = b"".join(post_bytes(body=request([float(number), *[0.0] * 15])) for number in range(400))
-    with socket.create_connection(("127.0.0.1", gateway.port)) as peer:
-        replica.holds, before = True, len(replica.seen)
-        peer.setblocking(False)
-        sent, end = 0, time.monotonic() + 20
-        while time.monotonic() < end:  # until neither side's buffers take more
-            try:
-                sent += peer.send(flood[sent % len(flood) :])
-            except BlockingIOError:
-                time.sleep(0.2)
-                try:
-                    sent += peer.send(flood[sent % len(flood) :])
-                except BlockingIOError:
-                    break
-        assert len(flood) < sent < 64 << 20, "it was read on and on"
-        assert len(replica.seen) == before + 1
-        assert rss_bytes(gateway) - memory < 16 << 20
-        peer.settimeout(20)
-        house.loop.call_soon_threadsafe(replica.let_go)
-        assert gateway.post().status_code == 200
-        found = b""
-        while found.count(b"HTTP/1.1 200") < 300:
-            found += peer.recv(1 << 16)
-        firsts = [json.loads(one)["outputs"][0]["data"][0] for one in re.findall(rb"\r\n\r\n(\{.*?\]\}\]\})", found)]
-        assert firsts == [2.0 * (number % 400) for number in range(len(firsts))]
-        assert len(firsts) >= 299
-    assert gateway.post().status_code == 200
-    until(lambda: metric(gateway, "serinus_requests_in_flight") == 0)
 
 
 async def test_row_17_a_half_open_websocket_is_found_out_by_its_pings(house, tmp_path):
@@ -181,29 +179,6 @@ async def test_row_17_a_half_open_websocket_is_found_out_by_its_pings(house, tmp
     await asyncio.to_thread(until, lambda: metric(gateway, "serinus_requests_in_flight") == 0, 10)
     stream.transport.abort()
     await proxy.stop()
-
-
-async def test_networks_that_delay_dribble_and_reset_break_only_their_own_connections(house, tmp_path):
-    gateway = await asyncio.to_thread(begun, house, tmp_path)
-    proxy = await ChaosProxy(gateway.port).start()
-    url = f"http://127.0.0.1:{proxy.port}/v2/models/mlp/infer"
-    async with httpx.AsyncClient(headers=AUTH, timeout=20) as client:
-        for mode, more in (
-            ("pass", {}),
-            ("delay", {"delay_ms": 30, "jitter_ms": 20}),
-            ("throttle", {"bytes_per_s": 3000}),
-        ):
-            proxy.set(mode, **more)
-            answers = await asyncio.gather(*(client.post(url, json=request()) for _ in range(4)))
-            assert [answer.status_code for answer in answers] == [200] * 4, mode
-        for mode, more in (("cut_after", {"bytes_left": 100}), ("reset", {})):
-            proxy.set(mode, **more)
-            with pytest.raises(httpx.HTTPError):
-                await client.post(url, json=request())
-        proxy.set("pass")
-        assert (await client.post(url, json=request())).status_code == 200
-    await proxy.stop()
-    await asyncio.to_thread(until, lambda: metric(gateway, "serinus_requests_in_flight") == 0)
 
 
 def test_row_18_half_of_the_clients_leave_and_their_work_is_cancelled(house, tmp_path):
@@ -290,62 +265,61 @@ def test_row_29_without_descriptors_accepting_pauses_and_nobody_is_dropped(house
     assert gateway.post().status_code == 200
 
 
+class Idle(asyncio.Protocol):
+    """A WebSocket client that asks for nothing and answers pings; cheap, so that 500 of them are always in time."""
+
+    def __init__(self):
+        self.opened = asyncio.get_running_loop().create_future()
+        self.pings, self.last_opcode, self.data = 0, 0, b""
+
+    def connection_made(self, transport):
+        self.transport = transport
+        transport.write(
+            b"GET /v2/models/mlp/stream HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ser_all.s2\r\n"
+            b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
+
+    def data_received(self, data):
+        self.data += data
+        if not self.opened.done():
+            head, mark, self.data = self.data.partition(b"\r\n\r\n")
+            assert mark
+            self.opened.set_result(head.startswith(b"HTTP/1.1 101"))
+        for opcode, payload in frames_of(self.data):
+            self.last_opcode = opcode
+            if opcode == 9:
+                self.pings += 1
+                self.transport.write(frame(payload, 10, bytes(4)))
+        self.data = b""
+
+
 async def test_row_36_idle_websockets_cost_little_and_a_sweep_of_pings_disturbs_nobody(house, tmp_path):
-    gateway = await asyncio.to_thread(begun, house, tmp_path, stream__PING_S=1.0)
+    """Every idle connection answers its pings from the moment it is open, however long it takes to open the others."""
+    gateway = await asyncio.to_thread(begun, house, tmp_path, stream__PING_S=2.0)
     busy = await open_stream(gateway.port)
-    before = rss_bytes(gateway)
-    idle = []
+    before, idle = rss_bytes(gateway), []
+    connect = asyncio.get_running_loop().create_connection
     for _ in range(20):
-        idle += await asyncio.gather(*(open_stream(gateway.port) for _ in range(25)))
+        opened = await asyncio.gather(*(connect(Idle, "127.0.0.1", gateway.port) for _ in range(25)))
+        assert all(await asyncio.gather(*(one.opened for _, one in opened)))
+        idle += [one for _, one in opened]
     assert (rss_bytes(gateway) - before) / len(idle) < 30 << 10
-
-    async def pong(stream):
-        assert json.loads(await asyncio.wait_for(stream.recv(), 20)) == {"type": "ping"}
-        await stream.send('{"type":"pong"}')
-
-    async def talk():
-        answers = 0
-        while True:
-            await busy.send(json.dumps(request(identity="b")))
-            answer = json.loads(await asyncio.wait_for(busy.recv(), 10))
-            answers += "outputs" in answer
-            if swept.is_set():
-                return answers
-
-    swept = asyncio.Event()
-    talking = asyncio.ensure_future(talk())
-    await asyncio.gather(*(pong(stream) for stream in idle))
-    swept.set()
-    assert await talking >= 3
+    sweep = [one.pings for one in idle]
+    answers, end = 0, time.monotonic() + 40
+    while answers < 3 or any(one.pings == past for one, past in zip(idle, sweep, strict=True)):
+        assert time.monotonic() < end, "they were not pinged"
+        await busy.send(json.dumps(request(identity=f"b{answers}")))
+        while "outputs" not in (answer := json.loads(await asyncio.wait_for(busy.recv(), 20))):
+            assert answer == {"type": "ping"}
+        assert answer["id"] == f"b{answers}"
+        answers += 1
     assert await asyncio.to_thread(metric, gateway, "serinus_websocket_connections") == 501
-    await asyncio.gather(*(stream.close() for stream in (*idle, busy)))
+    assert {one.last_opcode for one in idle} == {9}
+    for one in idle:
+        one.transport.abort()
+    await busy.close()
     await asyncio.to_thread(until, lambda: metric(gateway, "serinus_websocket_connections") == 0)
-
-
-async def test_row_37_connections_that_come_and_go_leave_nothing(house, tmp_path):
-    gateway = await asyncio.to_thread(begun, house, tmp_path)
-    gateway.post()
-    base, memory = files(gateway), rss_bytes(gateway)
-    asked = post_bytes()
-
-    async def one(number):
-        reader, writer = await asyncio.open_connection("127.0.0.1", gateway.port)
-        if number % 4 == 1:
-            writer.write(asked)
-        elif number % 4 == 2:
-            writer.write(asked)
-            assert (await reader.read(65536)).startswith(b"HTTP/1.1 200")
-        elif number % 4 == 3:
-            writer.write(asked[:50])
-        writer.close()
-        with contextlib.suppress(OSError):
-            await writer.wait_closed()
-
-    for wave in range(40):
-        await asyncio.gather(*(one(wave * 50 + number) for number in range(50)))
-    await asyncio.to_thread(until, lambda: files(gateway) <= base + 2, 15)
-    await asyncio.to_thread(until, lambda: metric(gateway, "serinus_requests_in_flight") == 0)
-    assert rss_bytes(gateway) - memory < 32 << 20
 
 
 def test_row_39_a_storm_of_faults_is_not_multiplied_by_retries(house, tmp_path):

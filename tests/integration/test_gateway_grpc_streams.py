@@ -59,6 +59,8 @@ def test_a_decoupled_model_gives_several_answers(house, gateway, client, ends_em
     assert [final(one) for one in found[:-1]] == [False] * (len(found) - 1)
     assert final(found[-1]) is (wants_empty or not ends_empty)
     assert {one.id for one in found} == {"d"}
+    told = client.get_inference_statistics("many", headers=KEY, as_json=True)["model_stats"][0]["response_stats"]
+    assert all(int(told[place]["success"]["count"]) >= 1 for place in "012")
     client.stop_stream()
     assert stream.answers.empty()
 

@@ -17,6 +17,7 @@ from tests.support.gateway_house import MLP, ROOT, TEXT, House, free_port
 
 DATATYPES = ["INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "FP64", "BOOL"]
 DOORS = [("rest", "json"), ("rest", "binary"), ("grpc", "binary")]
+CARRIED = [(*door, kind) for door in DOORS for kind in (*DATATYPES, *(() if door[1] == "json" else ("FP16",)))]
 
 
 def same(datatype: str) -> Signature:
@@ -36,7 +37,8 @@ def seen() -> Iterator[dict[str, Any]]:
             variant = VariantRoute(1, "primary", 10_000, signature, [house.route("same")] if name != "empty" else [])
             return EndpointRoute(name, name, "salt", False, 5000, 64, [variant])
 
-        others = [endpoint("text", TEXT), endpoint("empty", MLP), *(endpoint(d.lower(), same(d)) for d in DATATYPES)]
+        kinds = (*DATATYPES, "FP16")
+        others = [endpoint("text", TEXT), endpoint("empty", MLP), *(endpoint(d.lower(), same(d)) for d in kinds)]
         house.publish(house.table(endpoints=others))
         gateway.wait_live().wait_ready("mlp").wait_ready("text")
         script = str(ROOT / "tests" / "support" / "kserve_client.py")
@@ -68,8 +70,7 @@ def test_texts_come_back(seen: dict[str, Any], door: str, form: str) -> None:
     assert seen[door][f"{form} text"]["data"] == ["grün", "b"]
 
 
-@pytest.mark.parametrize("datatype", DATATYPES)
-@pytest.mark.parametrize(("door", "form"), DOORS)
+@pytest.mark.parametrize(("door", "form", "datatype"), CARRIED)
 def test_every_datatype_comes_back_as_it_went(seen: dict[str, Any], door: str, form: str, datatype: str) -> None:
     found = seen[door][f"{form} {datatype}"]
     assert (found["shape"], found["data"]) == ([2, 2], [0, 1, 1, 0])

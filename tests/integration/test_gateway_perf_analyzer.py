@@ -139,6 +139,33 @@ def test_its_start_up_and_its_windows_of_measurement(place: Place, door: type[Ov
         check_window(before, asking.stats(), requests=25 * CONCURRENCY, taken_s=taken)
 
 
+@pytest.mark.parametrize("order", ["cd", "dc"])
+def test_outputs_are_found_by_name_and_their_bytes_follow_the_json(place: Place, order: str) -> None:
+    given = [values(4 * COLUMNS, seed).reshape(1, COLUMNS) for seed in (1, 2)]
+    wanted = dict(zip("cd", (2 * one for one in given), strict=True))
+    peer = http.client.HTTPConnection("127.0.0.1", place.gateway.port, timeout=20)
+    inputs = [
+        {"name": name, "shape": [1, COLUMNS], "datatype": "FP32", "data": one.tolist()}
+        for name, one in zip("ab", given, strict=True)
+    ]
+    for binary in ("", "c", "d", "cd"):
+        outputs = [{"name": name, "parameters": {"binary_data": name in binary}} for name in order]
+        peer.request("POST", "/v2/models/echo/infer", json.dumps({"inputs": inputs, "outputs": outputs}), KEY)
+        answer = peer.getresponse()
+        found = answer.read()
+        split = int(answer.headers.get("inference-header-content-length", len(found)))
+        for output in json.loads(found[:split])["outputs"]:
+            size = output.get("parameters", {}).get("binary_data_size", 0)
+            got = np.frombuffer(found[split : split + size], "<f4") if size else np.array(output["data"], "<f4")
+            split += size
+            assert np.array_equal(got, wanted[output["name"]].ravel())
+            assert bool(size) == (output["name"] in binary)
+        assert split == len(found)
+    peer.request("POST", "/v2/models/echo/infer", json.dumps({"inputs": inputs, "outputs": [{"name": "d"}]}), KEY)
+    assert [one["name"] for one in json.loads(peer.getresponse().read())["outputs"]] == ["d"]
+    peer.close()
+
+
 def check_window(before: dict[str, Any], after: dict[str, Any], *, requests: int, taken_s: float) -> None:
     """What it asserts and derives: every request counted once, each part as often, no more time than clients saw."""
     was, now = numbers(before), numbers(after)

@@ -77,7 +77,8 @@ def test_index_load_and_unload_reach_the_console_with_the_callers_key(gateway):
         ("/v2/repository/models/mlp/unload", "Bearer ser_all.s2"),
     ]
     assert json.loads(Console.seen[1][3]) == {"parameters": {"config": '{"max_batch_size":"16"}'}}
-    assert gateway.post("/v2/repository/r1/models/mlp/load", content=b"{}").status_code == 200
+    assert gateway.post("/v2/repository/r1/models/mlp/load", content=b"{}").status_code == 501
+    assert len(Console.seen) == 3
     assert Console.seen[-1][1] == "/v2/repository/r1/models/mlp/load"
     assert "model_repository" in gateway.get("/v2").json()["extensions"]
 

@@ -4,6 +4,7 @@ import hashlib
 import random
 import re
 import struct
+from urllib.parse import unquote
 
 import httpx
 import msgspec
@@ -146,14 +147,30 @@ def test_metadata_health_and_readiness(gateway):
 
 
 def test_paths_and_methods(gateway):
-    for path in ("/", "/v2/", "/v2/nope", "/v2/models", "/v2/models/mlp/versions/x", "/v2/models/a%2Fb", "/v2/models/%2e%2e%2fmlp",
-                 "/v2/models/%00", "/v2/models/" + "a" * 10_000, "/v2/models/mlp/infer/"):  # fmt: skip
-        assert error(gateway.get(path), 404).json() == {"error": "Not Found"}
-    for method, path in (("GET", "/v2/models/mlp/infer"), ("PUT", "/v2/models/mlp/infer"), ("POST", "/v2/models/mlp"),
-                         ("DELETE", "/v2"), ("OPTIONS", "/v2/models/mlp/infer"), ("POST", "/v2/health/live")):  # fmt: skip
-        response = error(httpx.request(method, gateway.url + path), 405)
-        assert response.json() == {"error": "Method Not Allowed"}
-        assert response.headers["allow"]
+    key = {"Authorization": "Bearer ser_all.s2"}
+    with httpx.Client(base_url=gateway.url, headers=key) as client:
+        for path in ("/", "/v2/", "/v2/nope", "/v2/models", "/v2/models/mlp/versions/x", "/v2/models/%6dlp",
+                     "/v2/models/%00", "/v2/models/" + "a" * 10_000, "/v2/models/mlp/infer/"):  # fmt: skip
+            assert error(client.get(path), 404).json() == {"error": "Not Found"}
+        for name in ("a%2Fb", "%2e%2e%2fmlp", "my%20model", "caf%C3%A9", "-x"):
+            for path in (f"/v2/models/{name}", f"/v2/models/{name}/versions/1/ready"):
+                error(client.get(path), 404, f"Request for unknown model: '{unquote(name)}' is not found. Names have")
+        for method, path in (("GET", "/v2/models/mlp/infer"), ("PUT", "/v2/models/mlp/infer"), ("POST", "/v2/models/mlp"),
+                             ("DELETE", "/v2"), ("OPTIONS", "/v2/models/mlp/infer"), ("POST", "/v2/health/live")):  # fmt: skip
+            response = error(client.request(method, path), 405)
+            assert response.json() == {"error": "Method Not Allowed"}
+            assert response.headers["allow"]
+        # one connection: a body where none belongs would be read as the next answer
+        for path, status in (("/v2/models/mlp", 200), ("/v2/nope", 404), ("/v2/models/mlp/infer", 405), ("/v2", 200)):
+            response = client.head(path)
+            assert (response.status_code, response.content) == (status, b"")
+            assert int(response.headers["content-length"]) == len(client.get(path).content)
+
+
+def test_a_wrong_name_is_told_the_nearest_that_its_key_may_use(gateway):
+    error(gateway.post("/v2/models/mpl/infer"), 404, "unknown model: 'mpl' is not found. Did you mean 'mlp'?")
+    error(gateway.post("/v2/models/slw/infer", key="ser_one.s1"), 403, "This key may not use 'slw'")
+    error(gateway.post("/v2/models/mlp/versions/9/infer"), 404, "not at ready state or not found. Served are: 1, 2")
 
 
 @pytest.mark.parametrize(
@@ -184,6 +201,12 @@ def test_keys_are_scoped(gateway):
         (b"[" * 100_000, "failed to parse"),
         (b'{"z":' + b"[" * 100_000, "nested"),
         (b'{"inputs":[]}', "expected 1 inputs but got 0"),
+        (b'{"inputs":[{"name":"in","shape":[1],"datatype":"FP32","data":[1]}]}', "Its inputs are ['x']"),
+        (b'{"inputs":[{"name":"x","shape":[1],"datatype":"float32","data":[1]}]}', "'float32'. There are BOOL, UINT8"),
+        (
+            b'{"inputs":[{"name":"x","parameters":{"binary_data_size":4}}]}1234',
+            "the header Inference-Header-Content-Length",
+        ),
         (msgspec.json.encode(request([1.0] * 65 * 16)), "batch-size must be <= 64"),
         (b'{"inputs":[{"name":"x","shape":[1,16],"datatype":"FP32","data":[1]}]}', "holds 1 elements"),
         (b'{"inputs":[{"name":"x","shape":[-1,16],"datatype":"FP32","data":[1]}]}', "invalid dimension"),

@@ -266,6 +266,21 @@ def test_generate_stream_sends_every_answer_as_an_event(gateway, house, answers,
     assert len(found) == answers
 
 
+def test_a_decoupled_models_answers_are_counted_by_their_place(gateway, house):
+    def told():
+        return stats(gateway, "/v2/models/many/stats")["many", "1"]["response_stats"]
+
+    before = told()
+    house.replicas["many"].answers = 3
+    gateway.post("/v2/models/many/generate_stream", json={"text": "a"})
+    for place in ("0", "1", "2"):
+        was = before.get(place, {}).get("success", {"count": 0, "ns": 0})
+        now = told()[place]
+        assert now["success"] == now["compute_infer"] == {"count": was["count"] + 1, "ns": was["ns"] + INFER_NS}
+        assert set(now) == {"compute_infer", "compute_output", "success", "fail", "empty_response", "cancel"}
+    assert stats(gateway, "/v2/models/mlp/stats")["mlp", "1"]["response_stats"] == {}
+
+
 def test_events_come_when_they_are_made(gateway, house):
     replica = house.replicas["many"]
     replica.answers, replica.pace_s = 3, 0.15
@@ -352,6 +367,8 @@ def test_log_settings_change_what_is_logged(gateway):
     assert gateway.post("/v2/logging", json={"log_verbose_level": 0, "log_format": "ISO8601"}).status_code == 200
     gateway.get("/v2/models/quiet-3/config")
     assert log.read_text().count("DEBUG") == count
+    for unchanged in ({}, {"log_info": None, "log_verbose_level": None, "log_file": None}):
+        assert gateway.post("/v2/logging", json=unchanged).json() == told | {"log_format": "ISO8601"}
     error(gateway.post("/v2/logging", json={"log_file": "/etc/cron.d/x"}), 501, "can not be updated through network")
     error(gateway.post("/v2/logging", json={"log_nope": 1}), 400, "log_nope")
     error(gateway.post("/v2/logging", json=[]), 400)
@@ -388,6 +405,10 @@ def test_shared_memory_is_off_and_that_of_cuda_is_not_there(gateway):
 
 def test_without_a_console_model_control_is_a_typed_503(gateway):
     error(gateway.post("/v2/repository/index", json={}), 503, "SERINUS_CONSOLE_URL")
+    for path in ("index", "models/mlp/load", "models/mlp/unload"):
+        error(
+            gateway.post(f"/v2/repository/r1/{path}", json={}), 501, "'repository_name' specification is not supported"
+        )
 
 
 def test_the_log_holds_no_traceback(gateway):

@@ -101,15 +101,21 @@ def test_every_datatype_goes_there_and_back(client, datatype):
 @pytest.mark.parametrize("asked", ["gzip", "deflate", None])
 @pytest.mark.parametrize("answered", ["gzip", "deflate", None])
 def test_compressed_requests_and_answers(client, asked, answered):
-    given = http.InferInput("x", [8, 4], "FP32")
-    values = np.arange(32, dtype=np.float32).reshape(8, 4)
-    for binary in (True, False):
-        given.set_data_from_numpy(values, binary_data=binary)
-        answer = client.infer(
-            "FP32", [given], outputs=[http.InferRequestedOutput("y", binary_data=binary)], headers=dict(HEADERS),
-            request_compression_algorithm=asked, response_compression_algorithm=answered,
-        )  # fmt: skip
-        assert (answer.as_numpy("y") == values).all()
+    given = http.InferInput("x", [64, 16], "FP32")
+    values = np.arange(1024, dtype=np.float32).reshape(64, 16)
+    encodings = []
+    with pytest.MonkeyPatch.context() as patch:
+        read = http.InferResult.__init__
+        patch.setattr(http.InferResult, "__init__", lambda one, response, verbose: (
+            encodings.append(response.get("Content-Encoding")), read(one, response, verbose))[1])  # fmt: skip
+        for binary in (True, False):
+            given.set_data_from_numpy(values, binary_data=binary)
+            answer = client.infer(
+                "mlp", [given], outputs=[http.InferRequestedOutput("y", binary_data=binary)], headers=dict(HEADERS),
+                request_compression_algorithm=asked, response_compression_algorithm=answered,
+            )  # fmt: skip
+            assert (answer.as_numpy("y") == 2 * values[:, :4]).all()
+    assert encodings == [answered, answered]
 
 
 def test_everything_that_is_told(client):
@@ -151,6 +157,60 @@ def test_sequences_priorities_and_parameters(client, house):
         seen = house.replicas["r1"].seen[-1]
         assert seen.sequence == SequenceControl(identity, True, True)
         assert (seen.priority, seen.queue_timeout_us, seen.parameters) == (1, 3_000_000, {"mine": "x"})
+
+
+def test_requests_in_flight_and_bodies_made_and_read_apart(client, house):
+    """`async_infer`, and the calls of those who bring an HTTP client of their own."""
+    given = http.InferInput("x", [1, 4], "INT32")
+    asked = []
+    for number in range(8):
+        given.set_data_from_numpy(np.full((1, 4), number, dtype=np.int32))
+        asked.append(client.async_infer("INT32", [given], headers=dict(HEADERS), request_id=str(number)))
+    for number, one in enumerate(asked):
+        answer = one.get_result()
+        assert answer.get_response()["id"] == str(number)
+        assert answer.as_numpy("y").tolist() == [[number] * 4]
+    with pytest.raises(InferenceServerException, match="'nope' is not found"):
+        client.async_infer("nope", [given], headers=dict(HEADERS)).get_result()
+    body, size = http.InferenceServerClient.generate_request_body([given])
+    response = house.gateways[0].post(
+        "/v2/models/INT32/infer", content=body, headers={"Inference-Header-Content-Length": str(size)}
+    )
+    size = int(response.headers["inference-header-content-length"])
+    found = http.InferenceServerClient.parse_response_body(response.content, header_length=size)
+    assert found.as_numpy("y").tolist() == [[7] * 4]
+
+
+def test_what_is_refused_comes_as_the_clients_own_exception(client):
+    given = http.InferInput("x", [1, 16], "FP32")
+    given.set_data_from_numpy(np.zeros((1, 16), dtype=np.float32))
+
+    def refused(call, *args, **more):
+        with pytest.raises(InferenceServerException) as caught:
+            call(*args, **more)
+        return caught.value.status(), caught.value.message()
+
+    def infer(headers=HEADERS, name="mlp", **more):
+        return refused(client.infer, name, [given], headers=dict(headers), **more)
+
+    assert infer({})[0] == "401"
+    assert "send it as 'Authorization: Bearer" in infer({})[1]
+    assert infer(name="mpl") == ("404", "Request for unknown model: 'mpl' is not found. Did you mean 'mlp'?")
+    assert infer(name="my model")[1].startswith("Request for unknown model: 'my model' is not found")
+    assert infer(model_version="7")[0] == "404"
+    status, words = infer(outputs=[http.InferRequestedOutput("q")])
+    assert (status, words) == ("400", "unexpected inference output 'q' for model 'mlp'. Its outputs are ['y']")
+    status, words = infer(name="INT8")
+    assert (status, words) == ("400", "inference input 'x' data-type is 'FP32', but model 'INT8' expects 'INT8'")
+    many = http.InferInput("x", [65, 16], "FP32")
+    many.set_data_from_numpy(np.zeros((65, 16), dtype=np.float32))
+    status, words = refused(client.infer, "mlp", [many], headers=dict(HEADERS))
+    assert (status, words) == ("400", "inference request batch-size must be <= 64 for 'mlp'")
+    assert not client.is_model_ready("nope", headers=HEADERS)
+    assert refused(client.load_model, "mlp", headers=dict(HEADERS))[0] == "503"  # no console behind this gateway
+    status, words = refused(client.register_cuda_shared_memory, "r", b"", 0, 4, headers=dict(HEADERS))
+    assert status == "501"
+    assert "use system shared memory" in words
 
 
 def test_classes(client):
@@ -257,6 +317,13 @@ async def test_the_client_for_asyncio(house):
                 response_compression_algorithm=algorithm,
             )  # fmt: skip
             assert (answer.as_numpy("y") == 2 * values[:, :4]).all()
+        assert await client.is_model_ready("mlp", headers=HEADERS)
+        assert not await client.is_model_ready("nope", headers=HEADERS)
+        assert (await client.get_server_metadata(headers=HEADERS))["name"] == "serinus"
+        assert (await client.get_model_metadata("mlp", headers=HEADERS))["versions"] == ["1"]
+        assert (await client.get_log_settings(headers=HEADERS))["log_verbose_level"] == 0
+        assert (await client.get_trace_settings("mlp", headers=HEADERS))["trace_level"] == ["OFF"]
+        assert await client.get_cuda_shared_memory_status(headers=HEADERS) == []
         found = await client.get_inference_statistics("mlp", headers=HEADERS)
         assert found["model_stats"][0]["inference_stats"]["success"]["count"] >= 2
         with pytest.raises(InferenceServerException, match="Request for unknown model: 'nope' is not found"):

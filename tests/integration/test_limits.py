@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,10 +25,13 @@ from tests.support.gateway_house import MLP, House, key, request, until
 from tests.support.hurry import hurried
 
 BODY_BYTES = 1 << 20
-BINARY_FRAME_BYTES = 2 << 20
 WIDE = Signature(
     inputs=[TensorSpec(f"x{number}", "FP32", [-1]) for number in range(64)],
     outputs=[TensorSpec("y", "FP32", [-1, -1])],
+)
+TALL = Signature(
+    inputs=[TensorSpec("x", "FP32", [-1, 16])],
+    outputs=[TensorSpec("y" if not number else f"y{number}", "FP32", [-1, 4]) for number in range(64)],
 )
 DEEP = Signature(inputs=[TensorSpec("x", "FP32", [-1] * 16)], outputs=[TensorSpec("y", "FP32", [-1, -1])])
 HEAD = b"POST /v2/models/mlp/infer HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer ser_all.s2\r\n"
@@ -46,13 +50,19 @@ def house(tmp_path_factory):
         return EndpointRoute(name, name, "s", False, timeout_ms, queue_limit, [route])
 
     others = [endpoint("slow", queue_limit=8), endpoint("wide", WIDE), endpoint("deep", DEEP), endpoint("faulty")]
+    others.append(EndpointRoute("tall", "m", "s", False, 9000, 64, [VariantRoute(1, "primary", 10_000, TALL, [found.route("r1")])]))  # fmt: skip
     others.append(EndpointRoute("brief", "m", "s", False, 400, 64, [VariantRoute(1, "primary", 10_000, MLP, [found.route("slow")])]))  # fmt: skip
     found.publish(
-        found.table(endpoints=others, queue_limit=200, keys=[key("all", "s2", ["*"]), key("other", "s3", ["*"])])
+        found.table(
+            endpoints=others,
+            queue_limit=200,
+            timeout_ms=60_000,
+            keys=[key("all", "s2", ["*"]), key("other", "s3", ["*"])],
+        )
     )
     env = hurried(
-        tmp_path_factory.mktemp("site"), http__HEAD_S=1.0, http__BODY_IDLE_S=1.0, stream__IDLE_S=1.0,
-        stream__MAX_BINARY_BYTES=BINARY_FRAME_BYTES, stream__MESSAGE_S=1.0, stream__STALL_S=3.0,
+        tmp_path_factory.mktemp("site"), http__HEAD_S=1.0, http__BODY_IDLE_S=1.0, http__IDLE_S=3.0, stream__IDLE_S=1.0,
+        stream__MESSAGE_S=1.0, stream__STALL_S=3.0, stream__MAX_HELD_BYTES=4 * BODY_BYTES,
     )  # fmt: skip
     gateway = found.gateway(SERINUS_MAX_BODY_BYTES=str(BODY_BYTES), **env).wait_live()
     for name in ("mlp", "slow", "wide", "deep", "faulty"):
@@ -93,7 +103,7 @@ def rows(count):
 
 
 def outputs(count):
-    return request() | {"outputs": [{"name": "y"}] * count}
+    return request() | {"outputs": [{"name": "y" if not number else f"y{number}"} for number in range(count)]}
 
 
 def parameters(count):
@@ -105,6 +115,7 @@ LIMITS = [
     ("body", "mlp", padded(BODY_BYTES), padded(BODY_BYTES + 1), 413, "larger than"),
     ("nested_data", "mlp", nested(16), nested(17), 400, "nested at most 16 deep"),
     ("inputs", "wide", many_inputs(64), many_inputs(65), 400, "length <= 64"),
+    ("outputs", "tall", outputs(64), outputs(65), 400, "length <= 64"),
     ("parameters", "mlp", parameters(64), parameters(65), 400, "length <= 64"),
     ("rank", "deep", shaped([1] * 16), shaped([1] * 17), 400, "at most 16"),
     ("rows", "mlp", rows(64), rows(65), 400, "batch"),
@@ -202,6 +213,19 @@ def test_a_body_may_pause_only_so_long(gateway, pause_s, status):
         assert answer.headers["x-error-code"] == "deadline_exceeded"
 
 
+@pytest.mark.parametrize("is_kept", [True, False], ids=["within", "past"])
+def test_a_connection_is_kept_between_requests_but_only_so_long(gateway, is_kept):
+    body = json.dumps(request()).encode()
+    asked = HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body
+    with socket.create_connection(("127.0.0.1", gateway.port)) as peer:
+        peer.settimeout(20)
+        for _ in range(3 if is_kept else 1):
+            peer.sendall(asked)
+            assert peer.recv(65536).startswith(b"HTTP/1.1 200")
+        if not is_kept:
+            assert peer.recv(65536) == b""
+
+
 def started(gateway, house, pool, credential, count):
     """So many requests of one key under way at the replica that takes its time."""
     slow = house.replicas["slow"]
@@ -285,15 +309,17 @@ def text_of(size):
     return text + " " * (size - len(text))
 
 
-def binary_of(size):
-    head = json.dumps(request(identity="t") | {"pad": ""}).encode()
+def id_of(answer):
+    return json.loads(answer[4 : 4 + int.from_bytes(answer[:4], "little")])["id"]
+
+
+def binary_of(size, identity="t"):
+    head = json.dumps(request(identity=identity) | {"pad": ""}).encode()
     head = head[:-2] + b"a" * (size - 4 - len(head)) + head[-2:]
     return len(head).to_bytes(4, "little") + head
 
 
-@pytest.mark.parametrize(
-    ("form", "most"), [(text_of, 1 << 20), (binary_of, BINARY_FRAME_BYTES)], ids=["text", "binary"]
-)
+@pytest.mark.parametrize(("form", "most"), [(text_of, 1 << 20), (binary_of, BODY_BYTES)], ids=["text", "binary"])
 async def test_a_frame_has_a_size_at_most(connect, form, most):
     async with connect() as stream:
         await stream.send(form(most))
@@ -317,6 +343,43 @@ async def test_64_requests_may_be_in_flight_on_a_connection_and_the_next_one_wai
         replica.latency_s = 0.0
         found = {json.loads(await asyncio.wait_for(stream.recv(), 10))["id"] for _ in range(65)}
     assert found == {str(number) for number in range(65)}
+
+
+async def test_large_frames_under_way_on_a_connection_have_a_size_and_the_next_one_waits(connect, house):
+    replica = house.replicas["r1"]
+    replica.holds = True
+    async with connect() as stream:
+        for number in range(4):
+            await stream.send(binary_of(BODY_BYTES, str(number)))
+        await stream.send('{"type":"ping"}')
+        assert await asyncio.wait_for(stream.recv(), 10) == '{"type":"pong"}'
+        await stream.send(binary_of(BODY_BYTES, "more"))
+        async with connect() as other:  # by which the gateway has read what it reads
+            for _ in range(20):
+                await other.send('{"type":"ping"}')
+                await asyncio.wait_for(other.recv(), 10)
+        assert len(replica.held) == 4
+        house.loop.call_soon_threadsafe(replica.let_go)
+        found = {id_of(await asyncio.wait_for(stream.recv(), 10)) for _ in range(5)}
+    assert found == {"0", "1", "2", "3", "more"}
+
+
+async def test_large_frames_of_all_connections_have_a_size_and_past_it_the_client_shall_try_again(connect, house):
+    replica = house.replicas["r1"]
+    replica.holds = True
+    async with connect() as one, connect() as other, connect() as third:
+        for number in range(8):
+            await (one, other)[number % 2].send(binary_of(BODY_BYTES, str(number)))
+        await asyncio.to_thread(until, lambda: len(replica.held) == 8)
+        await third.send(binary_of(BODY_BYTES, "past"))
+        with pytest.raises(ConnectionClosed) as caught:
+            await asyncio.wait_for(third.recv(), 10)
+        assert caught.value.rcvd.code == 1013
+        house.loop.call_soon_threadsafe(replica.let_go)
+        for stream in (one, other):
+            assert len({id_of(await asyncio.wait_for(stream.recv(), 10)) for _ in range(4)}) == 4
+        await one.send(binary_of(BODY_BYTES, "again"))
+        assert id_of(await asyncio.wait_for(one.recv(), 10)) == "again"
 
 
 async def test_an_idle_connection_is_closed_and_one_at_work_is_not(connect, house):
@@ -367,8 +430,8 @@ async def test_a_reader_that_takes_nothing_is_cut(connect, house, pause_s, parts
         stream.transport.resume_reading()
         found = 0
         try:
-            while not json.loads(await asyncio.wait_for(stream.recv(), 10)).get("final"):
-                found += 1
+            while not (frame := json.loads(await asyncio.wait_for(stream.recv(), 30))).get("final"):
+                found += frame.get("type") == "response"  # not the server's pings
         except ConnectionClosed as closed:
             found = -1 if closed.rcvd is None else found
         assert found == (-1 if is_cut else parts)

@@ -34,6 +34,23 @@ def test_a_field_out_of_its_range_is_refused_by_name(gateway, more, param):
     assert answer.json()["error"]["param"] == param
 
 
+@pytest.mark.parametrize(
+    ("param", "fits", "past"),
+    [
+        ("n", 128, 129), ("stop", ["zz"] * 16, ["zz"] * 17), ("stop", ["z" * 1024], ["z" * 1025]),
+        ("max_tokens", 1 << 24, (1 << 24) + 1), ("top_logprobs", 20, 21),
+        ("logit_bias", {str(n): 1 for n in range(1024)}, {str(n): 1 for n in range(1025)}),
+    ],
+)  # fmt: skip
+def test_at_its_limit_a_field_is_taken_and_one_past_it_refused_by_name(gateway, param, fits, past):
+    more = {"logprobs": True} if param == "top_logprobs" else {}
+    taken = post(gateway, model="lm", messages=say("a"), **{param: fits}, **more)
+    assert taken.status_code == 200, taken.text[:300]
+    refused = post(gateway, model="lm", messages=say("a"), **{param: past}, **more)
+    assert refused.status_code == 400, refused.text[:300]
+    assert refused.json()["error"]["param"] == param
+
+
 def test_errors_come_in_the_envelope(gateway):
     assert "API key" in error(post(gateway, credential="", model="lm", messages=say("a")), 401, "invalid_api_key")
     error(post(gateway, credential="ser_all.wrong", model="lm", messages=say("a")), 401, "invalid_api_key")

@@ -1,6 +1,5 @@
 """A replica for real: its own sandboxed process, a unix socket, the echo model, faults on magic values."""
 
-import contextlib
 import hashlib
 import json
 import signal
@@ -31,14 +30,8 @@ from inference.protocol.messages import (
 from inference.protocol.oip import Signature
 from inference.protocol.status import ReplicaPhase
 from inference.protocol.supervision import FileRef, ReplicaSpec
+from tests.support.standby import standby
 
-START = """
-import sys, msgspec
-from inference.protocol.child import StartReplica
-from inference.replica.entry import run_replica
-message = msgspec.msgpack.decode(bytes.fromhex(sys.argv[1]), type=StartReplica)
-sys.exit(run_replica(message, int(sys.argv[2]), int(sys.argv[3])))
-"""
 POISON, ABORT, HANG, SLOW_MS = 13.0, 66.0, 99.0, 40.0
 
 
@@ -92,12 +85,7 @@ class Replica:
 
     def start(self):
         ours, theirs = socket.socketpair()
-        fds = (theirs.fileno(), self.listener.fileno())
-        message = msgspec.msgpack.encode(self.message).hex()
-        environment = {"PYTHONPATH": str(Path.cwd()), "OPENBLAS_NUM_THREADS": "1", "DATABASE_URL": "secret"}
-        command = [sys.executable, "-c", START, message, *map(str, fds)]
-        with (self.root / "log").open("ab") as log:
-            self.process = subprocess.Popen(command, pass_fds=fds, env=environment, stderr=log)
+        self.process = standby().fork(self.message, [theirs.fileno(), self.listener.fileno()], self.root / "log")
         theirs.close()
         self.control = Wire(ours, FromChild)
         return self
@@ -118,8 +106,7 @@ class Replica:
         return self.process.wait(20)
 
     def close(self):
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
+        self.process.kill()
         self.process.wait()
         self.control.sock.close()
         self.listener.close()

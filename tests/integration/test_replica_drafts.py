@@ -4,7 +4,7 @@ import pytest
 
 from inference.protocol.generation import language_signature
 from inference.protocol.routes import ReplicaRoute, VariantRoute
-from tests.integration.test_replica_validation import Standby, checks
+from tests.integration.test_replica_validation import Validator, checks
 from tests.support import gguf_files, language
 from tests.support.gateway_house import House, until
 from tests.support.openai_house import post, say
@@ -15,10 +15,8 @@ DRAFT = {"method": "draft", "tokens": 3}
 
 
 @pytest.fixture(scope="module")
-def standby(tmp_path_factory):
-    made = Standby(tmp_path_factory.mktemp("standby"))
-    yield made
-    made.close()
+def validator(tmp_path_factory):
+    return Validator(tmp_path_factory.mktemp("validations"))
 
 
 @pytest.fixture
@@ -28,8 +26,8 @@ def folder(tmp_path):
     return tmp_path / "m"
 
 
-def test_the_report_tells_of_the_draft_model(standby, folder):
-    verdict = standby.validate(folder, generation={"speculation": DRAFT})[-1]
+def test_the_report_tells_of_the_draft_model(validator, folder):
+    verdict = validator.validate(folder, generation={"speculation": DRAFT})[-1]
     assert verdict.state == "ready", verdict
     assert "with a draft model in draft/" in checks(verdict)["parse"].message
     assert "draft model in draft/: LlamaForCausalLM" in checks(verdict)["load"].message
@@ -40,35 +38,35 @@ def test_the_report_tells_of_the_draft_model(standby, folder):
     assert f"guesses {seen.draft_agreement:.0%}" in checks(verdict)["warm-up"].message
 
 
-def test_a_draft_model_of_the_same_weights_agrees(standby, folder):
+def test_a_draft_model_of_the_same_weights_agrees(validator, folder):
     speculation = DRAFT | {"draft": "self", "quantization": "int8"}
-    verdict = standby.validate(folder, generation={"speculation": speculation})[-1]
+    verdict = validator.validate(folder, generation={"speculation": speculation})[-1]
     assert verdict.state == "ready", verdict
     assert "of the same weights" in checks(verdict)["load"].message
     assert "quantised to int8" in checks(verdict)["load"].message
     assert verdict.measurements.language.draft_agreement > 0.8
 
 
-def test_a_draft_model_that_nobody_asked_for_is_not_used(standby, folder):
-    verdict = standby.validate(folder)[-1]
+def test_a_draft_model_that_nobody_asked_for_is_not_used(validator, folder):
+    verdict = validator.validate(folder)[-1]
     assert verdict.state == "ready", verdict
     assert "is not used" in checks(verdict)["load"].message
     assert not verdict.measurements.language.draft
 
 
-def test_a_draft_model_that_is_not_there_is_asked_for(standby, tmp_path):
+def test_a_draft_model_that_is_not_there_is_asked_for(validator, tmp_path):
     language.folder(tmp_path / "m")
-    verdict = standby.validate(tmp_path / "m", generation={"speculation": DRAFT})[-1]
+    verdict = validator.validate(tmp_path / "m", generation={"speculation": DRAFT})[-1]
     assert verdict.state == "rejected"
     assert "no folder draft/" in verdict.reason
 
 
-def test_a_draft_model_with_other_tokens_is_refused(standby, folder):
+def test_a_draft_model_with_other_tokens_is_refused(validator, folder):
     tokenizer = folder / "draft" / "tokenizer.json"
     tokenizer.write_text(tokenizer.read_text().replace("<|im_start|>", "<|other|>"))
     config = folder / "draft" / "tokenizer_config.json"
     config.write_text("{}")
-    verdict = standby.validate(folder, generation={"speculation": DRAFT})[-1]
+    verdict = validator.validate(folder, generation={"speculation": DRAFT})[-1]
     assert verdict.state == "rejected"
     assert "1 of the model's" in verdict.reason
 

@@ -228,6 +228,9 @@ def test_a_decoupled_model_answers_as_often_as_it_likes(repeating):
     wire.send(Ask(9))
     told = wire.next()[0].statistics
     assert (told.success.count, told.execution_count, told.in_flight) == (3, 3, 0)
+    counts = {place: (one.success.count, one.empty_response.count) for place, one in told.responses.items()}
+    assert counts == {0: (2, 1), 1: (2, 0), 2: (2, 0), 3: (1, 1), 4: (1, 0), 5: (0, 1)}
+    assert told.responses[0].compute_infer.ns >= 4e6  # two answers of 2 ms each
 
 
 def test_who_is_held_gets_nothing_until_he_reads_and_who_leaves_stops_the_model(repeating):

@@ -4,30 +4,28 @@ import shutil
 
 import pytest
 
-from tests.integration.test_replica_validation import ALL, Standby, checks
+from tests.integration.test_replica_validation import ALL, Validator, checks
 from tests.support import causal_models, gguf_files, language
 
 
 @pytest.fixture(scope="module")
-def standby(tmp_path_factory):
-    made = Standby(tmp_path_factory.mktemp("standby"))
-    yield made
-    made.close()
+def validator(tmp_path_factory):
+    return Validator(tmp_path_factory.mktemp("validations"))
 
 
 @pytest.fixture(scope="module")
-def plain(standby, tmp_path_factory):
+def plain(validator, tmp_path_factory):
     """What is said of the tiny model as it is."""
     folder = tmp_path_factory.mktemp("plain") / "m"
     language.folder(folder)
-    return standby.validate(folder)[-1].measurements.language
+    return validator.validate(folder)[-1].measurements.language
 
 
-def test_the_real_smollm2_becomes_ready_with_its_report(standby, tmp_path):
+def test_the_real_smollm2_becomes_ready_with_its_report(validator, tmp_path):
     folder = tmp_path / "m"
     folder.mkdir()
     (folder / "model.gguf").symlink_to(gguf_files.smollm2())
-    verdict = standby.validate(folder)[-1]
+    verdict = validator.validate(folder)[-1]
     assert verdict.state == "ready", verdict
     assert (verdict.format, verdict.tier, verdict.task) == ("gguf", "data", "text-generation")
     states = {name: check.state for name, check in checks(verdict).items()}
@@ -43,9 +41,9 @@ def test_the_real_smollm2_becomes_ready_with_its_report(standby, tmp_path):
     assert verdict.measurements.peak_memory_bytes > seen.weight_bytes
 
 
-def test_a_hugging_face_folder_becomes_ready(standby, tmp_path):
+def test_a_hugging_face_folder_becomes_ready(validator, tmp_path):
     language.folder(tmp_path / "m")
-    verdict = standby.validate(tmp_path / "m")[-1]
+    verdict = validator.validate(tmp_path / "m")[-1]
     assert verdict.state == "ready", verdict
     assert verdict.format == "hf_decoder"
     assert "LlamaForCausalLM by our own decoder" in checks(verdict)["load"].message
@@ -54,9 +52,9 @@ def test_a_hugging_face_folder_becomes_ready(standby, tmp_path):
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(("quantization", "most"), [("int8", 0.02), ("int4", 0.4)])
-def test_a_quantised_model_reports_its_perplexity_before_and_after(standby, plain, tmp_path, quantization, most):
+def test_a_quantised_model_reports_its_perplexity_before_and_after(validator, plain, tmp_path, quantization, most):
     language.folder(tmp_path / "m")
-    verdict = standby.validate(tmp_path / "m", generation={"quantization": quantization})[-1]
+    verdict = validator.validate(tmp_path / "m", generation={"quantization": quantization})[-1]
     assert verdict.state == "ready", verdict
     seen = verdict.measurements.language
     assert (plain.quantization, seen.quantization) == ("none", quantization)
@@ -68,9 +66,9 @@ def test_a_quantised_model_reports_its_perplexity_before_and_after(standby, plai
     assert f"{quantization} weights change perplexity {seen.perplexity_plain:.2f} to {seen.perplexity:.2f}" in said
 
 
-def test_another_architecture_is_served_through_transformers_and_the_report_says_so(standby, tmp_path):
+def test_another_architecture_is_served_through_transformers_and_the_report_says_so(validator, tmp_path):
     shutil.copytree(causal_models.made("stablelm")[0], tmp_path / "m")
-    verdict = standby.validate(tmp_path / "m")[-1]
+    verdict = validator.validate(tmp_path / "m")[-1]
     assert verdict.state == "ready", verdict
     assert verdict.measurements.language.path == "transformers"
     said = checks(verdict)["load"].message
@@ -79,39 +77,39 @@ def test_another_architecture_is_served_through_transformers_and_the_report_says
     assert "sequences run one after another" in said
 
 
-def test_state_outside_attention_is_rejected_by_name(standby, tmp_path):
+def test_state_outside_attention_is_rejected_by_name(validator, tmp_path):
     from transformers import MambaConfig, MambaForCausalLM
 
     sizes = {"vocab_size": language.VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}
     MambaForCausalLM(MambaConfig(**sizes)).save_pretrained(tmp_path / "m")
     language.write_tokenizer(tmp_path / "m")
-    verdict = standby.validate(tmp_path / "m")[-1]
+    verdict = validator.validate(tmp_path / "m")[-1]
     assert verdict.state == "rejected"
     assert "MambaForCausalLM keeps state outside attention" in verdict.reason
     assert "keys and values of attention" in verdict.remedy
 
 
-def test_pickled_weights_are_converted_first(standby, tmp_path):
+def test_pickled_weights_are_converted_first(validator, tmp_path):
     language.folder(tmp_path / "m", pickled=True)
-    verdict = standby.validate(tmp_path / "m")[-1]
+    verdict = validator.validate(tmp_path / "m")[-1]
     assert verdict.state == "ready", verdict
     assert [file.path for file in verdict.converted] == ["model.safetensors"]
     assert verdict.measurements.language.parameters > 0
 
 
-def test_an_adapter_is_bound_to_a_version(standby, tmp_path):
+def test_an_adapter_is_bound_to_a_version(validator, tmp_path):
     language.adapter(tmp_path / "a")
-    verdict = standby.validate(tmp_path / "a")[-1]
+    verdict = validator.validate(tmp_path / "a")[-1]
     assert verdict.state == "rejected"
     assert '"base": "NAME:NUMBER"' in verdict.remedy
-    verdict = standby.validate(tmp_path / "a", parameters={"base": "tiny:1"})[-1]
+    verdict = validator.validate(tmp_path / "a", parameters={"base": "tiny:1"})[-1]
     assert verdict.state == "ready", verdict
     assert verdict.format == "lora"
     assert "rank 4, scale 2, 4 layers; it changes tiny:1" in checks(verdict)["load"].message
     assert checks(verdict)["latency"].state == "skipped"
 
 
-def test_weights_that_hold_no_numbers_are_rejected(standby, tmp_path):
+def test_weights_that_hold_no_numbers_are_rejected(validator, tmp_path):
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -119,6 +117,6 @@ def test_weights_that_hold_no_numbers_are_rejected(standby, tmp_path):
     weights = load_file(tmp_path / "m" / "model.safetensors")
     weights["model.norm.weight"] = torch.full_like(weights["model.norm.weight"], float("nan"))
     save_file(weights, tmp_path / "m" / "model.safetensors", metadata={"format": "pt"})
-    verdict = standby.validate(tmp_path / "m")[-1]
+    verdict = validator.validate(tmp_path / "m")[-1]
     assert verdict.state == "rejected"
     assert "NaN" in verdict.reason

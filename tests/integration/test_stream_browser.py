@@ -8,16 +8,18 @@ from pathlib import Path
 import pytest
 
 from inference.protocol.generation import language_signature
+from inference.protocol.oip import Signature, TensorSpec
 from inference.protocol.routes import EndpointRoute, VariantRoute
 from tests.support.browser import Visitor, chromium, executable
 from tests.support.fake_language import FakeLanguage
-from tests.support.gateway_house import MLP, TEXT, House, until
+from tests.support.gateway_house import MLP, TEXT, House, token, until
 
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(executable() is None, reason="there is no Chromium on this machine"),
     pytest.mark.timeout(120),
 ]
+WIDE = Signature([TensorSpec("x", "FP32", [-1, -1])], [TensorSpec("y", "FP32", [-1, -1])], max_batch_size=8)
 MODULES = Path(__file__).resolve().parents[2] / "frontend" / "static" / "js" / "public"
 
 
@@ -36,6 +38,7 @@ def house():
     found.replicas["lm"] = found.run(FakeLanguage(str(found.folder / "lm.sock"), name="lm").start())
     language = [VariantRoute(1, "primary", 10_000, language_signature(), [found.route("lm")])]
     endpoints = [
+        EndpointRoute("wide", "w", "s", False, 20_000, 100, [VariantRoute(1, "primary", 10_000, WIDE, [found.route()])]),
         EndpointRoute("text", "t", "s", False, 5000, 100, text), EndpointRoute("lm", "l", "s", False, 600, 100, language),
     ]  # fmt: skip
     found.publish(found.table([mlp], queue_limit=200, endpoints=endpoints))
@@ -144,6 +147,25 @@ def test_errors_have_codes(page):
     assert run(page, code_of("await SerinusStream.connect(url, { key: 'ser_all.wrong' })")) == "closed"
     assert run(page, "const s = await SerinusStream.connect(url, { key: 'ser_all.s2' }); s.close();"
                      + code_of("await s.infer('mlp', { x: row })")) == "closed"  # fmt: skip
+
+
+def test_a_token_opens_its_endpoint_and_a_page_may_read_it_from_its_server(page):
+    given = token("someone", "mlp", "playground")
+    asked = "(await s.infer('mlp', { x: row })).arm"
+    found = run(page, f"const s = await SerinusStream.connect(url + '/v2/models/mlp/stream', {{ key: '{given}' }});"
+                      f"const arm = {asked}; s.close(); return arm")  # fmt: skip
+    assert found == "primary"
+    bad = f"await SerinusStream.connect(url + '/v2/models/text/stream', {{ key: '{given}' }})"
+    assert run(page, code_of(bad)) == "closed"
+
+
+def test_a_large_tensor_goes_in_whatever_pieces_the_browser_likes(page, house):
+    house.replicas["r1"].echoes = True
+    work = "const x = Float32Array.from({ length: 64 * 16 * 1024 }, (_, i) => i % 65521);"
+    ask = "const a = await stream.infer('wide', { x: tensor('FP32', [1, x.length], x) });"
+    found = run(page, work + ask + "return [a.outputs.y.data.length, a.outputs.y.data.every((v, i) => v === x[i])]")
+    assert found == [64 * 16 * 1024, True]
+    house.replicas["r1"].echoes = False
 
 
 def test_questions_and_generate_need_no_http(page):

@@ -9,8 +9,19 @@ from contextlib import aclosing
 
 import numpy as np
 import pytest
+import websockets
 
-from inference.errors import DeadlineExceeded, Forbidden, InvalidInput, NotFound, NotReady
+from inference.errors import (
+    DeadlineExceeded,
+    Forbidden,
+    InvalidInput,
+    Malformed,
+    NotFound,
+    NotReady,
+    SequenceLost,
+    SerinusError,
+)
+from inference.protocol.messages import Fault, SequenceControl
 from inference.protocol.routes import EndpointRoute, VariantRoute
 from inference.streaming import Stream, SyncStream
 from inference.streaming.answers import Tensor, request
@@ -35,7 +46,7 @@ def house():
 @pytest.fixture
 def url(house):
     yield house.gateways[0].url
-    house.replicas["r1"].latency_s = 0.0
+    house.replicas["r1"].latency_s, house.replicas["r1"].fault = 0.0, None
 
 
 async def test_arrays_and_plain_values_go_in_and_come_out(url):
@@ -54,12 +65,13 @@ async def test_arrays_and_plain_values_go_in_and_come_out(url):
 
 
 async def test_many_requests_share_the_connection(url, house):
-    house.replicas["r1"].latency_s = 0.1
+    replica = house.replicas["r1"]
+    replica.holds = True
     async with Stream(url, KEY) as stream:
-        begin = asyncio.get_running_loop().time()
-        found = await asyncio.gather(*(stream.infer("mlp", {"x": ROW + n}) for n in range(50)))
-        assert [answer["y"].values[0] for answer in found] == [2.0 * n for n in range(50)]
-        assert asyncio.get_running_loop().time() - begin < 2.5
+        asked = asyncio.gather(*(stream.infer("mlp", {"x": ROW + n}) for n in range(50)))
+        await asyncio.to_thread(until, lambda: len(replica.held) == 50)
+        house.loop.call_soon_threadsafe(replica.let_go)
+        assert [answer["y"].values[0] for answer in await asked] == [2.0 * n for n in range(50)]
 
 
 async def test_a_stream_is_iterated_over_and_leaving_it_cancels(url, house):
@@ -120,6 +132,90 @@ async def test_errors_are_typed(url, house):
         await Stream("ws://127.0.0.1:1").open()
 
 
+async def test_outputs_may_be_asked_for_as_json(url):
+    async with Stream(url, KEY) as stream:
+        answer = await stream.infer("mlp", {"x": ROW}, parameters={"binary_data_output": False})
+        assert answer["y"].values == [0.0, 2.0, 4.0, 6.0]
+
+
+async def test_a_sequence_that_did_not_begin_begins_with_the_next_request(url, house):
+    replica = house.replicas["r1"]
+    async with Stream(url, KEY) as stream, stream.sequence("mlp", 11) as sequence:
+        for fault, is_start in (
+            ("overloaded", True),
+            ("sequence_lost", True),
+            ("", True),
+            ("invalid_output", False),
+            ("", False),
+        ):
+            replica.fault = Fault(0, fault, "") if fault else None
+            if fault:
+                with pytest.raises(SerinusError):
+                    await sequence.infer({"x": ROW})
+            else:
+                await sequence.infer({"x": ROW})
+            assert replica.seen[-1].sequence == SequenceControl(11, start=is_start)
+        replica.fault = Fault(0, "sequence_lost", "")
+        with pytest.raises(SequenceLost):
+            await sequence.infer({"x": ROW}, end=True)
+        replica.fault = None
+        await sequence.infer({"x": ROW}, end=True)
+        assert replica.seen[-1].sequence == SequenceControl(11, start=True, end=True)
+
+
+async def silent_server(reads):
+    """A server that shakes hands and then reads nothing, or reads and says nothing."""
+
+    async def talk(socket):
+        if not reads:
+            socket.transport.pause_reading()
+        await socket.wait_closed()
+
+    return await websockets.serve(
+        talk, "127.0.0.1", 0, subprotocols=["serinus.v1"], close_timeout=0.1, ping_interval=None, max_size=None
+    )
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_every_wait_ends_by_its_deadline(monkeypatch, reads):
+    monkeypatch.setattr("inference.streaming.stream.SLACK_S", 0.1)
+    server = await silent_server(reads)
+    try:
+        stream = Stream(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", KEY, timeout_s=0.2)
+        await stream.open()
+        large = ("FP32", [1, 4 << 20], bytes(16 << 20))  # more than sockets hold
+        with pytest.raises(DeadlineExceeded):
+            await stream.infer("mlp", {"x": large})
+        with pytest.raises(DeadlineExceeded):
+            async for _ in stream.stream("mlp", {"x": large}):
+                pass
+        with pytest.raises(DeadlineExceeded):
+            await stream.ask("ready")
+        stream._socket.transport.abort()
+        await stream.close()
+        with pytest.raises(NotReady):
+            await stream.ask("ready")
+    finally:
+        server.close()
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["[]", "{", b"\xff", '{"id":"1","outputs":[{"name":"y"}],"model_name":"m","model_version":"1"}', '{"id":"1"}'],
+)
+async def test_a_server_that_makes_no_sense_is_a_typed_error(said):
+    async def talk(socket):
+        await socket.recv()
+        await socket.send(said)
+        await socket.wait_closed()
+
+    async with websockets.serve(talk, "127.0.0.1", 0, subprotocols=["serinus.v1"]) as server:
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        async with Stream(url, KEY) as stream:
+            with pytest.raises(Malformed):
+                await stream.infer("mlp", {"x": ROW})
+
+
 async def test_questions_need_no_http(url):
     async with Stream(url, KEY) as stream:
         assert (await stream.ask("metadata", "mlp"))["name"] == "mlp"
@@ -138,6 +234,9 @@ def test_without_asyncio(url):
         assert stream.ask("ready", "mlp") is True
     with pytest.raises(Forbidden), SyncStream(url, "wrong"):
         pass
+    for closed in (stream, SyncStream(url, KEY)):
+        with pytest.raises(NotReady):
+            closed.infer("mlp", {"x": ROW})
 
 
 def test_it_imports_without_numpy():

@@ -79,8 +79,6 @@ def test_it_is_rejected_with_cause_and_remedy(house: House, tmp_path: Path, kind
 
 
 MISBEHAVING = {
-    "hangs": ({"at_load": "hang"}, ("longer", "time", "20 s")),
-    "computes for ever": ({"at_load": "busy"}, ("longer", "time", "CPU")),
     "eats memory": ({"at_load": "allocate"}, ("memory",)),
     "aborts": ({"at_load": "abort"}, ("SIGABRT", "crash", "abort", "killed")),
     "exits": ({"at_load": "exit"}, ("exit", "ended", "SystemExit")),
@@ -303,39 +301,12 @@ def test_row_23_a_forward_pass_that_hangs_ends_at_the_deadline_and_the_service_i
     house.scale("hanging", version["number"], 0)
 
 
-def endless_program(folder: Path, *, at: str) -> Path:
-    """A jax.export program that computes in compiled code for ever, for a first value "above 600" or for "any" value."""
-    import jax
-    import numpy as np
-    from jax import export
-
-    def function(x: Any) -> Any:
-        bound = 600.0 if at == "above 600" else -1e30
-        turns = jax.lax.while_loop(lambda state: (x[0, 0] > bound) & (state > -1), lambda state: state * 0 + 1, 0)
-        return {"y": x + turns}
-
-    folder.mkdir()
-    shape = jax.ShapeDtypeStruct((1, 4), np.float32)
-    (folder / "model.jaxexport").write_bytes(export.export(jax.jit(function), platforms=["cpu"])(shape).serialize())
-    plan = {"program": "model.jaxexport", "weights": [], "inputs": ["x"], "outputs": ["y"]}
-    (folder / "jax.json").write_text(json.dumps(plan))
-    return folder
-
-
-def test_row_23_a_compiled_program_without_an_end_is_rejected(house: House, echo: str, tmp_path: Path) -> None:
-    version = house.upload("endless", endless_program(tmp_path / "m", at="any"))
-    assert version["status"] == "rejected"
-    assert any(word in version["reason"] for word in ("longer", "time", "20 s")), version["reason"]
-    assert version["remedy"]
-    assert house.infer(echo, ECHO_BODY).status_code == 200
-
-
 def test_row_23_a_compiled_program_that_one_request_makes_endless_is_killed_and_back(
     house: House, tmp_path: Path
 ) -> None:
     import time
 
-    version = house.upload("spinning", endless_program(tmp_path / "m", at="above 600"), hang_timeout_s=3.0)
+    version = house.upload("spinning", artifacts.endless_program(tmp_path / "m", at="above 600"), hang_timeout_s=3.0)
     assert version["status"] == "ready", version["reason"]
     house.deploy("spinning", version["number"])
 

@@ -195,7 +195,7 @@ def test_row_7_a_dead_broker_fails_no_prediction_and_commands_land_after_it(
 ) -> None:
     with load_on(whole, echo) as load:
         began = time.monotonic()
-        time.sleep(10)
+        time.sleep(5)
         killed = time.monotonic()
         whole.down("valkey")
         time.sleep(20)

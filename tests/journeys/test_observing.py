@@ -71,3 +71,17 @@ def test_a_key_is_limited_by_the_command_line(house: House, echo: str) -> None:
     assert 1 <= int(refused.headers["retry-after"]) <= 10
     house.cli("keys", "limit", f"ser_{made['id']}", "--requests-per-s", "0")
     until("the bound is gone", lambda: [status().status_code for _ in range(5)] == [200] * 5)
+
+
+def test_a_limit_that_is_set_in_the_console_holds_at_the_gateway(
+    house: House, echo: str, browser: httpx.Client
+) -> None:
+    """From no bound to one and back, without a restart and without a new key."""
+    made = house.ok("POST", "/api/keys/", {"name": "tuned", "endpoints": [echo]})
+    status = lambda: house.infer(echo, ECHO_BODY, key=made["token"]).status_code  # noqa: E731
+    until("the key is known", lambda: status() == 200)
+    for rows_per_s, seen in (("0.05", 429), ("", 200)):
+        told = {"X-CSRFToken": browser.cookies["csrftoken"]}
+        rates = {"requests_per_s": "", "rows_per_s": rows_per_s}
+        assert browser.post(f"/keys/{made['id']}/rates/", data=rates, headers=told).status_code == 302
+        until("the gateway knows it", lambda seen=seen: [status() for _ in range(3)][1:] == [seen] * 2, 20)

@@ -38,18 +38,15 @@ def fill(root: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def lone_house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
-    """A house whose only admin may approve code alone."""
-    with running_house(tmp_path_factory.mktemp("triton"), SERINUS_LONE_ADMIN_APPROVES="1") as house:
-        yield house
-
-
-@pytest.fixture(scope="module")
-def imported(lone_house: House, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def imported(house: House, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
     root = fill(tmp_path_factory.mktemp("repository"))
-    done = lone_house.cli("import-triton", str(root), "--approve", "--json", check=False, timeout=400)
+    done = house.cli("import-triton", str(root), "--approve", "--json", check=False, timeout=400)
     assert done.returncode == 1, done.stderr  # one model is refused
-    return {row["model"]: row for row in json.loads(done.stdout)["versions"]}
+    rows = {row["model"]: row for row in json.loads(done.stdout)["versions"]}
+    yield rows
+    for name, row in rows.items():
+        if row["state"] == "ready" and name != "chain":  # which has no replicas of its own
+            house.scale(name, 1, 0)
 
 
 def made(folder: Path) -> Path:
@@ -80,48 +77,48 @@ def test_every_model_is_told_about(imported: dict[str, Any]) -> None:
     assert all(row["version"] == 1 for name, row in imported.items() if name != "limited")
 
 
-def test_settings_came_over(lone_house: House, imported: dict[str, Any]) -> None:
-    version = lone_house.ok("GET", "/api/models/scaled/versions/1/")
+def test_settings_came_over(house: House, imported: dict[str, Any]) -> None:
+    version = house.ok("GET", "/api/models/scaled/versions/1/")
     assert version["tier"] == "checked"
     assert version["settings"]["preferred_batch_sizes"] == [4, 8]
     assert version["settings"]["max_queue_delay_us"] == 500
     assert version["signature"]["max_batch_size"] == 8
-    assert lone_house.ok("GET", "/api/models/addsub_python/versions/1/")["tier"] == "code"
-    assert lone_house.ok("GET", "/api/models/addsub_torch/versions/1/")["tier"] == "code"
-    assert lone_house.ok("GET", "/api/models/count/versions/1/")["settings"]["decoupled"] is True
+    assert house.ok("GET", "/api/models/addsub_python/versions/1/")["tier"] == "code"
+    assert house.ok("GET", "/api/models/addsub_torch/versions/1/")["tier"] == "code"
+    assert house.ok("GET", "/api/models/count/versions/1/")["settings"]["decoupled"] is True
 
 
-def test_tritons_own_client_predicts(lone_house: House, imported: dict[str, Any]) -> None:
+def test_tritons_own_client_predicts(house: House, imported: dict[str, Any]) -> None:
     x = np.arange(8, dtype=np.float32).reshape(2, 4)
-    assert infer(lone_house, "scaled", x=x).as_numpy("y").tolist() == (2 * x).tolist()
-    assert infer(lone_house, "scaled", "1", x=x).as_numpy("y").tolist() == (2 * x).tolist()
-    assert infer(lone_house, "bare", x=x).as_numpy("y").tolist() == (5 * x).tolist()
+    assert infer(house, "scaled", x=x).as_numpy("y").tolist() == (2 * x).tolist()
+    assert infer(house, "scaled", "1", x=x).as_numpy("y").tolist() == (2 * x).tolist()
+    assert infer(house, "bare", x=x).as_numpy("y").tolist() == (5 * x).tolist()
     a, b = np.array([[1, 2, 3]], np.float32), np.array([[10, 20, 30]], np.float32)
-    answer = infer(lone_house, "addsub_torch", INPUT__0=a, INPUT__1=b)
+    answer = infer(house, "addsub_torch", INPUT__0=a, INPUT__1=b)
     assert answer.as_numpy("OUTPUT__0").tolist() == (a + b).tolist()
     assert answer.as_numpy("OUTPUT__1").tolist() == (a - b).tolist()
     ones = np.ones(4, np.float32)
-    answer = infer(lone_house, "addsub_python", INPUT0=ones, INPUT1=2 * ones)
+    answer = infer(house, "addsub_python", INPUT0=ones, INPUT1=2 * ones)
     assert answer.as_numpy("OUTPUT0").tolist() == [6.0] * 4
     with pytest.raises(InferenceServerException, match="INPUT0 must not be negative"):
-        infer(lone_house, "addsub_python", INPUT0=-ones, INPUT1=ones)
+        infer(house, "addsub_python", INPUT0=-ones, INPUT1=ones)
 
 
-def test_an_ensemble_answers_as_its_steps_one_after_the_other(lone_house: House, imported: dict[str, Any]) -> None:
+def test_an_ensemble_answers_as_its_steps_one_after_the_other(house: House, imported: dict[str, Any]) -> None:
     x = np.arange(8, dtype=np.float32).reshape(2, 4)
-    assert infer(lone_house, "chain", first=x).as_numpy("last").tolist() == (6 * x).tolist()
-    with client(lone_house) as caller:
-        config = caller.get_model_config("chain", headers={"Authorization": f"Bearer {lone_house.key}"})
+    assert infer(house, "chain", first=x).as_numpy("last").tolist() == (6 * x).tolist()
+    with client(house) as caller:
+        config = caller.get_model_config("chain", headers={"Authorization": f"Bearer {house.key}"})
     assert [step["model_name"] for step in config["ensemble_scheduling"]["step"]] == ["scaled", "tripled"]
 
 
 def test_a_decoupled_model_streams_over_grpc_and_counts_over_websocket_too(
-    lone_house: House, imported: dict[str, Any]
+    house: House, imported: dict[str, Any]
 ) -> None:
     found: list[Any] = []
-    with triton_grpc.InferenceServerClient(f"127.0.0.1:{lone_house.grpc_port}") as caller:
+    with triton_grpc.InferenceServerClient(f"127.0.0.1:{house.grpc_port}") as caller:
         caller.start_stream(
-            lambda result, error: found.append(error or result), headers={"authorization": f"Bearer {lone_house.key}"}
+            lambda result, error: found.append(error or result), headers={"authorization": f"Bearer {house.key}"}
         )
         count = triton_grpc.InferInput("N", [1], "INT32")
         count.set_data_from_numpy(np.array([5], np.int32))
@@ -130,14 +127,20 @@ def test_a_decoupled_model_streams_over_grpc_and_counts_over_websocket_too(
         caller.stop_stream()
     assert [int(one.as_numpy("I")[0]) for one in found[:5]] == [0, 1, 2, 3, 4]
     assert found[5].get_response().parameters["triton_final_response"].bool_param
-    with SyncStream(f"ws://127.0.0.1:{lone_house.http_port}", lone_house.key) as stream:
+    with client(house) as caller:
+        told = caller.get_inference_statistics("count", headers={"Authorization": f"Bearer {house.key}"})
+    places = told["model_stats"][0]["response_stats"]
+    asked = places["0"]["success"]["count"]
+    assert [places[str(place)]["success"]["count"] for place in range(5)] == [asked] * 5
+    assert places["5"]["empty_response"]["count"] == asked > 0
+    with SyncStream(f"ws://127.0.0.1:{house.http_port}", house.key) as stream:
         answers = [answer for answer in stream.stream("count", {"N": np.array([3], np.int32)}) if answer.outputs]
     assert [list(answer["I"].values) for answer in answers] == [[0], [1], [2]]
 
 
-def test_the_gateway_passes_repository_calls_on(lone_house: House, imported: dict[str, Any]) -> None:
-    headers = {"Authorization": f"Bearer {lone_house.key}"}
-    with client(lone_house) as caller:
+def test_the_gateway_passes_repository_calls_on(house: House, imported: dict[str, Any]) -> None:
+    headers = {"Authorization": f"Bearer {house.key}"}
+    with client(house) as caller:
         index = {row["name"]: row["state"] for row in caller.get_model_repository_index(headers=headers)}
         assert index["scaled"] == "READY"
         caller.unload_model("addsub_python", headers=headers)
@@ -148,21 +151,21 @@ def test_the_gateway_passes_repository_calls_on(lone_house: House, imported: dic
             caller.load_model("nope", headers=headers)
 
 
-def test_importing_again_changes_nothing(lone_house: House, imported: dict[str, Any], tmp_path: Path) -> None:
+def test_importing_again_changes_nothing(house: House, imported: dict[str, Any], tmp_path: Path) -> None:
     root = fill(tmp_path)
-    before = len(lone_house.ok("GET", "/api/models/scaled/versions/")["results"])
-    done = lone_house.cli("import-triton", str(root), "--model", "scaled", "--model", "bare", "--json", timeout=200)
+    before = len(house.ok("GET", "/api/models/scaled/versions/")["results"])
+    done = house.cli("import-triton", str(root), "--model", "scaled", "--model", "bare", "--json", timeout=200)
     rows = json.loads(done.stdout)["versions"]
     assert {(row["model"], row["version"], row["state"]) for row in rows} == {
         ("scaled", 1, "ready"),
         ("bare", 1, "ready"),
     }
-    assert len(lone_house.ok("GET", "/api/models/scaled/versions/")["results"]) == before
+    assert len(house.ok("GET", "/api/models/scaled/versions/")["results"]) == before
 
 
-def test_load_and_unload_by_the_repository_calls(lone_house: House, imported: dict[str, Any]) -> None:
+def test_load_and_unload_by_the_repository_calls(house: House, imported: dict[str, Any]) -> None:
     def repository(path: str, body: Any = None) -> Any:
-        return lone_house.api("POST", f"/v2/repository/{path}", body or {})
+        return house.api("POST", f"/v2/repository/{path}", body or {})
 
     def state() -> str:
         return next(row["state"] for row in repository("index").json() if row["name"] == "bare")
@@ -177,7 +180,7 @@ def test_load_and_unload_by_the_repository_calls(lone_house: House, imported: di
     end = time.monotonic() + 30
     while True:
         try:
-            found = infer(lone_house, "bare", x=x)
+            found = infer(house, "bare", x=x)
             break
         except Exception:
             assert time.monotonic() < end
@@ -211,6 +214,32 @@ def test_a_polled_folder_is_followed(tmp_path: Path) -> None:
         until("the endpoint is gone", lambda: house.api("GET", "/api/endpoints/scaled/").status_code == 404, 60)
 
 
+def load_with_another_config(house: House, caller: triton_http.InferenceServerClient) -> None:
+    """A load's own config holds for the loads after it, and until the unload."""
+    headers = {"Authorization": f"Bearer {house.key}"}
+
+    def largest_batch() -> int:
+        until("second serves", lambda: caller.is_model_ready("second", headers=headers), 60)
+        return int(caller.get_model_config("second", headers=headers)["max_batch_size"])
+
+    tensor = {"data_type": "TYPE_FP32", "dims": [4]}
+    config = {"backend": "onnxruntime", "max_batch_size": "16", "input": [tensor | {"name": "x"}],
+              "output": [tensor | {"name": "y"}]}  # fmt: skip
+    with pytest.raises(InferenceServerException, match="failed to load 'second', 'config' is no JSON of a ModelConfig"):
+        caller.load_model("second", config='{"nope": 1}', headers=dict(headers))
+    with pytest.raises(InferenceServerException, match=r"parameter 'file:1/model\.onnx' is not"):
+        caller.load_model("second", config=json.dumps(config), files={"file:1/model.onnx": b"x"}, headers=dict(headers))
+    caller.load_model("second", config=json.dumps(config), headers=dict(headers))
+    assert largest_batch() == 16
+    x = np.ones((16, 4), np.float32)
+    assert infer(house, "second", x=x).as_numpy("y").tolist() == (2 * x).tolist()
+    caller.load_model("second", headers=dict(headers))
+    assert largest_batch() == 16
+    caller.unload_model("second", headers=dict(headers))
+    caller.load_model("second", headers=dict(headers))
+    until("the folder's own is back", lambda: largest_batch() == 8, 60)
+
+
 def test_an_explicit_folder_serves_what_is_asked_for(tmp_path: Path) -> None:
     root = tmp_path / "repository"
     for name in ("first", "second"):
@@ -225,8 +254,8 @@ def test_an_explicit_folder_serves_what_is_asked_for(tmp_path: Path) -> None:
 
         expected = {"first": "READY", "second": "UNAVAILABLE", "bad": "UNAVAILABLE"}
         until("first serves", lambda: index() == expected, 90)
-        answer = house.api("POST", "/v2/repository/models/second/load", {})
-        assert answer.status_code == 200, answer.text
+        with client(house) as caller:
+            load_with_another_config(house, caller)
         assert index()["second"] == "READY"
         answer = house.api("POST", "/v2/repository/models/bad/load", {})
         assert answer.status_code == 400

@@ -1,4 +1,4 @@
-"""`serinus up`: refusals that say what to do, the demo's own words, outside services, and an end without remains."""
+"""`serinus up`: refusals that say what to do, the demo's own words, and an end without remains."""
 
 from __future__ import annotations
 
@@ -15,12 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import psycopg
 import pytest
 
-from tests.journeys.conftest import ECHO_BODY, write_echo
-from tests.support.database import embedded
-from tests.support.house import REPO, House, running_house, until
+from tests.support.house import REPO, House, remains, until
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.xdist_group("house")]
 
@@ -52,34 +49,6 @@ def test_a_taken_port_is_named_with_its_variable(house: House, tmp_path: Path, v
     assert f"port {taken}" in message
     assert f"{variable}=" in message
     assert remains(tmp_path / "data") == []
-
-
-def test_outside_services_are_used(tmp_path: Path) -> None:
-    with embedded() as services:
-        outside = {"DATABASE_URL": services.database_url, "REDIS_URL": services.redis_url}
-        with running_house(tmp_path, **outside) as house:
-            names = {program["name"] for program in house.remote().getAllProcessInfo()}
-            assert names == {"host", "agent", "console", "control", "jobs", "beat", "gateway"}
-            assert not (house.data_dir / "postgres").exists()
-            assert not (house.data_dir / "valkey").exists()
-            assert {name: house.services[name] for name in outside} == outside
-            version = house.upload("echo", write_echo(tmp_path / "model", factor=2.0))
-            house.deploy("echo", version["number"])
-            house.serves("echo", ECHO_BODY)
-            with psycopg.connect(services.database_url) as connection:
-                assert connection.execute("SELECT name FROM registry_model").fetchall() == [("echo",)]
-    assert remains(tmp_path / "data") == []
-
-
-def remains(data_dir: Path) -> list[str]:
-    """Processes, zombies apart, that belong to the platform in this folder: by command line, environment or place."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):
-            said = " ".join(process.cmdline()) + " ".join(process.environ().values())
-            if process.status() != psutil.STATUS_ZOMBIE and (str(data_dir) in said or process.cwd() == str(data_dir)):
-                found.append(f"{process.pid} {' '.join(process.cmdline())[:100]}")
-    return found
 
 
 class Family:

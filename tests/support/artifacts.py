@@ -103,6 +103,24 @@ def jax_callback(folder: Path, *, hidden: bool = True) -> None:
     (folder / "model.jaxexport").write_bytes(exported.serialize())
 
 
+def endless_program(folder: Path, *, at: str) -> Path:
+    """A jax.export program that computes in compiled code for ever, for a first value "above 600" or for "any" value."""
+    import jax
+    from jax import export
+
+    def function(x: Any) -> Any:
+        bound = 600.0 if at == "above 600" else -1e30
+        turns = jax.lax.while_loop(lambda state: (x[0, 0] > bound) & (state > -1), lambda state: state * 0 + 1, 0)
+        return {"y": x + turns}
+
+    folder.mkdir()
+    shape = jax.ShapeDtypeStruct((1, 4), np.float32)
+    (folder / "model.jaxexport").write_bytes(export.export(jax.jit(function), platforms=["cpu"])(shape).serialize())
+    plan = {"program": "model.jaxexport", "weights": [], "inputs": ["x"], "outputs": ["y"]}
+    (folder / "jax.json").write_text(json.dumps(plan))
+    return folder
+
+
 def onnx_matmul(folder: Path, *, batch: int | str = "n") -> Reference:
     """x FP32 [batch, 6] -> y = tanh(x W)."""
     from onnx import TensorProto, checker, helper, numpy_helper, save
@@ -230,19 +248,31 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "bird", "sings", "sa
 
 def bert_classifier(folder: Path) -> Reference:
     """A tiny random BERT with three classes and a real word-level tokenizer.json."""
+    return text_classifier(
+        folder, "bert", hidden_size=16, num_attention_heads=2, intermediate_size=32, max_position_embeddings=24,
+        pad_token_id=0,
+    )  # fmt: skip
+
+
+def text_classifier(folder: Path, kind: str, **sizes: int) -> Reference:
+    """A small random classifier of that architecture, by default of heads of 32 for rows of up to 80 tokens."""
     import torch
-    from transformers import BertConfig, BertForSequenceClassification
+    from transformers import AutoConfig, AutoModelForSequenceClassification
 
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-        max_position_embeddings=24, id2label=dict(enumerate(CLASSES)), label2id={c: i for i, c in enumerate(CLASSES)},
-        initializer_range=0.5,
+    given = {
+        "vocab_size": len(WORDS), "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "intermediate_size": 96, "max_position_embeddings": 82, "pad_token_id": 1,
+    } | sizes  # fmt: skip
+    config = AutoConfig.for_model(
+        kind, **given, id2label=dict(enumerate(CLASSES)), label2id={c: i for i, c in enumerate(CLASSES)},
+        initializer_range=0.5, **({"embedding_size": given["hidden_size"]} if kind == "electra" else {}),
     )  # fmt: skip
-    model = BertForSequenceClassification(config).eval()
+    model = AutoModelForSequenceClassification.from_config(config).eval()
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     words_tokenizer().save(str(folder / "tokenizer.json"))
+    longest = given["max_position_embeddings"] - (2 if kind in {"roberta", "mpnet"} else 0)
 
     def reference(inputs: Arrays) -> Arrays:
         from tokenizers import Tokenizer
@@ -250,7 +280,7 @@ def bert_classifier(folder: Path) -> Reference:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         rows = []
         for text in inputs["text"]:
-            ids = torch.tensor([tokenizer.encode(text.decode()).ids[:24]])
+            ids = torch.tensor([tokenizer.encode(text.decode()).ids[:longest]])
             with torch.inference_mode():
                 rows.append(torch.softmax(model(input_ids=ids).logits, -1)[0].numpy())
         return {"scores": np.stack(rows)}

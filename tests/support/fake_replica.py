@@ -33,7 +33,7 @@ from inference.protocol.messages import (
     Told,
     ToReplica,
 )
-from inference.protocol.statistics import BatchStatistics, ModelStatistics
+from inference.protocol.statistics import BatchStatistics, ModelStatistics, ResponseStatistics
 
 QUEUE_NS, INPUT_NS, INFER_NS, OUTPUT_NS = 1000, 500, 2000, 300
 
@@ -238,6 +238,8 @@ class FakePeer(asyncio.Protocol):
             self.transport.write(frames.encode(Answer(number, [], 1, QUEUE_NS, INFER_NS, True, INPUT_NS, OUTPUT_NS)))
             return
         final = index == replica.answers - 1 and not replica.ends_empty
+        if not final or index:
+            replica.statistics.responses.setdefault(index, ResponseStatistics()).answered(INFER_NS)
         self.transport.write(
             frames.encode(
                 Answer(

@@ -1,8 +1,8 @@
 """Broken messages by the thousand against one gateway: seeded mutations of golden ones, every answer looked at.
 
 Message `index` of a kind depends on (seed, kind, index) alone, so that a finding can be made again by itself. The laws:
-an answer is 200 or a typed error; a connection may be closed without an answer only where the message never was whole;
-nothing else is ever seen. Findings go into `fuzz_corpus.json`, which is replayed each time.
+an answer is 200 or a typed error; a connection may be closed without an answer only where the message never was whole:
+a binary request gets one, and so does each WebSocket message in a sound frame; nothing else is ever seen. Findings go into `fuzz_corpus.json`, which is replayed each time.
 """
 
 from __future__ import annotations
@@ -21,6 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from inference.errors import BY_CODE
+from tests.support.fuzz_frames import (
+    PREFACE,
+    answers_in,
+    closes,
+    frame,
+    frame2,
+    frames_of,
+    kinds_of,
+    literal,
+    messages_in,
+)
 from tests.support.hygiene import LEAKS
 
 CORPUS = Path(__file__).with_name("fuzz_corpus.json")
@@ -120,15 +131,6 @@ def chunked_message(rng: random.Random, target: Target) -> bytes:
     return head(target, "Transfer-Encoding: chunked") + mutated(rng, chunks)
 
 
-def frame(payload: bytes, opcode: int, mask: bytes) -> bytes:
-    size = len(payload)
-    if size < 126:
-        start = bytes([0x80 | opcode, 0x80 | size])
-    else:
-        start = bytes([0x80 | opcode, 0x80 | 126]) + struct.pack(">H", size)
-    return start + mask + bytes(byte ^ mask[at % 4] for at, byte in enumerate(payload))
-
-
 def websocket_message(rng: random.Random, target: Target) -> bytes:
     """Some frames of one connection; most have a sound frame around a broken message, some are broken themselves."""
     found = b""
@@ -157,11 +159,10 @@ METHODS = ["ModelInfer"] * 6 + [
     "TraceSetting",
     "LogSettings",
 ]
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
-def grpc_message(rng: random.Random, target: Target) -> bytes:
-    """A method's number, then the message: protobuf of an infer request, broken."""
+def grpc_request(rng: random.Random, target: Target) -> bytes:
+    """Protobuf of an infer request."""
     from tritonclient.grpc import service_pb2
 
     request = service_pb2.ModelInferRequest(model_name=target.name, id="1")
@@ -170,39 +171,60 @@ def grpc_message(rng: random.Random, target: Target) -> bytes:
         given.contents.fp32_contents.extend(range(32))
     else:
         request.raw_input_contents.append(struct.pack("<32f", *range(32)))
-    return bytes([rng.randrange(len(METHODS))]) + mutated(rng, request.SerializeToString())
+    found: bytes = request.SerializeToString()
+    return found
+
+
+def grpc_message(rng: random.Random, target: Target) -> bytes:
+    """A method's number, then the message: an infer request, broken."""
+    return bytes([rng.randrange(len(METHODS))]) + mutated(rng, grpc_request(rng, target))
 
 
 def http2_message(rng: random.Random, target: Target) -> bytes:
-    """Frames under gRPC: settings, headers that open a call, data, a ping, a window; each with its length, broken."""
+    """A whole gRPC call as HTTP/2 frames, with others between them; what is broken is a head, a message or a frame."""
 
-    def frame2(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-        return struct.pack(">I", len(payload))[1:] + bytes([kind, flags]) + struct.pack(">I", stream) + payload
-
-    frames = [
-        frame2(4, 0, 0, struct.pack(">HI", 4, 65535)),
-        frame2(1, 4, 1, b"\x83\x86\x44\x0f/inference.Live\x41\x01x\x5f\x10application/grpc"),
-        frame2(0, 1, 1, b"\0\0\0\0\x05hello"),
+    method = rng.choice(["ServerLive", "ModelInfer", "ModelStreamInfer"])
+    call = b"\x83\x86" + literal(4, f"/inference.GRPCInferenceService/{method}") + literal(1, "x")
+    call += literal(31, "application/grpc") + literal(23, f"Bearer {target.key}") + b"\0\2te\x08trailers"
+    message = b"" if method == "ServerLive" else grpc_request(rng, target)
+    broken = rng.randrange(4)  # 3: nothing within a frame
+    call = mutated(rng, call) if broken == 0 else call
+    message = mutated(rng, message) if broken == 1 else message
+    size = len(message) if rng.random() < 0.9 else rng.choice([0, len(message) + 1, 2**32 - 1])
+    frames = [frame2(4, 0, 0, struct.pack(">HI", 4, 65535)), frame2(1, 4, 1, call)]
+    frames.append(frame2(0, 1, 1, struct.pack(">BI", rng.random() < 0.05, size) + message))
+    others = [
         frame2(6, 0, 0, bytes(8)),
         frame2(8, 0, 0, struct.pack(">I", 1000)),
         frame2(3, 0, 1, struct.pack(">I", 8)),
         frame2(9, 4, 1, rng.randbytes(9)),
+        frame2(rng.randrange(256), rng.randrange(256), rng.randrange(4), rng.randbytes(rng.randrange(20))),
     ]
-    rng.shuffle(frames)
+    for one in rng.sample(others, rng.choice([0, 0, 1, 3])):
+        frames.insert(rng.randint(1, len(frames)), one)
     sound = b"".join(frames)
-    return (PREFACE if rng.random() < 0.9 else mutated(rng, PREFACE)) + mutated(rng, sound)
+    return (PREFACE if rng.random() < 0.95 else mutated(rng, PREFACE)) + (mutated(rng, sound) if broken == 2 else sound)
 
 
 # -- sending ------------------------------------------------------------------------------------------------------------
 
 
-async def exchange(port: int, data: bytes, goodbye: bytes = b"") -> bytes | None:
-    """What comes back until the server closes, or falls silent and closes when we do; None: it hangs."""
+async def exchange(
+    port: int, data: bytes, goodbye: bytes = b"", enough: Callable[[bytes], bool] | None = None
+) -> bytes | None:
+    """What comes back until the server closes, or falls silent and closes when we do; None: it hangs. enough: of a
+    message that must be answered, whether it was; silence before that is waited out.
+    """
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     found = b""
     try:
         with contextlib.suppress(OSError):
             writer.write(data)
+            while enough is not None and not enough(found):
+                piece = await asyncio.wait_for(reader.read(65536), PATIENCE_S)
+                found += piece
+                if not piece:
+                    return found
             with contextlib.suppress(TimeoutError):
                 while piece := await asyncio.wait_for(reader.read(65536), QUIET_S if not found else 0.005):
                     found += piece
@@ -222,12 +244,15 @@ async def exchange(port: int, data: bytes, goodbye: bytes = b"") -> bytes | None
 
 
 async def check_http(kind: str, index: object, data: bytes, target: Target, found: Findings) -> None:
-    raw = await exchange(target.port, data)
+    is_whole = kind == "binary"
+    raw = await exchange(target.port, data, enough=(lambda came: b"\r\n\r\n" in came) if is_whole else None)
     if raw is None:
         found.problem(kind, index, "the connection hangs", data)
         return
     if not raw:
         found.seen["closed"] += 1
+        if is_whole:
+            found.problem(kind, index, "closed without an answer", data)
     while raw:
         top, mark, rest = raw.partition(b"\r\n\r\n")
         lines = top.split(b"\r\n")
@@ -269,7 +294,9 @@ async def check_websocket(kind: str, index: object, data: bytes, target: Target,
     ]  # fmt: skip
     goodbye = frame(struct.pack(">H", 1000), 8, bytes(4))
     # where a broken frame announced more than came, the goodbye is swallowed: then the end of the stream follows it
-    raw = await exchange(target.port, "\r\n".join(lines).encode() + data, goodbye)
+    expected = messages_in(data)
+    enough = (lambda came: answers_in(came) >= expected or closes(came)) if expected else None
+    raw = await exchange(target.port, "\r\n".join(lines).encode() + data, goodbye, enough)
     if raw is None:
         found.problem(kind, index, "the connection hangs", data)
         return
@@ -277,24 +304,13 @@ async def check_websocket(kind: str, index: object, data: bytes, target: Target,
     if not top.startswith(b"HTTP/1.1 101"):
         found.problem(kind, index, f"no handshake: {raw[:200]!r}", data)
         return
+    answered = answers_in(raw)
+    if expected and answered != expected:
+        found.problem(kind, index, f"{answered} answers to {expected} messages", data)
     for opcode, payload in frames_of(rest):
         problem = _frame_problem(opcode, payload, found)
         if problem:
             found.problem(kind, index, problem, data)
-
-
-def frames_of(data: bytes) -> list[tuple[int, bytes]]:
-    """The server's frames, which are never masked nor in pieces."""
-    found, at = [], 0
-    while at + 2 <= len(data):
-        size, start = data[at + 1] & 0x7F, at + 2
-        if size == 126:
-            size, start = struct.unpack_from(">H", data, start)[0], start + 2
-        elif size == 127:
-            size, start = struct.unpack_from(">Q", data, start)[0], start + 8
-        found.append((data[at] & 0x0F, data[start : start + size]))
-        at = start + size
-    return found
 
 
 def _frame_problem(opcode: int, payload: bytes, found: Findings) -> str:
@@ -350,10 +366,16 @@ async def check_grpc(kind: str, index: object, data: bytes, target: Target, foun
 
 
 async def check_http2(kind: str, index: object, data: bytes, target: Target, found: Findings) -> None:
+    """What comes back is frames that a server may send, up to the end of the connection."""
     raw = await exchange(target.grpc_port, data)
-    found.seen["http2 closed"] += 1
     if raw is None:
         found.problem(kind, index, "the connection hangs", data)
+        return
+    for name in kinds_of(raw):
+        found.seen[f"http2 {name}"] += 1
+        if name == "unknown":
+            found.problem(kind, index, f"no frames that a server sends: {raw[:200]!r}", data)
+    found.seen["http2 closed"] += 1
 
 
 _channels: dict[int, Any] = {}

@@ -16,6 +16,7 @@ from typing import Any
 from xmlrpc.client import Fault
 
 import httpx
+import psutil
 
 from serinus.commands.traffic import wait_ready
 from serinus.control import Control
@@ -251,3 +252,14 @@ def running_house(folder: Path, *options: str, **extra: str) -> Iterator[House]:
         yield house.start(*options)
     finally:
         house.stop()
+
+
+def remains(data_dir: Path) -> list[str]:
+    """Processes, zombies apart, that belong to the platform in this folder: by command line, environment or place."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            said = " ".join(process.cmdline()) + " ".join(process.environ().values())
+            if process.status() != psutil.STATUS_ZOMBIE and (str(data_dir) in said or process.cwd() == str(data_dir)):
+                found.append(f"{process.pid} {' '.join(process.cmdline())[:100]}")
+    return found

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import shutil
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +35,7 @@ from inference.protocol.supervision import (
     ValidationSeen,
     ValidationSpec,
 )
-
-SERVE = """
-import sys, msgspec
-from inference.protocol.child import StartReplica
-from inference.replica.entry import run_replica
-message = msgspec.msgpack.decode(bytes.fromhex(sys.argv[1]), type=StartReplica)
-sys.exit(run_replica(message, int(sys.argv[2]), int(sys.argv[3])))
-"""
-VALIDATE = """
-import sys, msgspec
-from inference.protocol.child import StartValidation
-from inference.replica.entry import run_validation
-message = msgspec.msgpack.decode(bytes.fromhex(sys.argv[1]), type=StartValidation)
-sys.exit(run_validation(message, int(sys.argv[2])))
-"""
+from tests.support.standby import standby
 
 
 class Wire:
@@ -138,7 +121,7 @@ class Replica:
         self.listener.bind(self.path)
         self.listener.listen()
         ours, theirs = socket.socketpair()
-        self.process = _start(SERVE, message, root / "log", theirs.fileno(), self.listener.fileno())
+        self.process = standby().fork(message, [theirs.fileno(), self.listener.fileno()], root / "log")
         theirs.close()
         self.control = Wire(ours, FromChild)
         ours.settimeout(90)  # a load on a machine that does much else
@@ -184,8 +167,7 @@ class Replica:
         self.control.send(Drain(timeout_s))
 
     def close(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            self.process.kill()
+        self.process.kill()
         self.process.wait()
         for wire in (self.control, *self.wires):
             wire.sock.close()
@@ -199,7 +181,7 @@ def validated(root: Path, folder: Path, settings: dict[str, Any]) -> ValidationS
     spec = ValidationSpec("run", 1, "m", 1, "d", "", files, settings)
     message = StartValidation(spec, ChildPaths(str(root / "store"), str(root / "work")))
     ours, theirs = socket.socketpair()
-    process = _start(VALIDATE, message, root / "log", theirs.fileno())
+    process = standby().fork(message, [theirs.fileno()], root / "log")
     theirs.close()
     decoder: Decoder[Any] = Decoder(FromChild, max_body_bytes=0)
     seen: list[ValidationSeen] = []
@@ -209,10 +191,3 @@ def validated(root: Path, folder: Path, settings: dict[str, Any]) -> ValidationS
             seen += [m.seen for m, _ in decoder.feed(data) if isinstance(m, ValidationReport)]
     process.wait(20)
     return seen[-1]
-
-
-def _start(code: str, message: msgspec.Struct, log: Path, *descriptors: int) -> subprocess.Popen[bytes]:
-    environment = {"PYTHONPATH": str(Path.cwd()), "OPENBLAS_NUM_THREADS": "1", "ORT_DISABLE_TELEMETRY": "1"}
-    command = [sys.executable, "-c", code, msgspec.msgpack.encode(message).hex(), *map(str, descriptors)]
-    with log.open("ab") as out:
-        return subprocess.Popen(command, pass_fds=descriptors, env=environment, stderr=out)

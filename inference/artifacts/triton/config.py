@@ -32,6 +32,18 @@ def read(text: str | bytes) -> ModelConfig:
     return found
 
 
+def text_of(words: str) -> str:
+    """config.pbtxt for a configuration given as JSON, as a load's override is: camelCase or not, whole numbers as texts
+    too. Raises Rejected naming what is wrong, an unknown field included.
+    """
+    found = empty()
+    try:
+        json_format.Parse(words, found)
+    except (json_format.ParseError, ValueError, RecursionError) as error:
+        raise Rejected(f"'config' is no JSON of a ModelConfig: {str(error)[:300]}", remedy=REMEDY) from error
+    return str(text_format.MessageToString(found))
+
+
 def empty() -> ModelConfig:
     """What a model without a config.pbtxt has."""
     return message("inference.ModelConfig")()

@@ -59,8 +59,11 @@ def names(root: Path) -> list[str]:
     return found
 
 
-def model(root: Path, name: str) -> RepositoryModel:
-    """What is to be served of the model's folder. Raises Rejected, naming what is wrong, before anything is done."""
+def model(root: Path, name: str, override: Path | None = None) -> RepositoryModel:
+    """What is to be served of the model's folder; override: what takes the place of its config.pbtxt.
+
+    Raises Rejected, naming what is wrong, before anything is done.
+    """
     folder = root / name
     if not NAME.fullmatch(name):
         raise Rejected(
@@ -68,7 +71,7 @@ def model(root: Path, name: str) -> RepositoryModel:
             remedy="Names have up to 64 letters, digits, '-' and '_', and begin with a letter or digit: rename the folder.",
         )
     numbers = _numbers(folder)
-    text = folder / configs.NAME
+    text = override or folder / configs.NAME
     config = configs.read(_bytes(text, configs.MAX_BYTES)) if text.is_file() else configs.empty()
     inside = {path.name for number in numbers for path in (folder / str(number)).iterdir()}
     translated = translate(config, folder=name, files=sorted(inside))
@@ -80,7 +83,8 @@ def model(root: Path, name: str) -> RepositoryModel:
         )
     if translated.label_file:
         translated = _labelled(folder, translated)
-    return RepositoryModel(name, translated, tuple(Numbered(n, _parts(folder, n, translated)) for n in chosen))
+    versions = tuple(Numbered(n, _configured(_parts(folder, n, translated), translated, override)) for n in chosen)
+    return RepositoryModel(name, translated, versions)
 
 
 def _numbers(folder: Path) -> list[int]:
@@ -98,6 +102,13 @@ def _parts(folder: Path, number: int, translated: Translated) -> tuple[Part, ...
         return _whole(folder, number)
     extra = [Part(_file(folder, name, "model_warmup"), name) for name in translated.extra_files]
     return (Part(main, main.name), *extra)
+
+
+def _configured(parts: tuple[Part, ...], translated: Translated, override: Path | None) -> tuple[Part, ...]:
+    """A Python model reads its configuration out of its own files, so an override stands among them."""
+    if override is None or translated.backend != PYTHON:
+        return parts
+    return (*(part for part in parts if part.path != configs.NAME), Part(override, configs.NAME))
 
 
 def _whole(folder: Path, number: int) -> tuple[Part, ...]:

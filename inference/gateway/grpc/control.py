@@ -27,7 +27,7 @@ from inference.gateway.dataplane import DataPlane
 from inference.gateway.grpc import wire
 from inference.gateway.heads import Head
 from inference.gateway.live_settings import LiveSettings
-from inference.gateway.repository import Repository
+from inference.gateway.repository import ONE_REPOSITORY, Repository
 from inference.gateway.shared_memory import Regions
 from inference.gateway.web import Request
 
@@ -67,6 +67,7 @@ class Control:
 
     async def repository_index(self, request: Any, credential: str) -> Any:
         repository = self._behind.repository
+        self._check_repository(request, credential)
         found = await _asked(repository.index, "index", credential, {"ready": request.ready})
         answer = wire.kind("RepositoryIndexResponse")()
         for one in found or []:
@@ -82,12 +83,17 @@ class Control:
         return wire.kind("RepositoryModelUnloadResponse")()
 
     async def _change(self, request: Any, credential: str, verb: str) -> None:
-        self._known(credential)
+        self._check_repository(request, credential)
         if not request.model_name:
             raise InvalidInput(f"'model_name' is necessary to {verb} a model")
         path = f"models/{quote(request.model_name, safe='')}/{verb}"
         parameters = {name: _choice(one) for name, one in request.parameters.items()}
         await _asked(self._behind.repository.change, path, credential, {"parameters": parameters})
+
+    def _check_repository(self, request: Any, credential: str) -> None:
+        self._known(credential)
+        if request.repository_name:
+            raise Unsupported(ONE_REPOSITORY)
 
     # -- shared memory ----------------------------------------------------------------------------------------------
 

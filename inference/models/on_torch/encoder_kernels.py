@@ -14,12 +14,10 @@ import numba
 import numpy as np
 from numba import float32, int64
 
+from inference.models.on_torch import products
 from inference.models.on_torch.lanes import LINE
 from inference.models.on_torch.vectors import (
-    HAS_WIDE,
-    PRODUCT_ROWS,
     ROWS,
-    UNROLLED,
     WIDTH,
     add,
     address,
@@ -27,7 +25,6 @@ from inference.models.on_torch.vectors import (
     gelu,
     load,
     mul,
-    product_tile,
     shares,
     splat,
     store,
@@ -41,20 +38,19 @@ Array = np.ndarray[Any, Any]
 njit: Any = numba.njit
 LOG2E = np.float32(1.4426950408889634)
 QUERIES = ROWS  # that attention looks at together
-SLACK = max(PRODUCT_ROWS, QUERIES, WIDTH)  # tokens that whole tiles may read or write beyond the last
+SLACK = max(QUERIES, WIDTH)  # tokens that whole tiles may read or write beyond the last
 _FLAGS: Any = {"nogil": True, "error_model": "numpy"}
-_VECTOR, _MATRIX, _PANELS = float32[::1], float32[:, ::1], float32[:, :, ::1]
-BLOCK_TOKENS = 98  # that go through a panel of weights together: both stay in a core's second cache
+_VECTOR, _MATRIX = float32[::1], float32[:, ::1]
 
 
 class Kernels(NamedTuple):
-    """See the functions below, of the same names; multiply is None where torch multiplies better."""
+    """See the functions below, of the same names; multiply: `products.product`, for a team of one."""
 
     embed: Any
     attend: Any
     add_norm: Any
     add_gelu: Any
-    multiply: Any = None
+    multiply: Any
 
 
 @cache
@@ -63,13 +59,12 @@ def compiled() -> Kernels:
     ids = int64[::1]
     made: dict[Any, tuple[Any, ...]] = {
         embed: (ids, ids, _MATRIX, _MATRIX, _VECTOR, _VECTOR, _VECTOR, float32, _MATRIX),
-        attend: (_MATRIX, _MATRIX, _VECTOR, ids, float32, _MATRIX, _MATRIX, _MATRIX),
+        attend: (_MATRIX, _MATRIX, _VECTOR, ids, float32, _MATRIX, _MATRIX, _MATRIX, _MATRIX),
         add_norm: (_MATRIX, _VECTOR, _VECTOR, _VECTOR, float32, int64, _MATRIX),
         add_gelu: (_MATRIX, _VECTOR, int64),
     }
-    if HAS_WIDE:  # where registers are fewer or narrower, a library's product is the better one
-        made[multiply] = (_MATRIX, _PANELS, _MATRIX, int64)
-    return Kernels(*(njit(numba.void(*kinds), **_FLAGS)(kernel) for kernel, kinds in made.items()))
+    own = (njit(numba.void(*kinds), **_FLAGS)(kernel) for kernel, kinds in made.items())
+    return Kernels(*own, products.product())
 
 
 @njit(**_FLAGS)
@@ -135,17 +130,28 @@ def _queries(line: int, stride: int, bias: int, size: int, out: int) -> None:
             store(out + row * size + at, add(load(line + row * stride + at), load(bias + at)))
 
 
+@njit(**_FLAGS)
+def _add_distances(scores: int, line: int, size: int, distances: int) -> None:
+    """Adds to scores [ROWS, size] of queries that follow each other what is theirs; distances: of the first one's first key."""
+    for row in range(ROWS):
+        for at in range(0, 4 * size, LINE):
+            place = scores + row * line + at
+            store(place, add(load(place), load(distances - 4 * row + at)))
+
+
 def attend(  # noqa: PLR0917
-    mixed: Array, keys: Array, bias: Array, starts: Array, scale: float, scores: Array, work: Array, out: Array
-) -> None:
+    mixed: Array, keys: Array, bias: Array, starts: Array, scale: float, distances: Array, scores: Array, work: Array,
+    out: Array,
+) -> None:  # fmt: skip
     """Gives out [T, W] = attention of each row over itself. mixed [T, 2 W and more]: queries without their bias [W], and values; keys
     [W, T]: a column a token; starts [rows + 1]: where rows begin and end. Arrays of tokens have SLACK more behind the
-    last, which are written over. For work: scores [QUERIES, the longest row in whole tiles], work [QUERIES, D + 2]; D is a
+    last, which are written over. distances [H, 2 L + 2 SLACK]: what is added to the score, times LOG2E, of the key
+    at - L - SLACK tokens behind a query, for rows of up to L; [H, 0]: nothing is. For work: scores [QUERIES, the longest row in whole tiles], work [QUERIES, D + 2]; D is a
     multiple of WIDTH.
     """
     depth = work.shape[1] - 2
     heads, wide, room, line = out.shape[1] // depth, 4 * out.shape[1], 4 * keys.shape[1], 4 * scores.shape[1]
-    stride = 4 * mixed.shape[1]
+    stride, middle = 4 * mixed.shape[1], distances.shape[1] // 2
     score, query, scales = address(scores), address(work), address(work) + 4 * ROWS * depth
     for row in range(ROWS):
         store_one(scales + 4 * row, scale * LOG2E)
@@ -160,27 +166,10 @@ def attend(  # noqa: PLR0917
                 _queries(address(mixed) + stride * first + place, stride, address(bias) + place, 4 * depth, query)
                 for at in range(0, 4 * size, 4 * WIDTH):
                     tile(query, 4 * depth, key + at, room, depth, scales, score + at, line)
+                if middle:
+                    own = address(distances) + 4 * (head * distances.shape[1] + middle + begin - first)
+                    _add_distances(score, line, size, own)
                 shares(score, line, size, factors)
                 there = address(out) + wide * first + place
                 for at in range(0, 4 * depth, 4 * WIDTH):
                     tile(score, line, value + at, stride, size, factors, there + at, wide)
-
-
-def multiply(x: Array, panels: Array, out: Array, tokens: int) -> None:
-    """Gives out [T, N and more] = x [T, K] times weights in panels [N / WIDTH, K, WIDTH], for that many tokens and up to SLACK
-    more. K is a multiple of UNROLLED. While one panel is used, the next one is fetched: that is what it gains over a
-    library's product, which packs the same weights again at each call.
-    """
-    depth, wide, line = panels.shape[1], 4 * x.shape[1], 4 * out.shape[1]
-    size = 4 * depth * WIDTH
-    for begin in range(0, tokens, BLOCK_TOKENS):
-        end = min(tokens, begin + BLOCK_TOKENS)
-        tiles = (end - begin + PRODUCT_ROWS - 1) // PRODUCT_ROWS
-        step = size // tiles * UNROLLED // depth + 1
-        for panel in range(panels.shape[0]):
-            weights = address(panels) + panel * size
-            for index in range(tiles):
-                token = begin + index * PRODUCT_ROWS
-                there = address(out) + line * token + 4 * WIDTH * panel
-                ahead = weights + size + index * (size // tiles)
-                product_tile(address(x) + wide * token, wide, weights, depth, there, line, ahead, step)

@@ -1,7 +1,7 @@
-"""BERT and its kin as matrix products with kernels between them: packed rows on a CPU, in float32.
+"""BERT and its kin, DistilBERT and MPNet as matrix products with kernels between them: packed rows on a CPU, in float32.
 
-What lies between two products is one kernel, which looks at memory once. The products themselves are torch's, or with
-AVX-512 our own: the weights of an encoder are small and used again at once, so they are packed only once. Two biases need no look at all: a key's adds the same to all scores of a query, which softmax takes away again, and a value's
+What lies between two products is one kernel, which looks at memory once. The products are our own (`products`): the
+weights of an encoder are small and used again at once, so they are packed only once. Two biases need no look at all: a key's adds the same to all scores of a query, which softmax takes away again, and a value's
 passes through the shares, which sum to one, so it is part of the next product's bias. Keys are computed a column a token,
 as attention reads them. Whether an architecture takes part is decided by the names of its weights, then by `proven`.
 """
@@ -19,20 +19,19 @@ import numpy as np
 import torch
 
 from inference.errors import InvalidInput
-from inference.models.on_torch import packing
+from inference.models.on_torch import encoder_families, packing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+
+    from inference.models.on_torch.encoder_families import Family
 
     Ids = np.ndarray[Any, Any]
 
 log = logging.getLogger(__name__)
 TOKENS_AT_ONCE = 512  # of a pass through all layers: what it writes stays in the cache of its core
-LANES = 16
-EMBEDDINGS = ("word_embeddings.weight", "position_embeddings.weight", "token_type_embeddings.weight", "LayerNorm.weight",
-              "LayerNorm.bias")  # fmt: skip
-LINEARS = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
-           "attention.output.LayerNorm", "intermediate.dense", "output.dense", "output.LayerNorm")  # fmt: skip
+LANES, PANEL = 16, 32
+LOG2E = 1.4426950408889634
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +45,16 @@ class Norm:
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """Rows times a weight [K, N]: torch's, or the kernel's where it is given panels of it [N / 32, K, 32]."""
+    """Rows times a weight [K, N], which is held in panels [N / 32, K, 32]."""
 
-    weight: torch.Tensor
-    panels: Any
+    panels: torch.Tensor
     multiply: Any
 
     def into(self, x: torch.Tensor, out: torch.Tensor, tokens: int) -> None:
-        """Gives out [tokens, N and more] = x [tokens, K] times the weight; the kernel writes to the slack behind them too."""
-        if self.multiply is None:
-            torch.mm(x[:tokens], self.weight, out=out[:tokens, : self.weight.shape[1]])
-        else:
-            self.multiply(x.numpy(), self.panels, out.numpy(), tokens)
+        """Gives out [tokens, N and more] = x [tokens, K] times the weight."""
+        panels, inputs, width = self.panels.shape
+        held = self.panels.data_ptr(), x.data_ptr(), out.data_ptr(), out.stride(0)
+        self.multiply(0, 1, 0, *held, 0, tokens, inputs, panels * width)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +93,7 @@ class Fused:
 
     from_tokens = 0
 
-    def __init__(self, network: Any, first_position: int) -> None:
+    def __init__(self, network: Any, family: Family, first_position: int) -> None:
         from inference.models.on_torch import encoder_kernels
 
         config, weights = network.config, network.state_dict()
@@ -104,14 +101,17 @@ class Fused:
         self._kernels, self._slack = encoder_kernels.compiled(), encoder_kernels.SLACK
         self._queries, self._width = encoder_kernels.QUERIES, int(config.hidden_size)
         self._depth = self._width // int(config.num_attention_heads)
-        self._middle = int(config.intermediate_size)
-        self._eps = np.float32(config.layer_norm_eps)
-        words, positions, types, weight, bias = (weights[f"embeddings.{name}"].numpy() for name in EMBEDDINGS)
-        self._embeddings = (words, positions, types[0].copy(), weight, bias)
+        self._eps = np.float32(network.embeddings.LayerNorm.eps)
+        words, positions, *types, weight, bias = (weights[name].numpy() for name in family.embeddings())
+        kind = types[0][0].copy() if types else np.zeros(self._width, np.float32)
+        self._embeddings = (words, positions, kind, weight, bias)
+        prefix = family.layers
         self._layers = [
-            _layer(network.encoder.layer[index], self._kernels.multiply)
+            _layer(family, weights, f"{prefix}.{index}.", self._kernels.multiply)
             for index in range(int(config.num_hidden_layers))
         ]
+        self._middle = len(self._layers[0].up_bias)
+        self._distances = self._padded_distances(network, len(positions)) if family.relative else _nothing(config)
         self._local = threading.local()
 
     def hidden(self, _network: Any, ids: Sequence[Ids]) -> list[torch.Tensor]:
@@ -146,7 +146,7 @@ class Fused:
         torch.mm(layer.keys, work.hidden[:tokens].t(), out=work.keys[:, :tokens])
         self._kernels.attend(
             work.mixed.numpy(), work.keys.numpy(), layer.query_bias, starts, np.float32(1 / math.sqrt(self._depth)),
-            work.scores.numpy(), work.queries.numpy(), work.attended.numpy(),
+            self._distances, work.scores.numpy(), work.queries.numpy(), work.attended.numpy(),
         )  # fmt: skip
         layer.back.into(work.attended, work.product, tokens)
         self._normalise(layer.attended, work, tokens)
@@ -167,6 +167,11 @@ class Fused:
             held = self._local.work = self._made(max(tokens, TOKENS_AT_ONCE), max(longest, 128))
         return held
 
+    def _padded_distances(self, network: Any, longest: int) -> Any:
+        found = encoder_families.distances(network, longest) * LOG2E
+        room = self._slack
+        return torch.nn.functional.pad(found, (room + 1, room)).contiguous().numpy()
+
     def _made(self, tokens: int, longest: int) -> Work:
         width, room = self._width, tokens + self._slack
         # One line more than a power of two's multiple: else all rows' beginnings share a few places of the cache.
@@ -177,65 +182,55 @@ class Fused:
         return Work(tokens, longest, *(torch.zeros(shape) for shape in shapes))
 
 
-def proven(network: Any, way: packing.Packed, pad_id: int, max_tokens: int) -> Fused | None:
-    """The fused pass where the network is one of these and it gives the same answers as by itself."""
-    if not _is_like_bert(network.config, network.state_dict()):
+def proven(network: Any, way: packing.Packed | None, pad_id: int, max_tokens: int) -> Fused | None:
+    """The fused pass where the network is one of these and it gives the same answers as by itself. way: how it is packed
+    otherwise, which says where positions begin; without it both beginnings are tried.
+    """
+    family = encoder_families.family_of(network.config, network.state_dict())
+    if family is None:
         return None
     try:
-        fused = Fused(network, way.first_position)
+        fused = Fused(network, family, 0)
     except ImportError as error:
         log.warning("encoders run without their kernels: %s", error)
         return None
     rows = packing.rows(int(network.config.vocab_size), pad_id, max_tokens)
-    return fused if packing.agrees(fused, network, rows, [packing.alone(network, row) for row in rows]) else None
+    wanted = [packing.alone(network, row) for row in rows]
+    for first in (way.first_position,) if way else packing.first_positions(pad_id):
+        fused.first_position = first
+        if packing.agrees(fused, network, rows, wanted):
+            return fused
+    return None
 
 
-def _is_like_bert(config: Any, weights: Mapping[str, torch.Tensor]) -> bool:
-    layers, width = getattr(config, "num_hidden_layers", 0), getattr(config, "hidden_size", 0)
-    wanted = {f"embeddings.{name}" for name in EMBEDDINGS} | {
-        f"encoder.layer.{index}.{name}.{kind}"
-        for index in range(layers)
-        for name in LINEARS
-        for kind in ("weight", "bias")
-    }
-    given = {name for name in weights if not name.startswith("pooler.") and not name.endswith("_ids")}
-    depth, rest = divmod(width, getattr(config, "num_attention_heads", 0) or 1)
-    return (
-        given == wanted
-        and config.hidden_act == "gelu"
-        and not getattr(config, "is_decoder", False)
-        and not rest
-        and depth % (2 * LANES) == 0
-        and config.intermediate_size % (2 * LANES) == 0
-        and all(
-            one.dtype == torch.float32 and one.device.type == "cpu" for name, one in weights.items() if name in wanted
-        )
-    )
+def _layer(family: Family, weights: Mapping[str, torch.Tensor], prefix: str, multiply: Any) -> Layer:
+    def of(name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        return weights[f"{prefix}{name}.weight"], weights[f"{prefix}{name}.bias"]
 
-
-def _layer(layer: Any, multiply: Any) -> Layer:
-    own, out, up, down = layer.attention.self, layer.attention.output, layer.intermediate.dense, layer.output
-    mixing = torch.cat([own.query.weight.detach(), own.value.weight.detach()])
+    (query, query_bias), (key, _), (value, value_bias) = of(family.query), of(family.key), of(family.value)
+    (back, back_bias), (up, up_bias), (down, down_bias) = of(family.back), of(family.up), of(family.down)
     # in float64, since the sum over a row would else be rounded at each step
-    passed = out.dense.weight.detach().double() @ own.value.bias.detach().double() + out.dense.bias.detach().double()
+    passed = (back.double() @ value_bias.double() + back_bias.double()).float()
     return Layer(
-        _product(mixing, multiply), own.key.weight.detach(), _numbers(own.query.bias),
-        _product(out.dense.weight, multiply), _norm(passed.float(), out.LayerNorm),
-        _product(up.weight, multiply), _numbers(up.bias),
-        _product(down.dense.weight, multiply), _norm(down.dense.bias, down.LayerNorm),
+        Product(panels_of(torch.cat([query, value])), multiply), key, _numbers(query_bias),
+        Product(panels_of(back), multiply), _norm(passed, *of(family.attended)),
+        Product(panels_of(up), multiply), _numbers(up_bias),
+        Product(panels_of(down), multiply), _norm(down_bias, *of(family.done)),
     )  # fmt: skip
 
 
-def _product(weight: torch.Tensor, multiply: Any) -> Product:
-    turned = weight.detach().t()
-    if multiply is None:
-        return Product(turned, None, None)
-    panels = turned.reshape(turned.shape[0], -1, 2 * LANES).transpose(0, 1).contiguous()
-    return Product(turned, panels.numpy(), multiply)
+def panels_of(weight: torch.Tensor) -> torch.Tensor:
+    """[N / 32, K, 32]: a linear layer's weight [N, K], as the product reads it."""
+    outputs, inputs = weight.shape
+    return weight.detach().reshape(outputs // PANEL, PANEL, inputs).transpose(1, 2).contiguous()
 
 
-def _norm(added: torch.Tensor, norm: Any) -> Norm:
-    return Norm(_numbers(added), _numbers(norm.weight), _numbers(norm.bias))
+def _norm(added: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> Norm:
+    return Norm(_numbers(added), _numbers(weight), _numbers(bias))
+
+
+def _nothing(config: Any) -> Any:
+    return np.zeros((int(config.num_attention_heads), 0), np.float32)
 
 
 def _numbers(tensor: torch.Tensor) -> Any:

@@ -27,7 +27,7 @@ from inference.artifacts import hf
 from inference.errors import InvalidInput, Rejected, SerinusError
 from inference.models import batch
 from inference.models.contract import Prepared
-from inference.models.on_torch import fused, packing, tensors
+from inference.models.on_torch import fused, packed_heads, packing, tensors
 from inference.models.tokenizer import BatchTokenizer
 from inference.protocol.oip import Signature, TensorSpec
 
@@ -71,8 +71,8 @@ def load(context: LoadContext) -> EncoderModel:
     )
     model = EncoderModel(network, tokenizer, head, signature, context.device)
     model.bucket_lengths = sorted(context.settings.bucket_lengths)
-    if task != hf.CLASSIFICATION and context.device == "cpu" and not model.bucket_lengths:
-        model.packed = _packed(network, tokenizer.pad_id, encoder.max_tokens or FALLBACK_TOKENS)
+    if context.device == "cpu" and not model.bucket_lengths:
+        model.pack(encoder.max_tokens or FALLBACK_TOKENS, is_classifier=task == hf.CLASSIFICATION)
         if model.packed and context.settings.instances == 1:
             model.lanes = _lanes(context.threads)
             torch.set_num_threads(1)
@@ -81,7 +81,7 @@ def load(context: LoadContext) -> EncoderModel:
 
 def _packed(network: Any, pad_id: int, max_tokens: int) -> packing.Way | None:
     way = packing.proven(network, pad_id, max_tokens)
-    return way and (fused.proven(network, way, pad_id, max_tokens) or way)
+    return fused.proven(network, way, pad_id, max_tokens) or way
 
 
 def _lanes(threads: int) -> int:
@@ -101,7 +101,16 @@ class EncoderModel:
         self.signature = signature
         self.lanes = 1
         self.packed: packing.Way | None = None
+        self._logits: packed_heads.Logits | None = None
         self.bucket_lengths: list[int] = []
+
+    def pack(self, max_tokens: int, *, is_classifier: bool) -> None:
+        """From now on rows are laid end to end, where that proves to give the same answers."""
+        pad_id = self._tokenizer.pad_id
+        if is_classifier:
+            self._logits = packed_heads.proven(self._network, pad_id, max_tokens)
+        if self._logits or not is_classifier:
+            self.packed = _packed(self._network.base_model, pad_id, max_tokens)
 
     @property
     def pads(self) -> bool:
@@ -148,7 +157,10 @@ class EncoderModel:
         return output
 
     def _packed_pass(self, packed: packing.Way, ids: list[Any]) -> torch.Tensor:
-        hidden = packed.hidden(self._network, ids)
+        hidden = packed.hidden(self._network.base_model, ids)
+        if self._logits:
+            scores: torch.Tensor = self._head(packed_heads.Scored(self._logits(hidden)), None)
+            return scores
         rows = [self._head(packing.Hidden(one[None]), torch.ones(1, len(one), dtype=torch.long)) for one in hidden]
         return torch.cat(rows)
 
@@ -227,7 +239,7 @@ def _output(config: Any, task: str) -> TensorSpec:
 
 
 def _classifier(config: Any, encoder: hf.Encoder) -> Any:
-    def scores(result: Any, _mask: torch.Tensor) -> torch.Tensor:
+    def scores(result: Any, _mask: torch.Tensor | None) -> torch.Tensor:
         logits: torch.Tensor = result.logits.float()
         if encoder.multi_label:
             return torch.sigmoid(logits)

@@ -6,6 +6,7 @@ Addresses are whole numbers of bytes.
 # mypy: disable-error-code="no-untyped-call, no-any-return, import-untyped"
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import Any
 
@@ -14,9 +15,12 @@ from numba.core import cgutils
 
 LANES = 16
 LINE = 4 * LANES  # bytes of one vector
+PANEL = 2 * LANES  # outputs whose weights lie together; as in language.panels, which needs no compiler
 FLOATS = ir.VectorType(ir.FloatType(), LANES)
 INTS = ir.VectorType(ir.IntType(32), LANES)
 WORD = ir.IntType(64)
+_LEVEL2_CACHE_SIZE = 191  # glibc's number for it; Python knows no name
+_USUAL_CACHE = 2 << 20
 ZEROS = ir.Constant(FLOATS, [0.0] * LANES)
 
 
@@ -24,6 +28,23 @@ ZEROS = ir.Constant(FLOATS, [0.0] * LANES)
 def is_wide() -> bool:
     """Whether one register holds all 16, and there are 32 of them (AVX-512)."""
     return bool(binding.get_host_cpu_features().get("avx512f"))
+
+
+def halves(rows: int) -> int:
+    """How many of a panel's two vectors go at once through a loop that has sums for `rows` rows of each.
+
+    The sums are to stay in registers: of AVX-512's 32 both vectors take one each, of AVX's 16 they take two each.
+    """
+    return 2 if is_wide() or rows <= 2 else 1
+
+
+@cache
+def second_cache_bytes() -> int:
+    """Of a core's own second cache; 2 MiB where nobody says."""
+    try:
+        return os.sysconf(_LEVEL2_CACHE_SIZE) or _USUAL_CACHE
+    except (ValueError, OSError):
+        return _USUAL_CACHE
 
 
 def vector(builder: Any, address: Any, element: Any = None) -> Any:

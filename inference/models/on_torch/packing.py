@@ -100,12 +100,16 @@ def proven(network: Any, pad_id: int, max_tokens: int) -> Packed | None:
     types = "token_type_ids" in names and getattr(network.config, "type_vocab_size", 0) > 0
     ids = rows(int(network.config.vocab_size), pad_id, max_tokens)
     wanted = [alone(network, one) for one in ids]
-    # RoBERTa and its kin count positions from behind the padding's own.
-    for first in (0, pad_id + 1):
+    for first in first_positions(pad_id):
         way = Packed(first, types)
         if agrees(way, network, ids, wanted):
             return way
     return None
+
+
+def first_positions(pad_id: int) -> tuple[int, int]:
+    """Where an architecture's positions may begin: RoBERTa and its kin count from behind the padding's own."""
+    return 0, pad_id + 1
 
 
 def agrees(way: Way, network: Any, ids: list[np.ndarray[Any, Any]], wanted: list[torch.Tensor]) -> bool:

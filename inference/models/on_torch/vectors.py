@@ -19,11 +19,8 @@ from inference.models.on_torch.lanes import FLOATS, INTS, LANES, LINE, WORD
 
 intrinsic: Any = extending.intrinsic
 WIDTH = 2 * LANES  # columns of a tile
-UNROLLED = 4
-HAS_WIDE = lanes.is_wide()
-# Rows of a tile: with two vectors of columns each, their sums fill the registers and no more.
-ROWS = 8 if HAS_WIDE else 2
-PRODUCT_ROWS = 14 if HAS_WIDE else 2
+# Rows of a tile: the sums of as many fill the registers, with the vectors of columns that go at once (see lanes.halves).
+ROWS = 8 if lanes.is_wide() else 6
 _FLOAT, _WHOLE = ir.FloatType(), ir.IntType(32)
 _FAST = ("fast",)
 # 2 ** x for 0 <= x < 1, relative error 1e-7 (as in language.kernels).
@@ -197,68 +194,40 @@ def tile(  # noqa: PLR0917
 
     def generate(context: Any, builder: Any, _signature: Any, given: Any) -> Any:
         a, a_stride, b, b_stride, depth, factors, out, out_stride = given
-        sums = _products(builder, ROWS, a, a_stride, b, b_stride, depth)
-        for row, pair in enumerate(sums):
-            factor = lanes.splat(builder, lanes.number(builder, builder.add(factors, WORD(4 * row))))
-            _store_pair(builder, [builder.fmul(one, factor) for one in pair], out, out_stride, row)
+        at_once = lanes.halves(ROWS)
+        for half in range(0, 2, at_once):
+            aside = WORD(half * LINE)
+            sums = _products(builder, (a, a_stride), (builder.add(b, aside), b_stride), depth, at_once)
+            _store_scaled(builder, sums, factors, (builder.add(out, aside), out_stride))
         return context.get_dummy_value()
 
     return types.void(a, a_stride, b, b_stride, depth, factors, out, out_stride), generate
 
 
-@intrinsic
-def product_tile(  # noqa: PLR0917
-    _typing: Any, a: Any, a_stride: Any, b: Any, depth: Any, out: Any, out_stride: Any, ahead: Any, step: Any
-) -> Any:
-    """out[PRODUCT_ROWS, WIDTH] = a[PRODUCT_ROWS, depth] @ b[depth, WIDTH], b in one piece; depth a multiple of UNROLLED.
-
-    ahead, step: memory that is asked for meanwhile, by so many bytes every UNROLLED of the depth.
+def _products(builder: Any, left: tuple[Any, Any], right: tuple[Any, Any], depth: Any, at_once: int) -> list[list[Any]]:
+    """For each row of the left, the sums of its products with `at_once` vectors of columns of the right. Both are told by
+    address and stride.
     """
-
-    def generate(context: Any, builder: Any, _signature: Any, given: Any) -> Any:
-        a, a_stride, b, depth, out, out_stride, ahead, step = given
-        sums = _products(builder, PRODUCT_ROWS, a, a_stride, b, WORD(2 * LINE), depth, (ahead, step))
-        for row, pair in enumerate(sums):
-            _store_pair(builder, pair, out, out_stride, row)
-        return context.get_dummy_value()
-
-    return types.void(a, a_stride, b, depth, out, out_stride, ahead, step), generate
-
-
-def _products(  # noqa: PLR0917
-    builder: Any,
-    rows: int,
-    a: Any,
-    a_stride: Any,
-    b: Any,
-    b_stride: Any,
-    depth: Any,
-    asked: tuple[Any, Any] | None = None,
-) -> list[list[Any]]:
-    """For each row of a, the sums of its products with two vectors of columns of b."""
-    sums = [[cgutils.alloca_once(builder, FLOATS) for _ in range(2)] for _ in range(rows)]
-    for place in (one for pair in sums for one in pair):
+    sums = [[cgutils.alloca_once(builder, FLOATS) for _ in range(at_once)] for _ in range(ROWS)]
+    for place in (one for of_row in sums for one in of_row):
         builder.store(_all(0.0), place)
-    lines = [builder.add(a, builder.mul(a_stride, WORD(row))) for row in range(rows)]
-    unrolled = UNROLLED if asked else 1
-    with cgutils.for_range(builder, builder.udiv(depth, WORD(unrolled))) as loop:
-        if asked:
-            lanes.prefetch(builder, builder.add(asked[0], builder.mul(loop.index, asked[1])))
-        for part in range(unrolled):
-            at = builder.add(builder.mul(loop.index, WORD(unrolled)), WORD(part))
-            right = builder.add(b, builder.mul(at, b_stride))
-            columns = [lanes.vector(builder, builder.add(right, WORD(half * LINE))) for half in range(2)]
-            for line, pair in zip(lines, sums, strict=True):
-                spread = lanes.splat(builder, lanes.number(builder, builder.add(line, builder.mul(at, WORD(4)))))
-                for column, place in zip(columns, pair, strict=True):
-                    builder.store(lanes.fused(builder, column, spread, builder.load(place)), place)
-    return [[builder.load(one) for one in pair] for pair in sums]
+    lines = [builder.add(left[0], builder.mul(left[1], WORD(row))) for row in range(ROWS)]
+    with cgutils.for_range(builder, depth) as loop:
+        line_of_right = builder.add(right[0], builder.mul(loop.index, right[1]))
+        columns = [lanes.vector(builder, builder.add(line_of_right, WORD(n * LINE))) for n in range(at_once)]
+        for line, of_row in zip(lines, sums, strict=True):
+            spread = lanes.splat(builder, lanes.number(builder, builder.add(line, builder.mul(loop.index, WORD(4)))))
+            for column, place in zip(columns, of_row, strict=True):
+                builder.store(lanes.fused(builder, column, spread, builder.load(place)), place)
+    return [[builder.load(one) for one in of_row] for of_row in sums]
 
 
-def _store_pair(builder: Any, pair: list[Any], out: Any, out_stride: Any, row: int) -> None:
-    line = builder.add(out, builder.mul(out_stride, WORD(row)))
-    for half, one in enumerate(pair):
-        lanes.store(builder, one, builder.add(line, WORD(half * LINE)))
+def _store_scaled(builder: Any, sums: list[list[Any]], factors: Any, out: tuple[Any, Any]) -> None:
+    for row, of_row in enumerate(sums):
+        factor = lanes.splat(builder, lanes.number(builder, builder.add(factors, WORD(4 * row))))
+        line = builder.add(out[0], builder.mul(out[1], WORD(row)))
+        for n, one in enumerate(of_row):
+            lanes.store(builder, builder.fmul(one, factor), builder.add(line, WORD(n * LINE)))
 
 
 @intrinsic

@@ -10,7 +10,6 @@ from inference.errors import Rejected
 from inference.models.on_torch import gguf_blocks
 from inference.models.on_torch.gguf_weights import GgufWeights
 from inference.models.on_torch.language import TorchLanguageModel
-from inference.models.on_torch.language.packed import MANY_ROWS
 from inference.models.on_torch.language.panels import Panelled
 from inference.models.on_torch.language.quantised import Beside, Quantised, kept
 from inference.models.on_torch.language.weights import SafetensorsWeights
@@ -51,7 +50,7 @@ def test_the_values_are_the_files_to_the_last_bit(name, outputs, inputs):
 def test_products_are_those_of_the_values(name):
     found, inputs = as_kept(random_rows(name, 70, 256), name), 256
     dense, bias = found.dense(), torch.randn(70)
-    for rows in (0, 1, 3, 8, 13, MANY_ROWS):
+    for rows in (0, 1, 3, 8, 13, 24):
         x = torch.randn(rows, inputs, generator=torch.Generator().manual_seed(rows))
         wanted = (x.double() @ dense.double() + bias.double()).float()
         scale = float(dense.abs().max()) * inputs**0.5

@@ -117,7 +117,7 @@ def test_a_packed_encoder_wants_a_lane_for_each_core(minilm, monkeypatch, cores,
 
 def test_an_encoder_that_pads_keeps_its_one_lane(tmp_path):
     artifacts.bert_classifier(tmp_path)
-    assert load("hf_encoder", LoadContext(tmp_path, RuntimeSettings(), "cpu", 2)).lanes == 1
+    assert load("hf_encoder", LoadContext(tmp_path, RuntimeSettings(bucket_lengths=[24]), "cpu", 2)).lanes == 1
 
 
 def test_text_that_cannot_be_read_fails_alone(minilm):
@@ -127,9 +127,28 @@ def test_text_that_cannot_be_read_fails_alone(minilm):
     assert [type(one).__name__ for one in found] == ["Prepared", "InvalidInput", "Prepared"]
 
 
-def test_a_classifier_is_never_packed(tmp_path):
-    artifacts.bert_classifier(tmp_path)
-    assert loaded("hf_encoder", tmp_path).pads
+@pytest.mark.parametrize("kind", ["bert", "roberta", "distilbert", "mpnet", "electra"])
+def test_a_classifier_runs_unpadded_and_gives_transformers_scores(tmp_path, kind):
+    reference = artifacts.text_classifier(tmp_path, kind)
+    model = loaded("hf_encoder", tmp_path)
+    assert isinstance(model.packed, fused.Fused)
+    assert not model.pads
+    texts = artifacts.texts("a bird sings", "sad " * 70, "", "it is a happy day")
+    (prepared,) = model.prepare([{"text": texts}])
+    np.testing.assert_allclose(model.run(prepared.inputs)["scores"], reference({"text": texts})["scores"], atol=1e-4)
+    assert model.work(prepared.inputs) == (prepared.elements, 0)
+
+
+def test_a_classifier_whose_head_cannot_be_proven_is_padded(tmp_path):
+    """ALBERT applies an activation between pooler and classes that is not the pooler's own."""
+    reference = artifacts.text_classifier(tmp_path, "albert")
+    model, texts = loaded("hf_encoder", tmp_path), artifacts.texts("a bird sings", "sad " * 70)
+    assert model.packed is None
+    assert model.pads
+    (prepared,) = model.prepare([{"text": texts}])
+    np.testing.assert_allclose(model.run(prepared.inputs)["scores"], reference({"text": texts})["scores"], atol=1e-4)
+    whole, waste = model.work(prepared.inputs)
+    assert (whole, waste) == (2 * prepared.length, 2 * prepared.length - prepared.elements)
 
 
 @pytest.mark.parametrize(

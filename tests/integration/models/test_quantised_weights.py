@@ -53,7 +53,7 @@ def test_an_error_of_8_bits_is_at_most_half_a_step_of_its_group():
 def test_products_are_those_of_the_dense_weights(bits, outputs, inputs):
     found = quantise(gaussian(outputs, inputs), bits)
     bias = gaussian(outputs, seed=2)
-    for rows in (0, 1, 2, 3, 7, 8, 13, MANY_ROWS - 1, MANY_ROWS):
+    for rows in (0, 1, 2, 3, 7, 8, 13, MANY_ROWS[bits] - 1, MANY_ROWS[bits]):
         x = gaussian(rows, inputs, seed=rows)
         wanted = (x.double() @ found.dense().double()).float()
         torch.testing.assert_close(found.product(x, None), wanted, atol=2e-5 * inputs**0.5, rtol=1e-5)
@@ -141,7 +141,7 @@ def test_the_weights_take_the_bytes_that_the_setting_promises(tmp_path):
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_row_gives_the_same_bits_alone_and_among_many(bits):
     """Few rows are multiplied with packed weights, many with panels that were unpacked for them."""
-    weight, x = quantise(torch.randn(70, 96), bits), torch.randn(MANY_ROWS + 5, 96)
+    weight, x = quantise(torch.randn(70, 96), bits), torch.randn(MANY_ROWS[bits] + 5, 96)
     together = weight.product(x, None)
-    for row in (0, 11, MANY_ROWS + 4):
+    for row in (0, MANY_ROWS[bits] // 2, MANY_ROWS[bits] + 4):
         assert torch.equal(together[row], weight.product(x[row : row + 1], None)[0])

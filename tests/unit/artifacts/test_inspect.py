@@ -147,8 +147,12 @@ def test_two_models_are_one_too_many(tmp_path):
 def test_an_empty_folder_and_too_many_files_are_refused(tmp_path):
     with pytest.raises(Rejected, match="nothing"):
         inspect(tmp_path)
-    for index in range(2001):
+    for index in range(2000):
         (tmp_path / f"{index}.txt").touch()
+    with pytest.raises(Rejected, match=r"no model|not a model|nothing") as at_the_limit:
+        inspect(tmp_path)
+    assert "more than" not in str(at_the_limit.value)
+    (tmp_path / "one.txt").touch()
     with pytest.raises(Rejected, match="more than 2000"):
         inspect(tmp_path)
 

@@ -51,6 +51,16 @@ def test_a_huge_header_is_not_read(tmp_path):
         safetensors.read(tmp_path / "model.safetensors")
 
 
+def test_the_size_of_the_header_is_bounded_exactly(tmp_path):
+    path, header = tmp_path / "m.safetensors", b'{"a":{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}'
+    for size in (10 << 20, (10 << 20) + 1):
+        path.write_bytes(struct.pack("<Q", size) + header.ljust(size))
+        if size == 10 << 20:
+            assert list(safetensors.read(path)) == ["a"]
+    with pytest.raises(Rejected, match="header of more than"):
+        safetensors.read(path)
+
+
 @pytest.mark.parametrize("size", range(0, 40, 3))
 def test_a_truncated_file_is_refused(tmp_path, size):
     path = goodfiles.safetensors(tmp_path / "m.safetensors")

@@ -373,7 +373,7 @@ def test_every_request_ends_exactly_once_whatever_happens(seed, lanes, ordered, 
         # Whoever leaves while an answer is held back for its turn was answered, as far as the sums know.
         assert answered <= sums.success.count <= answered + len(gone) * ordered
         assert sums.success.count == sums.queue.count == sums.compute_output.count
-        assert (batcher._line.count, batcher._line.rows, batcher._running_rows) == (0, 0, 0)
+        assert (batcher._line.count, batcher._line.rows, batcher._passes.rows) == (0, 0, 0)
         batcher.stop()
 
     asyncio.run(play())

@@ -134,6 +134,27 @@ async def test_counts_are_one_request_whatever_the_answers(opened):
     assert executor.in_flight == 0
 
 
+def places(executor):
+    """What was counted of each place: (computed, success, fail, empty, cancelled)."""
+    return {
+        place: tuple(
+            getattr(found, name).count for name in ("compute_infer", "success", "fail", "empty_response", "cancel")
+        )
+        for place, found in executor.statistics.responses.items()
+    }
+
+
+async def test_answers_are_counted_by_their_place(opened):
+    executor = opened(Counter(0.002).stream)
+    await ask(executor, 2).ended()
+    await ask(executor, 1).ended()
+    assert places(executor) == {0: (2, 2, 0, 0, 0), 1: (2, 1, 0, 1, 0), 2: (1, 0, 0, 1, 0)}
+    first = executor.statistics.responses[0]
+    assert first.success.ns == first.compute_infer.ns >= 4e6
+    await ask(executor, 100).ended()
+    assert set(places(executor)) == set(range(64)), "bounded, however many answers there are"
+
+
 async def test_a_held_generator_is_not_advanced(opened):
     model = Counter()
     executor = opened(model.stream)
@@ -222,6 +243,7 @@ async def test_who_leaves_stops_the_generator_before_its_next_step(opened):
     assert len(reader.told) == told
     assert not reader.is_final
     await settled(lambda: executor.in_flight == 0)
+    assert sum(found[4] for found in places(executor).values()) == 1
 
 
 async def test_who_leaves_while_held_has_its_generator_closed_too(opened):
@@ -296,6 +318,7 @@ async def test_an_error_midway_ends_the_request_with_a_typed_error(opened, raise
     assert isinstance(await reader.ended(), told)
     assert reader.values == [0]
     assert executor.statistics.fail.count == 1
+    assert places(executor) == {0: (1, 1, 0, 0, 0), 1: (1, 0, 1, 0, 0)}
     assert (await ask(executor, 1).ended()) is not None
 
 
@@ -312,6 +335,7 @@ async def test_outputs_that_the_model_does_not_have_are_its_failure(opened):
     executor = opened(stream)
     assert isinstance(await ask(executor, 1).ended(), ModelFailed)
     await settled(lambda: closed and executor.in_flight == 0)
+    assert places(executor) == {0: (1, 0, 1, 0, 0)}
 
 
 async def test_a_full_queue_refuses_at_once(opened):

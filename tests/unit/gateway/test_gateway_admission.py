@@ -184,6 +184,25 @@ def test_the_first_comes_through_and_who_waits_as_long_as_told_does_too(rate, ro
                 take()
 
 
+few = st.floats(0.1, 3)
+
+
+@given(few, few, st.lists(st.tuples(st.floats(0, 3), st.integers(1, 9)), min_size=1, max_size=40))
+def test_who_its_rows_held_back_passes_both_bounds_after_the_time_it_was_told(requests_per_s, rows_per_s, asked):
+    """A request that its rows hold back costs no place among the requests, so its time to come back is true."""
+    clock = Clock()
+    limiter = Limiter(clock).set(requests_per_s, rows_per_s)
+    for wait, rows in asked:
+        clock.now += wait
+        if refusal(limiter.request) is not None:
+            continue
+        wait_s = refusal(lambda rows=rows: limiter.rows(rows))
+        if wait_s is not None:
+            clock.now += wait_s
+            limiter.request()
+            limiter.rows(rows)
+
+
 def refusal(act) -> float | None:
     try:
         act()

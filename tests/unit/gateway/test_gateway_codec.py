@@ -149,8 +149,9 @@ def test_a_call_holds_headers_bytes_and_parameters():
     [
         ([x() | {"name": "z"}], "unexpected inference input 'z' for model 'm'"),
         ([x(), x()], "input 'x' already exists in request"),
-        ([], "expected 1 inputs but got 0 inputs for model 'm'"),
-        ([x([1, 2], [1, 2])], r"unexpected shape for input 'x' for model 'm'. Expected \[-1, 3\], got \[1, 2\]"),
+        ([], r"^expected 1 inputs but got 0 inputs for model 'm'. Got input\(s\) \[\], but missing .* \['x'\]. Please"),
+        ([x([1, 2], [1, 2])], r"^unexpected shape for input 'x' for model 'm'. Expected \[-1,3\], got \[1,2\]$"),
+        ([x([1, 2, 3], [3])], r"Expected \[-1,3\], got \[3\]. The first dimension is the batch, from 1 to 4"),
         ([x([1.0] * 15, [5, 3])], "inference request batch-size must be <= 4 for 'm'"),
         ([x([1, 2, 3], datatype="INT32")], "data-type is 'INT32', but model 'm' expects 'FP32'"),
         ([x([1, 2])], "holds 2 elements, its shape says 3"),
@@ -293,6 +294,11 @@ def test_wanted_outputs_are_checked():
     assert (call.outputs, call.binary) == (["y"], frozenset({"y"}))
     with pytest.raises(InvalidInput, match="unexpected inference output 'q'"):
         read({"inputs": [x()], "outputs": [{"name": "q"}]})
+    for value in ("false", 0, 1.0):
+        with pytest.raises(InvalidInput, match="'binary_data' must be true or false"):
+            read({"inputs": [x()], "outputs": [{"name": "y", "parameters": {"binary_data": value}}]})
+        with pytest.raises(InvalidInput, match="'binary_data_output' must be true or false"):
+            read({"inputs": [x()], "parameters": {"binary_data_output": value}})
 
 
 def test_a_raw_body_is_one_row():

@@ -1,6 +1,6 @@
 from inference.gateway.exposition_triton import Sums, values
 from inference.gateway.statistics_json import model_statistics
-from inference.protocol.statistics import BatchStatistics, Duration, ModelStatistics
+from inference.protocol.statistics import BatchStatistics, Duration, ModelStatistics, ResponseStatistics
 
 
 def told(count: int, depth: int = 0) -> ModelStatistics:
@@ -47,4 +47,20 @@ def test_statistics_have_tritons_shape() -> None:
         {"type": "CPU", "id": 0, "byte_size": 6},
         {"type": "GPU", "id": 1, "byte_size": 5},
     ]
-    assert found["response_stats"] == {}
+    assert found["response_stats"] == {}, "of decoupled models only"
+    sums.responses = {1: ResponseStatistics(), 0: ResponseStatistics(cancel=Duration(1, 9))}
+    sums.responses[0].answered(7)
+    sums.responses[1].ended(5)
+    other = told(1)
+    other.responses = {0: ResponseStatistics()}
+    other.responses[0].failed(4)
+    sums.merge(other)
+    one = {"count": 1, "ns": 7}
+    assert model_statistics("mlp", "2", sums)["response_stats"] == {
+        "0": {
+            "compute_infer": {"count": 2, "ns": 11}, "compute_output": {"count": 1, "ns": 0}, "success": one,
+            "fail": {"count": 1, "ns": 4}, "empty_response": nothing, "cancel": {"count": 1, "ns": 9},
+        },
+        "1": dict.fromkeys(("compute_output", "success", "fail", "cancel"), nothing)
+        | {part: {"count": 1, "ns": 5} for part in ("compute_infer", "empty_response")},
+    }  # fmt: skip

@@ -127,12 +127,19 @@ def test_paths_are_parsed(table_of_doors, path, place):
 
 @pytest.mark.parametrize(
     "path",
-    ["", "/v2/models/", "/v2/models/../x", "/v2/models/a\0", "/v2/models/é", "/v2/models/a/versions/", "/v2/models/" + "a" * 129,
-     "/v2/models/a/versions/-1", "/v2/models/a/versions/1/versions/2", "/v2/models/a\n", "/v2/models/.hidden/infer", "/x/y"],
+    ["", "/v2/models/", "/v2/models/../x", "/v2/models/a\0", "/v2/models/a/versions/", "/v2/models/" + "a" * 129,
+     "/v2/models/a/versions/-1", "/v2/models/a/versions/1/versions/2", "/v2/models/a\n", "/x/y"],
 )  # fmt: skip
 def test_strange_paths_are_not_found(table_of_doors, path):
-    with pytest.raises(NotFound, match="Not Found"):
+    with pytest.raises(NotFound, match=r"^Not Found$"):
         table_of_doors.find(path)
+
+
+@pytest.mark.parametrize("name", ["é", ".hidden", "a%20b", "a b"])
+@pytest.mark.parametrize("rest", ["", "/infer", "/versions/1/ready"])
+def test_a_name_that_no_model_can_have_is_said_to_be_unknown(table_of_doors, name, rest):
+    with pytest.raises(NotFound, match=r"^Request for unknown model: '"):
+        table_of_doors.find(f"/v2/models/{name}{rest}")
 
 
 @pytest.fixture

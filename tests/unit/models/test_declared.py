@@ -10,7 +10,6 @@ import pytest
 from inference.artifacts.manifest import RuntimeSettings
 from inference.errors import Rejected
 from inference.models import LoadContext, load
-from inference.models.on_torch.torchscript import indexed_order, input_order
 from inference.protocol.oip import TensorSpec
 from inference.protocol.settings import ControlInput, SequenceSettings, StateTensor
 from inference.runtime.runner import Runner
@@ -117,10 +116,14 @@ def test_reshaped_python_models_keep_their_requests_apart(tmp_path: Path) -> Non
     ids=["arguments", "indexes", "prefixes", "places", "optional", "no schema"],
 )
 def test_declared_names_say_where_a_tensor_goes(names: list[str], arguments: list[str], order: list[str]) -> None:
+    from inference.models.on_torch.torchscript import input_order
+
     assert input_order(names, arguments) == order
 
 
 def test_indexes_must_be_whole() -> None:
+    from inference.models.on_torch.torchscript import indexed_order, input_order
+
     assert indexed_order(["O__0"]) == ["O__0"]
     for names in (["I__0", "I__2"], ["I__0", "J__0"], ["I__1"]):
         with pytest.raises(Rejected, match="each once"):

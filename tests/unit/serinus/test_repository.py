@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import typer.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
+from inference.artifacts.triton import config as configs
 from inference.config import BadSetting
 from inference.errors import Rejected
 from serinus.__main__ import app
@@ -70,6 +72,40 @@ def test_a_pipeline_names_every_version(tmp_path: Path) -> None:
     assert made["steps"][0]["input_map"] == {"x": "x"}
     with pytest.raises(Rejected, match="'two' has no version 1"):
         planning.pipeline(model, {"one": 7, "two": 9}, {})
+
+
+def test_a_config_given_with_a_load_takes_the_place_of_the_folders(tmp_path: Path) -> None:
+    """As Triton's client sends it, JSON whose whole numbers may be texts; a Python model finds it among its files."""
+    repository(tmp_path, "one")
+    triton.put(tmp_path, "code", triton.ADD_SUB_CONFIG, {"1/model.py": triton.ADD_SUB, "1/w.bin": b"w"})
+    given = {
+        "one": {"backend": "onnxruntime", "max_batch_size": "16", "version_policy": {"specific": {"versions": ["1"]}},
+                "input": [{"name": "x", "data_type": "TYPE_FP32", "dims": ["4"]}],
+                "output": [{"name": "y", "data_type": "TYPE_FP32", "dims": [4]}]},
+        "code": {"backend": "python", "parameters": {"scale": {"string_value": "3"}}},
+    }  # fmt: skip
+    overrides = {name: tmp_path / f"{name}.pbtxt" for name in given}
+    for name, path in overrides.items():
+        path.write_text(configs.text_of(json.dumps(given[name])))
+    code, one = planning.plan(tmp_path, ["code", "one"], overrides).models
+    assert one.translated.settings.max_batch_size == 16
+    assert [part.path for part in one.versions[0].parts] == ["model.onnx"]
+    assert code.translated.settings.parameters == {"scale": "3"}
+    parts = {part.path: part.file for part in code.versions[0].parts}
+    assert set(parts) == {"1/model.py", "1/w.bin", "config.pbtxt"}
+    assert parts["config.pbtxt"] == overrides["code"]
+    assert planning.plan(tmp_path, ["one"]).models[0].translated.settings.max_batch_size == 8
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [("{", "no JSON of a ModelConfig"), ('{"nope": 1}', 'no field named "nope"'), ('{"max_batch_size": "many"}', "max"),
+     ("[" * 5000, "no JSON"), ('{"input": 5}', "input")],
+    ids=["broken", "unknown", "no number", "deep", "no list"],
+)  # fmt: skip
+def test_a_config_that_is_none_is_refused_in_words(words: str, told: str) -> None:
+    with pytest.raises(Rejected, match=told):
+        configs.text_of(words)
 
 
 def test_a_folder_that_is_none_is_refused(tmp_path: Path) -> None:

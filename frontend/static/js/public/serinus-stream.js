@@ -124,6 +124,11 @@ function parse(message) {
   return [JSON.parse(decoder.decode(new Uint8Array(message, 4, size))), message.slice(4 + size)];
 }
 
+function waiter() {
+  let resolve;
+  return { promise: new Promise((found) => { resolve = found; }), resolve };
+}
+
 /** The frames of one request, as they come. */
 class Frames {
   #waiting = [];
@@ -139,12 +144,14 @@ class Frames {
       const left = untilMs - Date.now();
       if (signal?.aborted) throw new SerinusError("The caller cancelled the request", "cancelled");
       if (left <= 0) throw new SerinusError("Request timeout expired", "deadline_exceeded");
-      await new Promise((resolve) => {
-        const timer = setTimeout(resolve, left);
-        this.#wake = () => { clearTimeout(timer); resolve(); };
-        signal?.addEventListener("abort", this.#wake, { once: true });
-      });
+      const { promise, resolve } = waiter();
+      this.#wake = resolve;
+      const timer = setTimeout(resolve, left);
+      signal?.addEventListener("abort", resolve);
+      await promise;
       this.#wake = null;
+      clearTimeout(timer);
+      signal?.removeEventListener("abort", resolve); // a long stream waits many times with one signal
     }
     const found = this.#waiting.shift();
     if (found instanceof SerinusError) throw found;

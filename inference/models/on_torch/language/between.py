@@ -12,7 +12,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from inference.models.on_torch.language import vectors
+from inference.models.on_torch import addresses
 
 Array = np.ndarray[Any, Any]
 LOG2E = 1.4426950408889634
@@ -21,7 +21,7 @@ _FAST = {"nsz", "arcp", "contract", "afn", "reassoc"}
 _FLAGS: Any = {"nogil": True, "fastmath": _FAST, "error_model": "numpy"}
 
 
-@vectors.apart("i" * 9 + "f", fastmath=_FAST)
+@addresses.apart("i" * 9 + "f", fastmath=_FAST)
 def add_and_norm(  # noqa: PLR0917
     hidden: int,
     added: int,
@@ -37,14 +37,14 @@ def add_and_norm(  # noqa: PLR0917
     """Summed = hidden + added (where that is not 0); normed = its RMS norm times `weight`, for rows first to last of the
     results. All float32 [T, width], weight [width]; wanted: 0, or int64: from which rows they come.
     """
-    scales = vectors.floats(weight, 1, width)[0]
+    scales = addresses.floats(weight, 1, width)[0]
     for row in range(first, last):
-        source = vectors.words(wanted, last)[row] if wanted else row
-        one = vectors.floats(hidden + source * width * 4, 1, width)[0]
-        two = vectors.floats((added or hidden) + source * width * 4, 1, width)[0]
+        source = addresses.words(wanted, last)[row] if wanted else row
+        one = addresses.floats(hidden + source * width * 4, 1, width)[0]
+        two = addresses.floats((added or hidden) + source * width * 4, 1, width)[0]
         sums, out = (
-            vectors.floats(summed + row * width * 4, 1, width)[0],
-            vectors.floats(normed + row * width * 4, 1, width)[0],
+            addresses.floats(summed + row * width * 4, 1, width)[0],
+            addresses.floats(normed + row * width * 4, 1, width)[0],
         )
         total = np.float32(0)
         for d in range(width):
@@ -56,14 +56,14 @@ def add_and_norm(  # noqa: PLR0917
             out[d] = sums[d] * scale * scales[d]
 
 
-@vectors.apart("i" * 7, fastmath=_FAST)
+@addresses.apart("i" * 7, fastmath=_FAST)
 def gated(both_: int, out_: int, inner: int, is_gelu: int, first: int, last: int, work_: int) -> None:  # noqa: PLR0917
     """Out [T, inner] = the activation (SiLU, or GELU by tanh) of both's first half, times the second; both [T, 2 inner].
 
     work: float32 [inner]. x * sigmoid(y), where y is x, or for GELU 2 * sqrt(2 / pi) * (x + 0.044715 x^3).
     """
-    both, out = vectors.floats(both_, last, 2 * inner), vectors.floats(out_, last, inner)
-    shares = vectors.floats(work_, 1, inner)[0]
+    both, out = addresses.floats(both_, last, 2 * inner), addresses.floats(out_, last, inner)
+    shares = addresses.floats(work_, 1, inner)[0]
     powers = shares.view(np.int32)
     for t in range(first, last):
         for d in range(inner):
@@ -86,21 +86,21 @@ def _rotate_row(  # noqa: PLR0917
     mixed: int, cosine: int, sine: int, half: int, keys: int, values: int, query_norm: int, key_norm: int, queries_: int,
     row: int, place: int, slot: int, heads: int, kv_heads: int, block: int, width: int, eps: float,
 ) -> None:  # fmt: skip
-    source = vectors.floats(mixed + row * (heads + 2 * kv_heads) * width * 4, heads + 2 * kv_heads, width)
-    queries = vectors.floats(queries_ + row * heads * width * 4, heads, width)
+    source = addresses.floats(mixed + row * (heads + 2 * kv_heads) * width * 4, heads + 2 * kv_heads, width)
+    queries = addresses.floats(queries_ + row * heads * width * 4, heads, width)
     near, far = (
-        vectors.floats(cosine + place * half * 4, 1, half)[0],
-        vectors.floats(sine + place * half * 4, 1, half)[0],
+        addresses.floats(cosine + place * half * 4, 1, half)[0],
+        addresses.floats(sine + place * half * 4, 1, half)[0],
     )
     for h in range(heads + kv_heads):
         in_cache = ((slot // block * kv_heads + h - heads) * block + slot % block) * width * 4
-        target = queries[h] if h < heads else vectors.floats(keys + in_cache, 1, width)[0]
+        target = queries[h] if h < heads else addresses.floats(keys + in_cache, 1, width)[0]
         own = source[h]
         norm = query_norm if h < heads else key_norm
         for d in range(width):
             target[d] = own[d]
         if norm:
-            scales, total = vectors.floats(norm, 1, width)[0], np.float32(0)
+            scales, total = addresses.floats(norm, 1, width)[0], np.float32(0)
             for d in range(width):
                 total += own[d] * own[d]
             scale = np.float32(1 / np.sqrt(total / width + eps))
@@ -112,12 +112,12 @@ def _rotate_row(  # noqa: PLR0917
             target[half + d] = second * near[d] + first * far[d]
     for h in range(kv_heads):
         in_cache = ((slot // block * kv_heads + h) * block + slot % block) * width * 4
-        target, own = vectors.floats(values + in_cache, 1, width)[0], source[heads + kv_heads + h]
+        target, own = addresses.floats(values + in_cache, 1, width)[0], source[heads + kv_heads + h]
         for d in range(width):
             target[d] = own[d]
 
 
-@vectors.apart("i" * 17 + "f", fastmath=_FAST)
+@addresses.apart("i" * 17 + "f", fastmath=_FAST)
 def rotate_and_store(  # noqa: PLR0917
     mixed: int, cosine: int, sine: int, half: int, keys: int, values: int, query_norm: int, key_norm: int, queries_: int,
     positions: int, slots: int, first: int, last: int, heads: int, kv_heads: int, block: int, width: int, eps: float,
@@ -128,7 +128,7 @@ def rotate_and_store(  # noqa: PLR0917
     cosine, sine: [context, half of what is rotated], half may be 0; norms [D], or 0.
     """
     for row in range(first, last):
-        place, slot = vectors.words(positions, last)[row], vectors.words(slots, last)[row]
+        place, slot = addresses.words(positions, last)[row], addresses.words(slots, last)[row]
         _rotate_row(
             mixed, cosine, sine, half, keys, values, query_norm, key_norm, queries_, row, place, slot, heads, kv_heads, block,
             width, eps,

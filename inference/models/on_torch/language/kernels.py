@@ -11,10 +11,11 @@ from typing import Any
 import numba
 import numpy as np
 
-from inference.models.on_torch.language import products, vectors
+from inference.models.on_torch import addresses, products
+from inference.models.on_torch.lanes import LANES, PANEL
+from inference.models.on_torch.language import vectors
 
 Array = np.ndarray[Any, Any]
-PANEL, LANES = 32, 16
 LOG2E = np.float32(1.4426950408889634)
 _FAST = {"nsz", "arcp", "contract", "afn", "reassoc"}
 _FLAGS: Any = {"nogil": True, "fastmath": _FAST, "error_model": "numpy"}
@@ -49,9 +50,9 @@ def _dots(  # noqa: PLR0917
         vectors.dots(queries, group, keys, count, width // LANES, out, stride, asked, too)
         return
     left, right, scores = (
-        vectors.floats(queries, group, width),
-        vectors.floats(keys, count, width),
-        vectors.floats(out, group, stride),
+        addresses.floats(queries, group, width),
+        addresses.floats(keys, count, width),
+        addresses.floats(out, group, stride),
     )
     for n in range(count):
         for g in range(group):
@@ -71,9 +72,9 @@ def _mix(shares: int, rows: int, count: int, width: int, out: int) -> None:
         done += lanes
     if done < width:
         own, given, target = (
-            vectors.floats(shares, 1, count),
-            vectors.floats(rows, count, width),
-            vectors.floats(out, 1, width),
+            addresses.floats(shares, 1, count),
+            addresses.floats(rows, count, width),
+            addresses.floats(out, 1, width),
         )
         for n in range(count):
             for d in range(done, width):
@@ -94,7 +95,7 @@ def _cap(scores: Array, count: int, scale: float, softcap: float) -> float:
     return top
 
 
-@vectors.apart("i" * 13 + "fifi", fastmath=_FAST)
+@addresses.apart("i" * 13 + "fifi", fastmath=_FAST)
 def attend_few(  # noqa: PLR0917
     queries: int, keys: int, values: int, out: int, heads: int, kv_heads: int, block: int, width: int,
     begin: int, end: int, length: int, blocks: int, head: int, scale: float, window: int, softcap: float, scratch: int,
@@ -104,8 +105,8 @@ def attend_few(  # noqa: PLR0917
     queries, out [T, H, D]; keys, values [blocks, K, B, D]. blocks: address of the sequence's row of the tables.
     window: 0, or how many tokens a token sees. scratch: floats [H / K + 1, length].
     """
-    group, table = heads // kv_heads, vectors.ints(blocks, (length + block - 1) // block)
-    held = vectors.floats(scratch, group + 1, length)
+    group, table = heads // kv_heads, addresses.ints(blocks, (length + block - 1) // block)
+    held = addresses.floats(scratch, group + 1, length)
     bits = held[group].view(np.int32)
     for t in range(begin, end):
         visible = length - (end - 1 - t)
@@ -124,7 +125,7 @@ def attend_few(  # noqa: PLR0917
             top = _cap(held[g], visible - low, scale, softcap)
             weight = np.float32(1) / _exp_into(held[g], bits, visible - low, top)
             place = out + (t * heads + head * group + g) * width * 4
-            target = vectors.floats(place, 1, width)
+            target = addresses.floats(place, 1, width)
             for d in range(width):
                 target[0, d] = 0
             for index in range(low // block, (visible + block - 1) // block):
@@ -145,9 +146,7 @@ def scratch_floats(group: int, width: int, length: int) -> int:
 @numba.njit(**_FLAGS)
 def _through(count: int, weights: int, x: int, x_stride: int, out: int, out_stride: int, inputs: int) -> None:  # noqa: PLR0917
     """Rows times one panel that is near already."""
-    for part in range(products.PARTS):
-        aside = part * products.HALVES * LANES * 4
-        products.block(count, weights + aside, weights, 0, x, x_stride, out + aside, out_stride, inputs)
+    products.block(count, weights, weights, 0, x, x_stride, out, out_stride, inputs)
 
 
 @numba.njit(**_FLAGS)
@@ -157,14 +156,14 @@ def _lay(  # noqa: PLR0917
 ) -> None:  # fmt: skip
     """Keys as [panels of 32 tokens, width, 32], values as [panels of 32 of the width, tokens, 32]; filled up with zeros."""
     padded, wide = (length - first + PANEL - 1) // PANEL * PANEL, (width + PANEL - 1) // PANEL * PANEL
-    to_keys = numba.carray(vectors.pointer(key_panels), (padded // PANEL, width, PANEL))
-    to_values = numba.carray(vectors.pointer(value_panels), (wide // PANEL, padded, PANEL))
+    to_keys = numba.carray(addresses.pointer(key_panels), (padded // PANEL, width, PANEL))
+    to_values = numba.carray(addresses.pointer(value_panels), (wide // PANEL, padded, PANEL))
     for n in range(padded):
         if first + n < length:
             place = (np.intp(table[(first + n) // block]) * kv_heads + head) * block + (first + n) % block
             key, value = (
-                vectors.floats(keys + place * width * 4, 1, width),
-                vectors.floats(values + place * width * 4, 1, width),
+                addresses.floats(keys + place * width * 4, 1, width),
+                addresses.floats(values + place * width * 4, 1, width),
             )
             for d in range(width):
                 to_keys[n // PANEL, d, n % PANEL] = key[0, d]
@@ -192,7 +191,7 @@ def _settle(scores: Array, bits: Array, low: int, visible: int, seen: int, scale
         scores[j] = 0
 
 
-@vectors.apart("i" * 13 + "fifi", fastmath=_FAST)
+@addresses.apart("i" * 13 + "fifi", fastmath=_FAST)
 def attend_many(  # noqa: PLR0917
     queries: int, keys: int, values: int, out: int, heads: int, kv_heads: int, block: int, width: int,
     begin: int, end: int, length: int, blocks: int, head: int, scale: float, window: int, softcap: float, scratch: int,
@@ -200,16 +199,16 @@ def attend_many(  # noqa: PLR0917
     """As `attend_few`, for one query head and many tokens: keys and values are laid in panels, and both products go
     through the rows' own loop, for as many keys as the last of its tokens sees.
     """
-    table = vectors.ints(blocks, (length + block - 1) // block)
+    table = addresses.ints(blocks, (length + block - 1) // block)
     first = max(0, length - (end - 1 - begin) - window) // PANEL * PANEL if window > 0 else 0
     padded, wide = (length - first + PANEL - 1) // PANEL * PANEL, (width + PANEL - 1) // PANEL * PANEL
     key_panels, value_panels = scratch, scratch + padded * width * 4
     scored = value_panels + padded * wide * 4
     mixed = scored + padded * products.MOST * 4
-    bits = vectors.floats(mixed + products.MOST * wide * 4, 1, padded)[0].view(np.int32)
+    bits = addresses.floats(mixed + products.MOST * wide * 4, 1, padded)[0].view(np.int32)
     shared = head // (heads // kv_heads)
     _lay(keys, values, kv_heads, shared, block, width, table, first, length, key_panels, value_panels)
-    scores, found = vectors.floats(scored, products.MOST, padded), vectors.floats(mixed, products.MOST, wide)
+    scores, found = addresses.floats(scored, products.MOST, padded), addresses.floats(mixed, products.MOST, wide)
     row = begin
     while row < end:
         count = min(products.MOST, end - row)
@@ -227,7 +226,7 @@ def attend_many(  # noqa: PLR0917
                 count, value_panels + panel * padded * PANEL * 4, scored, padded, mixed + panel * PANEL * 4, wide, seen
             )
         for r in range(count):
-            target = vectors.floats(out + ((row + r) * heads + head) * width * 4, 1, width)
+            target = addresses.floats(out + ((row + r) * heads + head) * width * 4, 1, width)
             for d in range(width):
                 target[0, d] = found[r, d]
         row += count

@@ -18,12 +18,14 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from inference.models.on_torch.lanes import FLOATS, INTS, LANES, at, fused, prefetch, splat, vector
-from inference.models.on_torch.language import products, vectors
+from inference.models.on_torch import addresses, lanes, products
+from inference.models.on_torch.lanes import FLOATS, INTS, LANES, PANEL, at, fused, prefetch, splat, vector
 
 Array = np.ndarray[Any, Any]
-PANEL = 32  # outputs that lie together
-MANY_ROWS = 24  # from so many on, a panel is unpacked once for all of them
+AT_ONCE = 8 if lanes.is_wide() else 4  # rows whose sums have room in the registers, beside what unpacking needs
+# By bits of a weight: from so many rows on, a panel is unpacked once for all of them. With few rows at once that pays
+# sooner, and for four bits sooner than for eight.
+MANY_ROWS = {8: 24, 4: 24} if lanes.is_wide() else {8: 12, 4: 6}
 AHEAD = 2048  # bytes: how far before their use weights are asked for
 _FLAGS: Any = {"nogil": True, "error_model": "numpy"}
 _SCALE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -60,16 +62,11 @@ def _unpacked(builder: Any, address: Any, form: Form) -> list[Any]:
     return [builder.sitofp(low, FLOATS), builder.sitofp(high, FLOATS)]
 
 
-def _factors(builder: Any, address: Any, form: Form) -> list[tuple[Any, ...]]:
-    """Of both halves of a panel: (scale,) or (scale, offset)."""
+def _factors(builder: Any, address: Any, form: Form, half: int) -> tuple[Any, ...]:
+    """Of that half of a panel: (scale,) or (scale, offset)."""
     size = _SCALE_BYTES[form.scale]
-    return [
-        tuple(
-            _widened(builder, builder.add(address, ir.IntType(64)(size * (kind * PANEL + n * LANES))), form.scale)
-            for kind in range(form.kinds)
-        )
-        for n in range(2)
-    ]
+    places = [builder.add(address, ir.IntType(64)(size * (kind * PANEL + half * LANES))) for kind in range(form.kinds)]
+    return tuple(_widened(builder, place, form.scale) for place in places)
 
 
 def _widened(builder: Any, address: Any, scale: str) -> Any:
@@ -120,48 +117,59 @@ def _panel_code(form: Form, rows: int) -> Any:
 
 
 def _write_panel(builder: Any, form: Form, rows: int, given: Any) -> None:
+    """The panel's two vectors in one loop, or one after the other (see `lanes.halves`)."""
+    at_once = lanes.halves(rows)
+    for half in range(0, 2, at_once):
+        _write_halves(builder, form, rows, given, range(half, half + at_once))
+
+
+def _write_halves(builder: Any, form: Form, rows: int, given: Any, halves: range) -> None:
     weights, scales, x, x_stride, out, out_stride, inputs, group = given
     word, at_once = ir.IntType(64), 8 // form.bits
     zero = ir.Constant(FLOATS, [0.0] * LANES)
-    sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(2)] for _ in range(rows)]
+    sums = [[cgutils.alloca_once_value(builder, zero) for _ in halves] for _ in range(rows)]
     lines = [at(builder, x, builder.mul(x_stride, word(row)), 4) for row in range(rows)]
     with cgutils.for_range(builder, builder.sdiv(inputs, group)) as of_group:
-        factors = _factors(builder, at(builder, scales, of_group.index, form.line), form)
+        line_of_scales = at(builder, scales, of_group.index, form.line)
+        factors = [_factors(builder, line_of_scales, form, half) for half in halves]
         first = builder.mul(of_group.index, builder.sdiv(group, word(at_once)))
         with cgutils.for_range(builder, builder.sdiv(group, word(at_once))) as of_input:
             k = builder.add(first, of_input.index)
             line = at(builder, weights, k, PANEL)
             prefetch(builder, builder.add(line, word(AHEAD)))
-            unpacked = [_unpacked(builder, builder.add(line, word(n * LANES)), form) for n in range(2)]
+            unpacked = [_unpacked(builder, builder.add(line, word(half * LANES)), form) for half in halves]
             for part in range(at_once):
-                scaled = [_weights(builder, unpacked[n][part], factors[n]) for n in range(2)]
+                scaled = [_weights(builder, one[part], factor) for one, factor in zip(unpacked, factors, strict=True)]
                 for row in range(rows):
                     place = builder.add(at(builder, lines[row], k, 4 * at_once), word(4 * part))
                     value = builder.load(builder.inttoptr(place, ir.FloatType().as_pointer()))
                     _accumulate(builder, scaled, value, sums[row])
     for row in range(rows):
-        for n in range(2):
-            place = at(builder, out, builder.add(builder.mul(out_stride, word(row)), word(n * LANES)), 4)
-            builder.store(builder.load(sums[row][n]), builder.inttoptr(place, FLOATS.as_pointer()), align=4)
+        for half, one in zip(halves, sums[row], strict=True):
+            place = at(builder, out, builder.add(builder.mul(out_stride, word(row)), word(half * LANES)), 4)
+            builder.store(builder.load(one), builder.inttoptr(place, FLOATS.as_pointer()), align=4)
 
 
 def _accumulate(builder: Any, scaled: list[Any], value: Any, sums: list[Any]) -> None:
     spread = splat(builder, value)
-    for n in range(2):
-        builder.store(fused(builder, scaled[n], spread, builder.load(sums[n])), sums[n])
+    for weights, place in zip(scaled, sums, strict=True):
+        builder.store(fused(builder, weights, spread, builder.load(place)), place)
 
 
 def _few_of(form: Form) -> Any:
-    """A compiled function: as many of `left` rows as its loops take at once, 8, 4, 2 or 1, times one panel; gives how many."""
-    eight, four, two, one = (_panel_code(form, rows) for rows in (8, 4, 2, 1))
+    """A compiled function: as many of `left` rows as its loops take at once (AT_ONCE, 4, 2 or 1) times one panel; gives how
+    many.
+    """
+    codes = {rows: _panel_code(form, rows) for rows in {AT_ONCE, 4, 2, 1}}
+    most, four, two, one = (codes[rows] for rows in (AT_ONCE, 4, 2, 1))
 
     @numba.njit(**_FLAGS)
     def few(  # noqa: PLR0917
         left: int, weights: int, scales: int, x: int, out: int, out_stride: int, inputs: int, group: int
     ) -> int:
-        if left >= 8:
-            eight(weights, scales, x, inputs, out, out_stride, inputs, group)
-            return 8
+        if left >= AT_ONCE:
+            most(weights, scales, x, inputs, out, out_stride, inputs, group)
+            return AT_ONCE
         if left >= 4:
             four(weights, scales, x, inputs, out, out_stride, inputs, group)
             return 4
@@ -188,7 +196,7 @@ def _through_of(form: Form) -> Any:
                 there = out + (row * outputs + panel * PANEL) * 4
                 row += few(rows - row, weights, scales, x + row * inputs * 4, there, outputs, inputs, group)
             return
-        whole, rest = vectors.floats(out, rows, outputs), np.empty((8, PANEL), np.float32)
+        whole, rest = addresses.floats(out, rows, outputs), np.empty((AT_ONCE, PANEL), np.float32)
         while row < rows:
             here = x + row * inputs * 4
             count = few(rows - row, weights, scales, here, np.intp(rest.ctypes.data), PANEL, inputs, group)
@@ -223,17 +231,18 @@ def _write_unpack(builder: Any, form: Form, given: Any) -> None:
     word, at_once = ir.IntType(64), 8 // form.bits
     steps = builder.sdiv(group, word(at_once))
     with cgutils.for_range(builder, builder.sdiv(inputs, group)) as of_group:
-        factors = _factors(builder, at(builder, scales, of_group.index, form.line), form)
+        line_of_scales = at(builder, scales, of_group.index, form.line)
+        factors = [_factors(builder, line_of_scales, form, half) for half in range(2)]
         with cgutils.for_range(builder, steps) as of_input:
             k = builder.add(builder.mul(of_group.index, steps), of_input.index)
             line = at(builder, weights, k, PANEL)
-            for n in range(2):
+            for n, factor in enumerate(factors):
                 unpacked = _unpacked(builder, builder.add(line, word(n * LANES)), form)
                 for part in range(at_once):
                     row = builder.add(builder.mul(k, word(at_once)), word(part))
                     place = at(builder, out, builder.add(builder.mul(row, out_stride), word(n * LANES)), 4)
                     kind = builder.inttoptr(place, FLOATS.as_pointer())
-                    builder.store(_weights(builder, unpacked[part], factors[n]), kind, align=4)
+                    builder.store(_weights(builder, unpacked[part], factor), kind, align=4)
 
 
 @cache
@@ -242,25 +251,28 @@ def share_of(form: Form) -> Any:
     bias, into out [rows, outputs]. All are addresses; bias may be 0.
     """
     through, unpack, at_once, line = _through_of(form), _unpack_code(form), 8 // form.bits, form.line
+    many_rows = MANY_ROWS[form.bits]
 
-    @vectors.apart("i" * 11)
+    @addresses.apart("i" * 11, form)
     def share(  # noqa: PLR0917
         member: int, members: int, weights: int, scales: int, x: int, out: int, bias: int, rows: int, inputs: int,
         outputs: int, groups: int,
     ) -> None:  # fmt: skip
         panels = (outputs + PANEL - 1) // PANEL
         first, last = panels * member // members, panels * (member + 1) // members
-        is_many = rows >= MANY_ROWS
+        is_many = rows >= many_rows
         plain = np.empty((inputs if is_many else 0, PANEL), np.float32)
         for panel in range(first, last):
             held, factors = weights + panel * (inputs // at_once) * PANEL, scales + panel * groups * line
             near = np.intp(plain.ctypes.data)  # taken here, since an array is gone after its last mention
             if is_many:
                 unpack(held, factors, near, PANEL, inputs, inputs // groups)
-                products.through_panel(near, near, x, out, rows, inputs, outputs, panel)
+                column = panel * PANEL
+                width = min(PANEL, outputs - column)
+                products.through_panel(near, near, x, out + column * 4, outputs, rows, inputs, width)
                 continue
             through(held, factors, x, out, rows, inputs, outputs, panel, inputs // groups)
-        vectors.add_bias(out, bias, rows, outputs, first * PANEL, min(outputs, last * PANEL))
+        addresses.add_bias(out, outputs, bias, rows, first * PANEL, min(outputs, last * PANEL))
 
     return share
 
@@ -298,7 +310,7 @@ def dense_of(form: Form) -> Any:
         outputs: int,
         groups: int,
     ) -> None:
-        panels, whole = (outputs + PANEL - 1) // PANEL, vectors.floats(out, inputs, outputs)
+        panels, whole = (outputs + PANEL - 1) // PANEL, addresses.floats(out, inputs, outputs)
         for panel in range(panels * member // members, panels * (member + 1) // members):
             held = weights + panel * (inputs // at_once) * PANEL
             factors = scales + panel * groups * line

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 Tensor = torch.Tensor
-PANEL = 32  # outputs whose weights lie together
+PANEL = 32  # outputs whose weights lie together, as `lanes` has it
 
 
 @dataclass(slots=True, eq=False)
@@ -25,12 +25,13 @@ class Panelled:
 
     def product(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """[rows, outputs]: x [rows, inputs], float32, times the weights, plus the bias."""
-        from inference.models.on_torch.language import products, team
+        from inference.models.on_torch import products
+        from inference.models.on_torch.language import team
 
         x, out = x.contiguous(), torch.empty(len(x), self.outputs)
         added = 0 if bias is None else bias.data_ptr()
-        addresses = self.weights.data_ptr(), x.data_ptr(), out.data_ptr(), added
-        team.shared().run(products.product(), *addresses, len(x), self.inputs, self.outputs)
+        held = self.weights.data_ptr(), x.data_ptr(), out.data_ptr()
+        team.shared().run(products.product(), *held, self.outputs, added, len(x), self.inputs, self.outputs)
         return out
 
     def rows(self, chosen: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
-from inference.models.on_torch.language import between, kernels, packed, products, vectors
+from inference.models.on_torch import products
+from inference.models.on_torch.language import between, kernels, packed, vectors
 from inference.models.on_torch.language.team import meet
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def _multiply_of(forms: tuple[Form, ...]) -> Any:
     @numba.njit(**_FLAGS)
     def multiply(member: int, members: int, op: Array, out: int, rows: int) -> None:
         if op[0] == Op.PRODUCT:
-            products.share(member, members, op[1], op[2], out, op[4], rows, op[5], op[6])
+            products.share(member, members, op[1], op[2], out, op[6], op[4], rows, op[5], op[6])
         elif op[0] == Op.PACKED:
             one(member, members, op[1], op[8], op[2], out, op[4], rows, op[5], op[6], op[9])
         elif op[0] == Op.PACKED + 1:

@@ -15,10 +15,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from inference.errors import Rejected
-from inference.models.on_torch.language.panels import Panelled
+from inference.models.on_torch.language.panels import PANEL, Panelled
 
 Tensor = torch.Tensor
-PANEL = 32  # outputs whose weights lie together
 GROUPS = {8: 64, 4: 32}  # inputs that share a scale
 # Shares of a group's least and largest weight.
 RANGES = ((1.0, 1.0), (0.92, 0.92), (0.92, 1.0), (1.0, 0.92), (0.84, 0.84))

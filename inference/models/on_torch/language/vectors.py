@@ -1,5 +1,5 @@
-"""What the language models' compiled loops are made of: arrays at addresses, functions compiled apart, atomics, and the
-products of attention as vectors (`lanes`).
+"""What the language models' compiled loops are made of beside arrays (`addresses`): atomics, and the products of attention
+as vectors (`lanes`).
 """
 
 # ruff: noqa: ARG001 (what an intrinsic is given, the code that it generates reads)
@@ -9,7 +9,6 @@ from __future__ import annotations
 import platform
 from typing import Any
 
-import numba
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
@@ -28,67 +27,6 @@ from inference.models.on_torch.lanes import (
 )
 
 PIECES = (1, 2, 4, 5, 6, 8)  # how many times 16 floats a row may have that `dots` takes: each is compiled
-
-
-def apart(kinds: str, **flags: Any) -> Any:
-    """Compiles a function for itself, so that it is not compiled again within everything that calls it, which would take
-    most of a model's start. kinds: of its arguments, a letter each, i for a whole number (or an address), f for a float32.
-    """
-    types_ = {"i": types.intp, "f": types.float32}
-
-    def decorate(function: Any) -> Any:
-        kept = numba.cfunc(types.void(*(types_[kind] for kind in kinds)), error_model="numpy", **flags)(function)
-        _kept.append(kept)
-        return kept.ctypes
-
-    return decorate
-
-
-_kept: list[Any] = []
-
-
-@intrinsic
-def pointer(_typing: Any, _address: Any) -> Any:
-    """To the float32 at that address, for numba.carray."""
-
-    def generate(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
-        return builder.inttoptr(given[0], ir.FloatType().as_pointer())
-
-    return types.CPointer(types.float32)(types.intp), generate
-
-
-@intrinsic
-def _to_ints(_typing: Any, _address: Any) -> Any:
-    def generate(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
-        return builder.inttoptr(given[0], ir.IntType(32).as_pointer())
-
-    return types.CPointer(types.int32)(types.intp), generate
-
-
-@intrinsic
-def _to_words(_typing: Any, _address: Any) -> Any:
-    def generate(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
-        return builder.inttoptr(given[0], WORD.as_pointer())
-
-    return types.CPointer(types.int64)(types.intp), generate
-
-
-@numba.njit(nogil=True)
-def ints(address: int, count: int) -> Any:
-    """The int32 array [count] at that address."""
-    return numba.carray(_to_ints(address), (count,))
-
-
-@numba.njit(nogil=True)
-def words(address: int, count: int) -> Any:
-    """The int64 array [count] at that address."""
-    return numba.carray(_to_words(address), (count,))
-
-
-@numba.njit(nogil=True)
-def floats(address: int, rows: int, width: int) -> Any:
-    """The float32 array [rows, width] at that address."""
-    return numba.carray(pointer(address), (rows, width))
 
 
 @intrinsic
@@ -195,13 +133,3 @@ def _write_mix(builder: Any, count: int, given: Any) -> None:
             builder.store(fused(builder, held, share, builder.load(sums[n])), sums[n])
     for place, total in zip(places, sums, strict=True):
         store(builder, builder.load(total), place)
-
-
-@numba.njit(nogil=True, error_model="numpy")
-def add_bias(out: int, bias: int, rows: int, outputs: int, first: int, last: int) -> None:  # noqa: PLR0917
-    """Adds it, where it is not 0, to columns first to last of out [rows, outputs]. Addresses."""
-    if bias:
-        whole, added = floats(out, rows, outputs), floats(bias, 1, outputs)
-        for row in range(rows):
-            for column in range(first, last):
-                whole[row, column] += added[0, column]

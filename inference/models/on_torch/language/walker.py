@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import torch
 
-from inference.models.on_torch.language import attention, kernels, products, program, team
+from inference.models.on_torch import products
+from inference.models.on_torch.language import attention, kernels, program, team
 from inference.models.on_torch.language.packed import Form
 from inference.models.on_torch.language.panels import Panelled
 from inference.models.on_torch.language.program import MOST_FORMS, Op

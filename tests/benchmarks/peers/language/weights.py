@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from safetensors.torch import save_file
-
 from inference.models.language_tokenizer import load_tokenizer
-from inference.models.on_torch.gguf_weights import GgufWeights
 from serinus.demo import smollm2
 
 
@@ -17,6 +14,10 @@ def export(folder: Path) -> Path:
 
     Raises SystemExit when the package of the model is not installed.
     """
+    from safetensors.torch import save_file
+
+    from inference.models.on_torch.gguf_weights import GgufWeights
+
     source = GgufWeights(smollm2.source())
     tensors = {name: source.get(name).float().contiguous() for name in source.names()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})

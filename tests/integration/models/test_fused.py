@@ -1,4 +1,4 @@
-"""The fused pass of BERT and its kin: transformers' own answers, with both kinds of products, from several threads."""
+"""The fused pass of BERT and its kin: transformers' own answers, from several threads."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig
 
 from inference.errors import InvalidInput
-from inference.models.on_torch import encoder_kernels, fused, packing
+from inference.models.on_torch import encoder_families, encoder_kernels, fused, hf_encoder, packing
 
 SIZES = {
     "hidden_size": 96,
@@ -25,7 +25,7 @@ PACKED = packing.Packed(0, types=True)
 def network(kind="bert", **changes):
     torch.manual_seed(0)
     config = AutoConfig.for_model(kind, **(SIZES | {"max_position_embeddings": 200, "pad_token_id": 1} | changes))
-    made = AutoModel.from_config(config, attn_implementation=packing.ATTENTION).eval()
+    made = hf_encoder._network(config, "features").eval()
     with torch.no_grad():
         for name, weight in made.named_parameters():
             if name.endswith("bias"):  # zero when new, and a forgotten bias would go unseen
@@ -33,14 +33,16 @@ def network(kind="bert", **changes):
     return made
 
 
-@pytest.fixture(scope="module", params=["its own products", "torch's products"])
+@pytest.fixture(scope="module", params=["bert", "distilbert", "mpnet"])
 def bert(request):
-    kept = encoder_kernels.compiled()
-    with pytest.MonkeyPatch.context() as patched:
-        if request.param == "torch's products":
-            patched.setattr(encoder_kernels, "compiled", lambda: kept._replace(multiply=None))
-        made = network()
-        return made, fused.Fused(made, 0)
+    made = network(request.param)
+    with torch.no_grad():  # a bias by distance that is seen beside the scores
+        for name, weight in made.named_parameters():
+            if "relative" in name:
+                weight.normal_(0, 2)
+    found = fused.proven(made, None, 1, 64)
+    assert found is not None
+    return made, found
 
 
 def rows(*sizes, seed=0):
@@ -56,8 +58,8 @@ def assert_same(bert, ids):
         np.testing.assert_allclose(one.numpy(), packing.alone(made, row).numpy(), atol=2e-5, rtol=1e-4)
 
 
-@given(sizes=st.lists(st.integers(1, 200), min_size=1, max_size=8), seed=st.integers(0, 99))
-@settings(deadline=None, max_examples=15)
+@given(sizes=st.lists(st.integers(1, 198), min_size=1, max_size=8), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=10)
 def test_it_answers_as_transformers_does_for_each_row_alone(bert, sizes, seed):
     assert_same(bert, rows(*sizes, seed=seed))
 
@@ -84,7 +86,7 @@ def test_lanes_do_not_write_into_each_others_work(bert):
 
 @pytest.mark.parametrize("ids", [[99], [-1], [3] * 201])
 def test_ids_that_have_no_embedding_are_refused_and_read_nothing(bert, ids):
-    with pytest.raises(InvalidInput, match="99 tokens and takes 200 at once"):
+    with pytest.raises(InvalidInput, match=f"99 tokens and takes {200 - bert[1].first_position} at once"):
         bert[1].hidden(bert[0], [np.array(ids)])
 
 
@@ -96,12 +98,24 @@ def test_parts_hold_every_row_in_order_and_no_more_than_fits(sizes):
     assert all(len(part) == 1 or sum(one.size for one in part) <= fused.TOKENS_AT_ONCE for part in parts)
 
 
-@pytest.mark.parametrize(("kind", "first"), [("bert", 0), ("roberta", 2), ("electra", 0)])
+@pytest.mark.parametrize(
+    ("kind", "first"), [("bert", 0), ("roberta", 2), ("electra", 0), ("distilbert", 0), ("mpnet", 2)]
+)
 def test_kin_prove_that_they_are(kind, first):
     made = network(kind, **({"embedding_size": 96} if kind == "electra" else {}))
     way = packing.proven(made, 1, 64)
-    assert way.first_position == first
-    assert isinstance(fused.proven(made, way, 1, 64), fused.Fused)
+    assert (way is None) == (kind == "mpnet"), "whose layers know no packed rows"
+    found = fused.proven(made, way, 1, 64)
+    assert isinstance(found, fused.Fused)
+    assert found.first_position == first
+
+
+def test_what_is_added_by_distance_is_that_of_the_pair():
+    made, tokens = network("mpnet"), 30
+    found = encoder_families.distances(made, tokens)
+    wanted = made.encoder.compute_position_bias(torch.empty(1, tokens, 1))[0]
+    for query in (0, 7, tokens - 1):
+        assert torch.equal(found[:, tokens - 1 - query :][:, :tokens], wanted[:, query])
 
 
 @pytest.mark.parametrize(
