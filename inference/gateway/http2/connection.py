@@ -2,7 +2,8 @@
 
 The laws: the preface and a header block must be there within HEAD_S, what is sent must be taken within STALL_S (a stream
 that the peer's window holds is reset, a socket that takes nothing ends), and a peer that has been silent for QUIET_S is
-asked whether it is there. Payloads of large frames are received where their receiver wants them.
+asked whether it is there. Who takes no answers is read no further than to MAX_OWED_BYTES of them. Payloads of large
+frames are received where their receiver wants them.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ DRAIN_S = 1.0
 SCRATCH_BYTES = 64 << 10
 JOIN_BYTES = 64 << 10
 AT_ONCE_BYTES = 4 << 20
-MAX_OWED_BYTES = 4 << 20
+MAX_OWED_BYTES = 8 << 20
 _scratch = memoryview(bytearray(SCRATCH_BYTES))
 
 
@@ -33,7 +34,7 @@ class Connection(asyncio.BufferedProtocol):
     """One client's connection. open: the connections of its listener."""
 
     __slots__ = (
-        "_drains_since", "_heard", "_is_closing", "_is_direct", "_is_due", "_is_paused", "_loop", "_made",
+        "_drains_since", "_heard", "_is_closing", "_is_direct", "_is_due", "_is_held", "_is_paused", "_loop", "_made",
         "_open", "_paused_since", "_pinged", "machine", "transport",
     )  # fmt: skip
 
@@ -42,7 +43,7 @@ class Connection(asyncio.BufferedProtocol):
         self._open = connections
         self._made = self._heard = time.monotonic()
         self._pinged = self._paused_since = self._drains_since = 0.0
-        self._is_direct = self._is_due = self._is_paused = self._is_closing = False
+        self._is_direct = self._is_due = self._is_held = self._is_paused = self._is_closing = False
         self.machine = Machine(application, self._heard)
         self.machine.wake = self.wake
         self.transport: asyncio.Transport
@@ -75,8 +76,6 @@ class Connection(asyncio.BufferedProtocol):
             self.machine.receive(bytes(_scratch[:nbytes]), now)
         if self.machine.outbox.size or self.machine.is_over:
             self.wake()
-            if self.machine.outbox.size > MAX_OWED_BYTES and self._is_paused:
-                self.abort()  # it asks on and on, and takes no answer
 
     def eof_received(self) -> bool:
         return False
@@ -88,6 +87,9 @@ class Connection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         self._is_paused = False
         self._paused_since = 0.0
+        if self._is_held:
+            self._is_held = False
+            self.transport.resume_reading()
         self.wake()
 
     # -- writing ----------------------------------------------------------------------------------------------------
@@ -106,6 +108,9 @@ class Connection(asyncio.BufferedProtocol):
         parts = machine.outbox.take(0 if self._is_paused else AT_ONCE_BYTES, time.monotonic())
         if parts:
             self._write(parts)
+            if self._is_paused and not self._is_held and self.transport.get_write_buffer_size() > MAX_OWED_BYTES:
+                self._is_held = True  # it asks on and on, and takes no answer
+                self.transport.pause_reading()
         if machine.is_over or (machine.is_finished and not machine.outbox.size):
             self._close()
         elif not self._is_paused and machine.outbox.may_go:

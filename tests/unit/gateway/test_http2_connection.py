@@ -121,6 +121,23 @@ async def test_a_client_that_reads_nothing_is_cut_and_holds_a_bounded_amount():
         assert found._is_closing
 
 
+async def test_a_client_that_asks_and_takes_nothing_is_read_no_further():
+    async with joined() as (found, app, reader, writer):
+        wide = frames.settings({Setting.INITIAL_WINDOW_SIZE: frames.MOST_WINDOW}) + frames.window_update(0, 1 << 30)
+        peer, count = Peer(), 1500
+        writer.transport.pause_reading()
+        writer.write(wide + b"".join(peer.request(2 * number + 1, bytes(16_000)) for number in range(count)))
+        await until(lambda: found._is_held)
+        last = found.machine.last
+        assert last < 2 * count - 1
+        assert found.transport.get_write_buffer_size() < 2 * connection.MAX_OWED_BYTES
+        writer.transport.resume_reading()
+        size = 0
+        while size < count * 16_000:
+            size += len((await heard(reader, frames.DATA)).payload)
+        assert app.log[-1][:2] == ("ended", 2 * count - 1)
+
+
 async def test_large_answers_leave_in_turns_and_whole():
     async with joined() as (_found, app, reader, writer):
         wide = frames.settings({Setting.INITIAL_WINDOW_SIZE: frames.MOST_WINDOW}) + frames.window_update(0, 1 << 30)
