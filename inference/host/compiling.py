@@ -1,5 +1,5 @@
-"""`python -m inference compile`: the loops of language models, compiled once a machine beside everything else, so that no
-replica waits for it. What a replica compiles within its walls, it cannot keep.
+"""`python -m inference compile`: the loops of encoders and language models, compiled once a machine beside everything else,
+so that no replica waits for it. What a replica compiles within its walls, it cannot keep.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from inference.host.processes import die_with_parent
 from inference.protocol import compiled
 
-WORK = "inference.models.on_torch.language.ahead"
+WORK = "inference.models.on_torch.ahead"
 NICE = 10
 LOCK = ".lock"
 

@@ -12,8 +12,8 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from inference.models.on_torch import stored
 from inference.models.on_torch.lanes import WORD
-from inference.models.on_torch.stored import compiled_apart
 
 
 def apart(kinds: str, form: object = None, **flags: Any) -> Any:
@@ -24,10 +24,19 @@ def apart(kinds: str, form: object = None, **flags: Any) -> Any:
     types_ = {"i": types.intp, "f": types.float32}
 
     def decorate(function: Any) -> Any:
-        assert function.__closure__ is None or form is not None, "what its closure holds must have a name"
-        name = f"{function.__module__}.{function.__qualname__} {'' if form is None else repr(form)}"
         signature = types.void(*(types_[kind] for kind in kinds))
-        return compiled_apart(function, signature, name, error_model="numpy", **flags)
+        return stored.for_loops(function, signature, form, error_model="numpy", **flags)
+
+    return decorate
+
+
+def called(*kinds: Any, form: object = None) -> Any:
+    """Compiles a function that Python calls, with arguments of exactly these types and without its lock; a machine does it
+    once. form: as in `apart`.
+    """
+
+    def decorate(function: Any) -> Any:
+        return stored.for_python(function, types.void(*kinds), form, nogil=True, error_model="numpy")
 
     return decorate
 

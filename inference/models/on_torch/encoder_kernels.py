@@ -14,7 +14,7 @@ import numba
 import numpy as np
 from numba import float32, int64
 
-from inference.models.on_torch import products
+from inference.models.on_torch import addresses, products
 from inference.models.on_torch.lanes import LINE
 from inference.models.on_torch.vectors import (
     ROWS,
@@ -63,8 +63,8 @@ def compiled() -> Kernels:
         add_norm: (_MATRIX, _VECTOR, _VECTOR, _VECTOR, float32, int64, _MATRIX),
         add_gelu: (_MATRIX, _VECTOR, int64),
     }
-    own = (njit(numba.void(*kinds), **_FLAGS)(kernel) for kernel, kinds in made.items())
-    return Kernels(*own, products.product())
+    own = {kernel.__name__: addresses.called(*kinds)(kernel) for kernel, kinds in made.items()}
+    return Kernels(**own, multiply=products.product())
 
 
 @njit(**_FLAGS)

@@ -155,7 +155,7 @@ def share(  # noqa: PLR0917
 def product() -> Any:
     """The compiled function of `share`, for a team; or for one alone, with 0, 1, 0 before its arguments."""
 
-    @numba.njit(numba.void(*(numba.intp,) * 11), **_FLAGS)
+    @addresses.called(*(numba.intp,) * 11)
     def together(  # noqa: PLR0917
         member: int, members: int, _place: int, weights: int, x: int, out: int, stride: int, bias: int, rows: int,
         inputs: int, outputs: int,

@@ -50,7 +50,7 @@ def test_attention_is_torchs_for_each_row_alone(sizes, heads, depth, scale, seed
             for one in (query + bias, key, value)
         )
         wanted = functional.scaled_dot_product_attention(q, k, v).transpose(0, 1).reshape(size, width)
-        np.testing.assert_allclose(out[here], wanted.numpy(), atol=1e-5 * max(1, scale**2), rtol=1e-4)
+        np.testing.assert_allclose(out[here], wanted.numpy(), atol=2e-5 * max(1, scale**2), rtol=1e-4)
         begin += size
 
 

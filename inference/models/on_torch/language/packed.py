@@ -282,7 +282,7 @@ def together_of(form: Form) -> Any:
     """`share_of`, without a bias, for a team."""
     share = share_of(form)
 
-    @numba.njit(numba.void(*(numba.intp,) * 11), **_FLAGS)
+    @addresses.called(*(numba.intp,) * 11, form=form)
     def together(  # noqa: PLR0917
         member: int, members: int, _place: int, weights: int, scales: int, x: int, out: int, rows: int, inputs: int,
         outputs: int, groups: int,
@@ -298,7 +298,7 @@ def dense_of(form: Form) -> Any:
     unpack = _unpack_code(form)
     at_once, line = 8 // form.bits, form.line
 
-    @numba.njit(numba.void(*(numba.intp,) * 9), **_FLAGS)
+    @addresses.called(*(numba.intp,) * 9, form=form)
     def dense(  # noqa: PLR0917
         member: int,
         members: int,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numba
 import numpy as np
 
-from inference.models.on_torch import products
+from inference.models.on_torch import addresses, products
 from inference.models.on_torch.language import between, kernels, packed, vectors
 from inference.models.on_torch.language.team import meet
 
@@ -70,12 +70,9 @@ def attention() -> Any:
     """The compiled function of attention alone, for a team; see `walk_of`."""
     row = numba.intp[::1]
 
-    @numba.njit(
-        numba.void(
-            numba.intp, numba.intp, numba.intp, row, numba.float64, numba.float64, row, row, row, numba.int32[:, ::1], row,
-            numba.intp, row, row,
-        ),
-        **_FLAGS,
+    @addresses.called(
+        numba.intp, numba.intp, numba.intp, row, numba.float64, numba.float64, row, row, row, numba.int32[:, ::1], row,
+        numba.intp, row, row,
     )  # fmt: skip
     def attend_together(  # noqa: PLR0917
         member: int, _members: int, _place: int, op: Array, scale: float, softcap: float, shape: Array, starts: Array,
@@ -119,12 +116,9 @@ def walk_of(forms: tuple[Form, ...]) -> Any:
     """The compiled function for programs whose weights are float32 or of these forms, up to MOST_FORMS."""
     multiply, row_ = _multiply_of(forms), numba.intp[::1]
 
-    @numba.njit(
-        numba.void(
-            numba.intp, numba.intp, numba.intp, numba.intp[:, ::1], numba.float64[:, ::1], row_, row_, row_, row_,
-            row_, row_, numba.int32[:, ::1], row_, numba.intp, row_, numba.intp, row_,
-        ),
-        **_FLAGS,
+    @addresses.called(
+        numba.intp, numba.intp, numba.intp, numba.intp[:, ::1], numba.float64[:, ::1], row_, row_, row_, row_,
+        row_, row_, numba.int32[:, ::1], row_, numba.intp, row_, numba.intp, row_, form=forms,
     )  # fmt: skip
     def walk(  # noqa: PLR0917
         member: int, members: int, place: int, ops: Array, numbers: Array, shape: Array, wanted: Array, positions: Array,

@@ -7,7 +7,6 @@ hundred barriers, and waking a thread costs as much as a small layer. Between fu
 # mypy: disable-error-code="misc, no-untyped-call, untyped-decorator, call-arg, var-annotated, unreachable"
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from functools import cache
@@ -17,12 +16,12 @@ from typing import Any
 import numba
 import numpy as np
 import torch
+from numba.core import types
 
 from inference.models.on_torch.language import vectors
 
 LOOKS = 2000  # before the core is given away
-_give_way = ctypes.CDLL(None).sched_yield
-_give_way.argtypes, _give_way.restype = (), ctypes.c_int
+_give_way = types.ExternalFunction("sched_yield", types.int32())
 
 
 @numba.njit(nogil=True)
