@@ -22,6 +22,8 @@ from inference.gateway.feedback import Feedback
 from inference.gateway.generate import Generate
 from inference.gateway.grpc.control import Behind
 from inference.gateway.grpc.door import Door
+from inference.gateway.heads import Heads
+from inference.gateway.http import Connection
 from inference.gateway.listener import Listener
 from inference.gateway.live_doors import LiveDoors
 from inference.gateway.live_settings import LiveSettings
@@ -66,7 +68,7 @@ class Gateway:
 
     core: Core
     streams: Streams
-    listener: Listener
+    listener: Listener[Connection]
     repository: Repository
     files: Files
     regions: Regions | None
@@ -88,8 +90,6 @@ class Gateway:
         return Door(
             self.core.plane,
             Behind(self.repository, self.core.settings, self.regions),
-            host=config.host,
-            port=config.grpc_port,
             max_message_bytes=config.max_grpc_message_bytes,
             server_name=config.server_name,
             extensions=_extensions(config),
@@ -126,7 +126,13 @@ def assembled(config: GatewayConfig, sock: socket.socket, *, max_connections: in
     streams = Streams(plane, addresses, bodies)
     predict = Predict(plane, limit_bytes=config.max_body_bytes, regions=regions, forward=config.header_forward_pattern)
     app = App(plane, rest, predict, streams, addresses)
-    server = Listener(app, bodies, sock, max_connections=max_connections, others=lambda: len(streams))
+    heads = Heads()
+    server: Listener[Connection] = Listener(
+        lambda connections: Connection(app, heads, bodies, connections),
+        sock,
+        max_connections=max_connections,
+        others=lambda: len(streams),
+    )
     return Gateway(core, streams, server, repository, files, regions)
 
 

@@ -13,11 +13,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable
-
-from inference.gateway.application import Application
-from inference.gateway.bodies import Bodies
-from inference.gateway.heads import Heads
-from inference.gateway.http import Connection
+from typing import Generic, Protocol, TypeVar
 
 BACKLOG = 4096
 AT_ONCE = 64
@@ -49,29 +45,43 @@ def listen(host: str, port: int) -> socket.socket:
     return found
 
 
-class Listener:
-    """Accepts connections for `app`. others: how many connections there are that left this protocol (WebSockets)."""
+class Connection(Protocol):
+    """One client's connection, of whatever protocol; it is in its listener's set for as long as it lives."""
+
+    def beat(self, now: float) -> None:
+        """Looks after what is due at `now` (monotonic s)."""
+        ...
+
+    def abort(self) -> None:
+        """Cuts it."""
+        ...
+
+
+C = TypeVar("C", bound=Connection)
+
+
+class Listener(Generic[C]):
+    """Accepts connections, each of them made by `make` with the set that it is to be in. others: how many connections
+    there are beside this listener's in the process's limit.
+    """
 
     def __init__(
         self,
-        app: Application,
-        bodies: Bodies,
+        make: Callable[[set[C]], asyncio.BaseProtocol],
         sock: socket.socket,
         *,
         max_connections: int,
         others: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._app = app
-        self._bodies = bodies
+        self._make_protocol = make
         self._sock = sock
         self._limit = max_connections
         self._others = others
-        self._heads = Heads()
         self._loop = asyncio.get_running_loop()
         self._making: set[asyncio.Task[None]] = set()
         self._is_accepting = False
         self._is_closed = False
-        self.connections: set[Connection] = set()
+        self.connections: set[C] = set()
 
     def start(self) -> None:
         self._resume()
@@ -143,9 +153,7 @@ class Listener:
     async def _make(self, found: socket.socket) -> None:
         found.setblocking(False)
         try:
-            await self._loop.connect_accepted_socket(
-                lambda: Connection(self._app, self._heads, self._bodies, self.connections), found
-            )
+            await self._loop.connect_accepted_socket(lambda: self._make_protocol(self.connections), found)
         except OSError as error:
             _log.debug("a connection was lost at once: %s", error)
             with contextlib.suppress(OSError):

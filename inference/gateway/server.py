@@ -18,6 +18,8 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Coroutine
+from typing import Any
 
 import uvloop
 
@@ -67,9 +69,7 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     gateway = assembled(config, sock, max_connections=limit)
     _filter_logs(gateway.core.settings)
     grpc_door = gateway.grpc_door()
-    if grpc_door is not None:
-        await grpc_door.start()
-    work = [asyncio.ensure_future(run) for run in gateway.runs()]
+    work = [asyncio.ensure_future(run) for run in _runs(gateway, grpc_door, limit)]
     for task in work:
         task.add_done_callback(lambda done: _failed(done, stop))
     _freeze()
@@ -82,6 +82,18 @@ async def serve(config: GatewayConfig, sock: socket.socket) -> None:
     await asyncio.gather(*work, gateway.repository.close(), gateway.files.close(), return_exceptions=True)
     if gateway.core.spans is not None:
         await asyncio.to_thread(gateway.core.spans.close)
+
+
+def _runs(gateway: Gateway, grpc_door: Door | None, limit: int) -> list[Coroutine[Any, Any, None]]:
+    """What goes on for as long as the process lives; the gRPC door listens from here on."""
+    if grpc_door is None:
+        return gateway.runs()
+    config = gateway.core.config
+    accepting = grpc_door.start(
+        config.host, config.grpc_port, max_connections=limit,
+        others=lambda: len(gateway.listener.connections) + len(gateway.streams),
+    )  # fmt: skip
+    return [*gateway.runs(), accepting.run()]
 
 
 def _filter_logs(settings: LiveSettings) -> None:

@@ -1,6 +1,7 @@
 """Large binary tensors there and back: gateway and a real replica (an identity model in torch), no console.
 
-`python tests/benchmarks/bench_tensors.py [--times 15] [--door websocket]` prints one row a size and door, with the processor time of gateway
+`python tests/benchmarks/bench_tensors.py [--times 15] [--door websocket] [--beside FOLDER]` prints one row a size and
+door (beside: of another checkout's gateway in turns with this one's), with the processor time of gateway
 and replica, beside the floor: the same bytes to a bare TCP echo that receives them into memory which is there, and sends
 them back. `split` is REST at an endpoint of two versions: which one answers is known after the body.
 """
@@ -28,6 +29,7 @@ from websockets.frames import apply_mask  # noqa: E402
 from inference.protocol import routes  # noqa: E402
 from inference.protocol.oip import Signature, TensorSpec  # noqa: E402
 from inference.protocol.routes import EndpointRoute, ReplicaRoute, RoutingTable, VariantRoute  # noqa: E402
+from tests.support import gateway_house  # noqa: E402
 from tests.support.gateway_house import Gateway, free_port, key  # noqa: E402
 from tests.support.replica_process import Replica  # noqa: E402
 
@@ -84,8 +86,8 @@ def cpu_ms(pid: int) -> float:
     return sum(int(task.read_text().split()[0]) for task in tasks) / 1e6
 
 
-def served(folder: Path) -> tuple[Gateway, Replica]:
-    """A gateway and the replica that it routes `same` to, both ready."""
+def served(folder: Path, roots: list[Path]) -> tuple[list[Gateway], Replica]:
+    """A gateway of each checkout and the replica that they route `same` to, all ready."""
     bench_predict.identity(folder / "same")
     replica = Replica(folder / "r", folder / "same", "torch_export", {}).ready()
     link = ReplicaRoute("r1", 1, f"unix:{replica.path}")
@@ -98,7 +100,11 @@ def served(folder: Path) -> tuple[Gateway, Replica]:
     (folder / "gateway").mkdir()
     table = RoutingTable(1, endpoints, [key("all", "s2", ["*"])])
     (folder / "gateway" / "routes.json").write_bytes(routes.encode(table))
-    return Gateway(folder, "", SERINUS_GRPC_PORT=str(free_port())).wait_live().wait_ready("same"), replica
+    gateways = []
+    for root in roots:
+        gateway_house.ROOT = root.resolve()
+        gateways.append(Gateway(folder, "", SERINUS_GRPC_PORT=str(free_port())).wait_live().wait_ready("same"))
+    return gateways, replica
 
 
 def grpc_s(gateway: Gateway, size: int, times: int) -> float:
@@ -155,28 +161,38 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=15)
     parser.add_argument("--door", choices=["rest", "split", "grpc", "websocket"], help="only this one")
+    parser.add_argument("--beside", type=Path)
     given = parser.parse_args()
     bare = floor()
     print("| door | size | ms | MB/s (both ways) | gateway CPU ms | replica CPU ms | bare TCP echo ms | times it "
           "| times two memcpys |\n" + "|---" * 9 + "|")  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
-        gateway, replica = served(Path(name))
-        pids = [gateway.process.pid, replica.process.pid]
-        for door, measure in doors(gateway).items():
+        gateways, replica = served(Path(name), [ROOT, *([given.beside] if given.beside else [])])
+        for door in doors(gateways[0]):
             if given.door not in {None, door.lower()}:
                 continue
             for megabytes in bench_predict.SIZES_MB:
-                size = (megabytes << 20) - HEAD_BYTES  # a frame of a WebSocket has 16 MiB at most
-                measure(size, 3)
-                before = [cpu_ms(pid) for pid in pids]
-                took = measure(size, given.times)
-                cpu = [(cpu_ms(pid) - was) / given.times for pid, was in zip(pids, before, strict=True)]
-                least, copy = bare(size), bench_predict.memcpy_s(size)
-                print(f"| {door} | {megabytes} MiB | {took * 1e3:.2f} | {2 * size / took / 1e6:.0f} | {cpu[0]:.1f} | "
-                      f"{cpu[1]:.1f} | {least * 1e3:.2f} | {took / least:.1f} | {took / (2 * copy):.1f} |",
-                      flush=True)  # fmt: skip
-        gateway.stop()
+                for gateway, of in zip(gateways, ("", " (beside)"), strict=False):
+                    row(gateway, replica, door, of, megabytes, given.times, bare)
+        for gateway in gateways:
+            gateway.stop()
         replica.close()
+
+
+def row(
+    gateway: Gateway, replica: Replica, door: str, of: str, megabytes: int, times: int, bare: Callable[[int], float]
+) -> None:
+    pids = [gateway.process.pid, replica.process.pid]
+    measure = doors(gateway)[door]
+    size = (megabytes << 20) - HEAD_BYTES  # a frame of a WebSocket has 16 MiB at most
+    measure(size, 3)
+    before = [cpu_ms(pid) for pid in pids]
+    took = measure(size, times)
+    cpu = [(cpu_ms(pid) - was) / times for pid, was in zip(pids, before, strict=True)]
+    least, copy = bare(size), bench_predict.memcpy_s(size)
+    print(f"| {door}{of} | {megabytes} MiB | {took * 1e3:.2f} | {2 * size / took / 1e6:.0f} | {cpu[0]:.1f} | "
+          f"{cpu[1]:.1f} | {least * 1e3:.2f} | {took / least:.1f} | {took / (2 * copy):.1f} |",
+          flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -224,7 +224,10 @@ def test_an_optional_input_may_be_left_out_and_no_other(place: TritonPlace, door
     assert json.loads(answer.as_numpy("TOLD")[0])["inputs"] == ["A"]
     assert json.loads(answer.as_numpy("TOLD")[0])["outputs"] == ["SUM", "TOLD"]
     assert answer.as_numpy("SUM").tolist() == [3.0]
-    with pytest.raises(InferenceServerException, match=r"expected between 1 and 2 inputs but got 1 .*missing required input\(s\) \['A'\]"):
+    with pytest.raises(
+        InferenceServerException,
+        match=r"expected between 1 and 2 inputs but got 1 .*missing required input\(s\) \['A'\]",
+    ):
         ask(place, door, "told", B=floats(1))
 
 

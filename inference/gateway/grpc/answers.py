@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from inference.errors import NotReady
@@ -9,6 +10,7 @@ from inference.gateway import classification, codec
 from inference.gateway.awaiting import Done
 from inference.gateway.calls import Call
 from inference.gateway.grpc import tensors, wire
+from inference.gateway.http2.headers import field
 from inference.gateway.parameters import Scalar
 from inference.gateway.shared_memory import Target
 from inference.protocol.messages import TensorHeader
@@ -104,6 +106,14 @@ def _special(call: Call, headers: list[TensorHeader], pieces: list[memoryview]) 
     return found
 
 
-def arm_metadata(done: Done) -> tuple[tuple[str, str], ...]:
-    """Who answered, and the id for feedback: the same headers as REST's; and the trace context, when one was given."""
-    return tuple((name.decode(), value.decode("latin-1")) for name, value in done.headers)
+def trailers_of(done: Done) -> bytes:
+    """Who answered, and the id for feedback, as header fields: the same as REST's headers; and the trace context, when
+    one was given.
+    """
+    who = done.variant.headers
+    return _who(tuple(who)) + b"".join([field(name, value) for name, value in done.headers[len(who) :]])
+
+
+@lru_cache(maxsize=1024)
+def _who(fields: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    return b"".join([field(name, value) for name, value in fields])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from inference.errors import InvalidInput
@@ -15,7 +15,7 @@ _BEARER = "bearer "
 @dataclass(slots=True)
 class Head:
     """timeout_ms: the shorter of `x-request-timeout-ms` and the call's deadline, 0 without either. version: of
-    `x-model-version`, None without it.
+    `x-model-version`, None without it. asked_timeout_ms: of `x-request-timeout-ms` alone.
     """
 
     credential: str
@@ -26,6 +26,11 @@ class Head:
     is_strict: bool = False
     version: str | None = None
     metadata: Sequence[tuple[str, str | bytes]] = ()
+    asked_timeout_ms: int = 0
+
+    def without_deadline(self) -> Head:
+        """The same, but for `timeout_ms`, which is what `x-request-timeout-ms` says alone."""
+        return replace(self, timeout_ms=self.asked_timeout_ms)
 
     @property
     def trace(self) -> tuple[str, str]:
@@ -55,7 +60,7 @@ def read(metadata: Sequence[tuple[str, str | bytes]], remaining_s: float | None)
     given: dict[str, Any] = dict(metadata)  # bytes only where a name ends in "-bin", which none of these does
     head = Head(credential_of(metadata), metadata=metadata)
     if "x-request-timeout-ms" in given:
-        head.timeout_ms = _timeout_ms(given["x-request-timeout-ms"])
+        head.timeout_ms = head.asked_timeout_ms = _timeout_ms(given["x-request-timeout-ms"])
     if remaining_s is not None:
         left_ms = max(1, int(min(remaining_s * 1e3, MAX_TIMEOUT_MS)))
         head.timeout_ms = min(head.timeout_ms, left_ms) if head.timeout_ms else left_ms

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from inference.errors import Forbidden, NotFound, Overloaded, Unauthenticated
+from inference.errors import Forbidden, Malformed, NotFound, Overloaded, Unauthenticated
 from inference.gateway.dataplane import DataPlane
-from inference.gateway.grpc import heads, wire
+from inference.gateway.grpc import wire
 from inference.gateway.grpc.describe import Describe
+from inference.gateway.grpc.tasks import StreamExchange
 from inference.protocol.proto import message
 
 SERVICE = "grpc.health.v1.Health"
@@ -45,25 +46,28 @@ class Health:
             raise NotFound("unknown service")
         return RESPONSE(status=status)
 
-    async def watch(self, data: bytes, context: Any) -> None:
+    async def watch(self, exchange: StreamExchange) -> None:
         """Sends the status, and again whenever it has changed, until the client leaves or the gateway is gone."""
-        request = wire.parse(REQUEST, data)
-        credential = heads.credential_of(context.invocation_metadata())
+        taken = await exchange.read()
+        if taken is None or not isinstance(taken.data, bytes):
+            raise Malformed("a watch names its service in one message")
+        request = wire.parse(REQUEST, taken.data)
+        credential = exchange.head.credential
         if self._watches >= MAX_WATCHES:
             raise Overloaded("Too many watches", retry_after_s=1.0)
         self._watches += 1
         try:
-            await self._tell(request.service, credential, context)
+            await self._tell(request.service, credential, exchange)
         finally:
             self._watches -= 1
 
-    async def _tell(self, service: str, credential: str, context: Any) -> None:
+    async def _tell(self, service: str, credential: str, exchange: StreamExchange) -> None:
         last = -1
         while True:
             status = self.status(service, credential)
             if status != last:
                 last = status
-                await context.write(RESPONSE(status=status).SerializeToString())
+                await exchange.write([RESPONSE(status=status).SerializeToString()])
             if self._plane.draining:
                 return
             await asyncio.sleep(WATCH_S)

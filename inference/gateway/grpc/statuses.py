@@ -3,48 +3,74 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NoReturn
-
-import grpc
+from enum import IntEnum
+from functools import lru_cache
+from urllib.parse import quote
 
 from inference.errors import SerinusError
+from inference.gateway.http2 import headers
 
 Metadata = tuple[tuple[str, str], ...]
 MAX_DETAIL_CHARS = 1000  # a client takes 8 KiB of trailers, and a character may become nine in there
 
-STATUSES: dict[str, grpc.StatusCode] = {
-    "invalid_request": grpc.StatusCode.INVALID_ARGUMENT,
-    "invalid_input": grpc.StatusCode.INVALID_ARGUMENT,
-    "context_length_exceeded": grpc.StatusCode.INVALID_ARGUMENT,
-    "malformed": grpc.StatusCode.INVALID_ARGUMENT,
-    "poison_input": grpc.StatusCode.INVALID_ARGUMENT,
-    "rejected": grpc.StatusCode.INVALID_ARGUMENT,
-    "unauthenticated": grpc.StatusCode.UNAUTHENTICATED,
-    "forbidden": grpc.StatusCode.PERMISSION_DENIED,
-    "not_found": grpc.StatusCode.NOT_FOUND,
-    "method_not_allowed": grpc.StatusCode.UNIMPLEMENTED,
-    "unsupported": grpc.StatusCode.UNIMPLEMENTED,
-    "unsupported_encoding": grpc.StatusCode.UNIMPLEMENTED,
-    "conflict": grpc.StatusCode.ABORTED,
-    "cancelled": grpc.StatusCode.CANCELLED,
-    "too_large": grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "rate_limited": grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "storage_full": grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "out_of_memory": grpc.StatusCode.RESOURCE_EXHAUSTED,
-    "overloaded": grpc.StatusCode.UNAVAILABLE,
-    "not_ready": grpc.StatusCode.UNAVAILABLE,
-    "replica_lost": grpc.StatusCode.UNAVAILABLE,
-    "sequence_lost": grpc.StatusCode.UNAVAILABLE,
-    "draining": grpc.StatusCode.UNAVAILABLE,
-    "deadline_exceeded": grpc.StatusCode.DEADLINE_EXCEEDED,
-    "internal": grpc.StatusCode.INTERNAL,
-    "model_failed": grpc.StatusCode.INTERNAL,
-    "invalid_output": grpc.StatusCode.INTERNAL,
+_UNQUOTED = "".join(chr(one) for one in range(0x20, 0x7F) if one != 0x25)
+
+
+class Status(IntEnum):
+    """gRPC's own."""
+
+    OK = 0
+    CANCELLED = 1
+    UNKNOWN = 2
+    INVALID_ARGUMENT = 3
+    DEADLINE_EXCEEDED = 4
+    NOT_FOUND = 5
+    ALREADY_EXISTS = 6
+    PERMISSION_DENIED = 7
+    RESOURCE_EXHAUSTED = 8
+    FAILED_PRECONDITION = 9
+    ABORTED = 10
+    OUT_OF_RANGE = 11
+    UNIMPLEMENTED = 12
+    INTERNAL = 13
+    UNAVAILABLE = 14
+    DATA_LOSS = 15
+    UNAUTHENTICATED = 16
+
+
+STATUSES: dict[str, Status] = {
+    "invalid_request": Status.INVALID_ARGUMENT,
+    "invalid_input": Status.INVALID_ARGUMENT,
+    "context_length_exceeded": Status.INVALID_ARGUMENT,
+    "malformed": Status.INVALID_ARGUMENT,
+    "poison_input": Status.INVALID_ARGUMENT,
+    "rejected": Status.INVALID_ARGUMENT,
+    "unauthenticated": Status.UNAUTHENTICATED,
+    "forbidden": Status.PERMISSION_DENIED,
+    "not_found": Status.NOT_FOUND,
+    "method_not_allowed": Status.UNIMPLEMENTED,
+    "unsupported": Status.UNIMPLEMENTED,
+    "unsupported_encoding": Status.UNIMPLEMENTED,
+    "conflict": Status.ABORTED,
+    "cancelled": Status.CANCELLED,
+    "too_large": Status.RESOURCE_EXHAUSTED,
+    "rate_limited": Status.RESOURCE_EXHAUSTED,
+    "storage_full": Status.RESOURCE_EXHAUSTED,
+    "out_of_memory": Status.RESOURCE_EXHAUSTED,
+    "overloaded": Status.UNAVAILABLE,
+    "not_ready": Status.UNAVAILABLE,
+    "replica_lost": Status.UNAVAILABLE,
+    "sequence_lost": Status.UNAVAILABLE,
+    "draining": Status.UNAVAILABLE,
+    "deadline_exceeded": Status.DEADLINE_EXCEEDED,
+    "internal": Status.INTERNAL,
+    "model_failed": Status.INTERNAL,
+    "invalid_output": Status.INTERNAL,
 }
 
 
-def status_of(error: SerinusError) -> grpc.StatusCode:
-    return STATUSES.get(error.code, grpc.StatusCode.INTERNAL)
+def status_of(error: SerinusError) -> Status:
+    return STATUSES.get(error.code, Status.INTERNAL)
 
 
 def detail_of(error: SerinusError) -> str:
@@ -60,7 +86,26 @@ def trailers_of(error: SerinusError) -> Metadata:
     return (code,) if after_s is None else (code, ("retry-after", str(max(1, math.ceil(after_s)))))
 
 
-async def abort(context: Any, error: SerinusError) -> NoReturn:
-    """Ends the call with the error's status."""
-    await context.abort(status_of(error), detail_of(error), trailers_of(error))
-    raise AssertionError("abort does not return")
+# -- header blocks ------------------------------------------------------------------------------------------------------
+
+BEGIN = headers.status(200) + headers.field(b"content-type", b"application/grpc")
+OK = headers.field(b"grpc-status", b"0")
+
+
+def block(error: SerinusError) -> bytes:
+    """The trailers that end a call with the error's status."""
+    words = quote(detail_of(error), safe=_UNQUOTED).encode()
+    ends = headers.field(b"grpc-status", b"%d" % status_of(error)) + headers.field(b"grpc-message", words)
+    return ends + fields(trailers_of(error))
+
+
+@lru_cache(maxsize=1024)
+def fields(metadata: Metadata) -> bytes:
+    """Metadata as header fields; what a value may not hold stands as a question mark."""
+    found = [headers.field(name.encode(), value.encode("ascii", "replace")) for name, value in metadata]
+    return b"".join(found)
+
+
+def plain(status: int) -> bytes:
+    """The answer to what is no gRPC call."""
+    return headers.status(status) + headers.field(b"content-length", b"0")

@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from typing import Any
-
-import grpc
 
 from inference.errors import Draining, SerinusError
 from inference.gateway.dataplane import DataPlane
-from inference.gateway.grpc import answers, heads, requests, statuses, wire
+from inference.gateway.grpc import answers, infer, requests, statuses, wire
 from inference.gateway.grpc.heads import Head
 from inference.gateway.grpc.infer import Reading, asked_of
+from inference.gateway.grpc.tasks import StreamExchange, Taken
 from inference.gateway.grpc.wire import Message, Raw
 from inference.gateway.shared_memory import Regions
 
@@ -37,9 +37,9 @@ class Streams:
     def __len__(self) -> int:
         return len(self._open)
 
-    async def answer(self, _requests: object, context: Any) -> None:
+    async def answer(self, exchange: StreamExchange) -> None:
         """Raises the SerinusError that ends the stream."""
-        stream = _Stream(self._plane, context, self._regions)
+        stream = _Stream(self._plane, exchange, self._regions)
         self._open.add(stream)
         try:
             await stream.run(self._closing)
@@ -48,9 +48,9 @@ class Streams:
 
 
 class _Stream:
-    def __init__(self, plane: DataPlane, context: Any, regions: Regions | None) -> None:
+    def __init__(self, plane: DataPlane, exchange: StreamExchange, regions: Regions | None) -> None:
         self._plane = plane
-        self._context = context
+        self._exchange = exchange
         self._regions = regions
         self._slots = asyncio.Semaphore(AT_ONCE)
         self._writing = asyncio.Lock()
@@ -62,8 +62,8 @@ class _Stream:
         """1. Reads until the client has said all, the gateway drains or a strict stream failed; 2. waits for what is
         under way; 3. a client that left has cancelled this, and with it all of that.
         """
-        head = heads.read(self._context.invocation_metadata(), None)
-        reading = asyncio.ensure_future(self._read(head))
+        # the stream's own deadline is no deadline of its requests
+        reading = asyncio.ensure_future(self._read(self._exchange.head.without_deadline()))
         ended = asyncio.ensure_future(closing.wait())
         try:
             first: list[asyncio.Future[Any]] = [reading, ended, self._broken]
@@ -83,26 +83,27 @@ class _Stream:
     async def _read(self, head: Head) -> None:
         while True:
             await self._slots.acquire()
-            data = await self._context.read()
-            if data is grpc.aio.EOF:
+            taken = await self._exchange.read()
+            if taken is None:
                 return
-            self._begin(data, head)
+            self._begin(taken, head)
 
-    def _begin(self, data: bytes, head: Head) -> None:
+    def _begin(self, taken: Taken, head: Head) -> None:
         """One request's task; in this order they reach the data plane."""
         name = ""
         parsed: tuple[Message, Raw] | SerinusError
         try:
-            parsed = wire.infer_request(data)
+            parsed = infer.read(taken.data)
             name = parsed[0].model_name
         except SerinusError as error:
             parsed = error
         task = asyncio.ensure_future(self._answer(parsed, head, self._last.get(name)))
         self._last[name] = task
         self._tasks.add(task)
-        task.add_done_callback(lambda done: self._ended(done, name))
+        task.add_done_callback(lambda done: self._ended(done, name, taken))
 
-    def _ended(self, task: asyncio.Task[None], name: str) -> None:
+    def _ended(self, task: asyncio.Task[None], name: str, taken: Taken) -> None:
+        taken.release()
         self._tasks.discard(task)
         self._slots.release()
         if self._last.get(name) is task:
@@ -126,7 +127,7 @@ class _Stream:
                 raise
             self._plane.refused(model, error)
             await _turn(before)
-            await self._write(answers.failed(identity, model, version, statuses.detail_of(error)))
+            await self._write([answers.failed(identity, model, version, statuses.detail_of(error))])
 
     async def _answers(self, request: Message, raw: Raw, head: Head, before: asyncio.Task[None] | None) -> None:
         asked = asked_of(self._plane, head, request)
@@ -148,9 +149,9 @@ class _Stream:
                     extra["feedback_id"] = done.feedback
                 await self._write(wire.streamed(answers.parts_of(done, extra)))
 
-    async def _write(self, data: bytes) -> None:
+    async def _write(self, parts: Sequence[bytes | memoryview]) -> None:
         async with self._writing:
-            await self._context.write(data)
+            await self._exchange.write(parts)
 
 
 async def _turn(before: asyncio.Task[None] | None) -> None:

@@ -22,7 +22,8 @@ Raw = Sequence[bytes | memoryview]
 FILES = ("model_config", "grpc_service")
 LARGE_BYTES = 64 << 10
 _BYTES, _FIXED64, _VARINT, _FIXED32 = 2, 1, 0, 5
-_RAW_INPUT, _RAW_OUTPUT, _STREAMED = 7, 6, 2
+_RAW_OUTPUT, _STREAMED = 6, 2
+RAW_INPUT_TAG = 7 << 3 | _BYTES
 
 
 def pool() -> Any:
@@ -65,28 +66,28 @@ def _cut(data: bytes) -> tuple[bytes, list[memoryview]] | None:
     raw: list[memoryview] = []
     while at < end:
         start = at
-        tag, at = _varint(data, at)
+        tag, at = varint(data, at)
         how = tag & 7
         if how == _BYTES:
-            size, at = _varint(data, at)
+            size, at = varint(data, at)
             begin, at = at, at + size
         elif how == _VARINT:
-            begin, at = at, _varint(data, at)[1]
+            begin, at = at, varint(data, at)[1]
         elif how in (_FIXED64, _FIXED32):
             begin, at = at, at + (8 if how == _FIXED64 else 4)
         else:
             return None
         if tag < 0 or not begin <= at <= end:
             return None
-        if tag == _RAW_INPUT << 3 | _BYTES:
+        if tag == RAW_INPUT_TAG:
             raw.append(view[begin:at])
         else:
             rest.append(view[start:at])
     return b"".join(rest), raw
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """(value, where it ends); value -1 and an end past the data where there is none."""
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    """(value, where it ends) of the number that begins at `at`; (-1, an end past the data) where there is none."""
     value = shift = 0
     for index in range(at, min(at + 10, len(data))):
         byte = data[index]
@@ -144,6 +145,6 @@ def raw_fields(parts: Sequence[memoryview]) -> list[bytes | memoryview]:
     return found
 
 
-def streamed(parts: Sequence[bytes | memoryview]) -> bytes:
-    """A ModelStreamInferResponse around the parts of a ModelInferResponse."""
-    return b"".join((_lead(_STREAMED, sum(len(part) for part in parts)), *parts))
+def streamed(parts: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
+    """A ModelStreamInferResponse around the parts of a ModelInferResponse, in pieces too."""
+    return [_lead(_STREAMED, sum(len(part) for part in parts)), *parts]

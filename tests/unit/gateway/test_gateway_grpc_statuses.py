@@ -1,12 +1,11 @@
 """Every error has its status."""
 
-from types import SimpleNamespace
-
 import grpc
 import pytest
+from hpack import Decoder
 
 from inference.errors import BY_CODE, InvalidInput, NotFound, Overloaded
-from inference.gateway.grpc import heads, statuses
+from inference.gateway.grpc import heads, spoken, statuses
 
 
 def test_every_code_has_a_status():
@@ -17,7 +16,7 @@ def test_an_error_says_when_to_come_back():
     assert statuses.trailers_of(Overloaded(retry_after_s=1.2)) == (("x-error-code", "overloaded"), ("retry-after", "2"))
     assert statuses.trailers_of(Overloaded()) == (("x-error-code", "overloaded"), ("retry-after", "1"))
     assert statuses.trailers_of(NotFound()) == (("x-error-code", "not_found"),)
-    assert statuses.status_of(Overloaded()) is grpc.StatusCode.UNAVAILABLE
+    assert statuses.status_of(Overloaded()).name == grpc.StatusCode.UNAVAILABLE.name
     assert len(statuses.detail_of(NotFound("x" * 9000))) == statuses.MAX_DETAIL_CHARS
 
 
@@ -49,13 +48,37 @@ def test_the_shorter_deadline_wins():
             heads.read([("x-request-timeout-ms", bad)], None)
 
 
-async def test_abort_hands_over_status_words_and_trailers():
-    seen = []
+def test_trailers_are_read_by_their_receiver():
+    error = NotFound("größer als 100 %\n")
+    block = statuses.BEGIN + statuses.block(error)
+    fields = dict(Decoder().decode(block))
+    assert fields == {
+        ":status": "200",
+        "content-type": "application/grpc",
+        "grpc-status": "5",
+        "grpc-message": "gr%C3%B6%C3%9Fer als 100 %25%0A",
+        "x-error-code": "not_found",
+    }
 
-    async def abort(*given):
-        seen.append(given)
-        raise RuntimeError("as grpc does")
 
-    with pytest.raises(RuntimeError):
-        await statuses.abort(SimpleNamespace(abort=abort), NotFound("gone"))
-    assert seen == [(grpc.StatusCode.NOT_FOUND, "gone", (("x-error-code", "not_found"),))]
+def test_the_numbers_are_grpcs():
+    assert {one.name: one.value for one in statuses.Status} == {one.name: one.value[0] for one in grpc.StatusCode}
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [(b"1H", 3600), (b"2M", 120), (b"30S", 30), (b"250m", 0.25), (b"9u", 9e-6), (b"99999999n", 0.1)],
+)
+def test_a_timeout_has_its_unit(given, seconds):
+    assert spoken.timeout_s(given) == pytest.approx(seconds, abs=1e-6)
+
+
+@pytest.mark.parametrize("given", [b"", b"1", b"S", b"-1S", b"1.5S", b"123456789S", b"1s"])
+def test_a_timeout_of_another_form_is_refused(given):
+    with pytest.raises(InvalidInput):
+        spoken.timeout_s(given)
+
+
+def test_metadata_are_the_callers_own():
+    fields = [(b"te", b"trailers"), (b"x-api-key", b"k"), (b"a-bin", b"AAE,/w"), (b"b", b"\xe9")]
+    assert spoken.metadata(fields) == [("x-api-key", "k"), ("a-bin", b"\0\1"), ("a-bin", b"\xff"), ("b", "\xe9")]

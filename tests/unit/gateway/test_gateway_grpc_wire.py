@@ -86,6 +86,6 @@ def test_an_answer_is_what_protobuf_writes(identity, outputs):
         wanted.outputs.add(name=name, datatype="FP32", shape=shape)
         wanted.raw_output_contents.append(data)
     assert wire.INFER_RESPONSE.FromString(b"".join(parts)) == wanted
-    streamed = wire.STREAM_RESPONSE.FromString(wire.streamed(parts))
+    streamed = wire.STREAM_RESPONSE.FromString(b"".join(wire.streamed(parts)))
     assert streamed.infer_response == wanted
     assert not streamed.error_message
