@@ -40,7 +40,8 @@ def text_of(words: str) -> str:
     try:
         json_format.Parse(words, found)
     except (json_format.ParseError, ValueError, RecursionError) as error:
-        raise Rejected(f"'config' is no JSON of a ModelConfig: {str(error)[:300]}", remedy=REMEDY) from error
+        why = str(error).partition("\n")[0]  # a list of all fields comes after it
+        raise Rejected(f"'config' is no JSON of a ModelConfig: {why[:300]}", remedy=REMEDY) from error
     return str(text_format.MessageToString(found))
 
 
