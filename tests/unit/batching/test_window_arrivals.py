@@ -6,7 +6,7 @@ from collections import Counter
 from math import inf
 
 import numpy as np
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from inference.batching.estimates import Arrivals
@@ -120,7 +120,11 @@ def test_the_order_within_a_priority_is_kept_and_a_higher_one_goes_first(came, l
         assert [one.rank[0] for one in batch] == sorted(one.rank[0] for one in batch)
 
 
+URGENT_BEHIND_A_CROWD = [(0.0, 1, 1, inf), (0.0003, 1, 1, inf), (0.0, 1, 1, 0.02), *[(0.0, 3, 1, inf)] * 4]
+
+
 @any_arrivals
+@example(came=URGENT_BEHIND_A_CROWD, largest=12, window_s=0.0, step=StepTime(0.004, 0.001))
 def test_no_deadline_is_missed_that_could_be_met(came, largest, window_s, step):
     machine, _ = played(came, largest, window_s, step)
     for at, changed_at, waiting, batch in machine.batches:
