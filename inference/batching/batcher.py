@@ -263,7 +263,8 @@ class Batcher:
         self._wake_by(wake_at, now)
 
     def _decide(self, oldest: Ticket, group: Group, now: float) -> Release | Wait:
-        rules = self._rules
+        rules, step = self._rules, self.step.value
+        is_late = now + step.of(min(group.rows, rules.max_batch_size)) > group.earliest_deadline
         waiting = Waiting(
             rows=group.rows,
             present_rows=self._line.rows + self._passes.rows,
@@ -271,8 +272,9 @@ class Batcher:
             earliest_deadline=group.earliest_deadline,
             preferred_rows=group.prefix(rules.preferred) if rules.preferred else 0,
             idle_lanes=len(self._passes.idle),
+            urgent_rows=group.rows_to_most_urgent() if is_late else 0,
         )
-        step, outlook = self.step.value, self._arrivals.outlook()
+        outlook = self._arrivals.outlook()
         return decide(waiting, rules=rules, step=step, outlook=outlook, idle_since=self._idle_since, now=now)
 
     def _earliest_waiting(self) -> float:

@@ -97,6 +97,15 @@ class Group:
         ticket = self._dues.first
         return inf if ticket is None else ticket.due
 
+    def rows_to_most_urgent(self) -> int:
+        """The rows of the first requests up to the one that is due first; 0 where none is due ever."""
+        rows, urgent = 0, self._dues.first
+        for ticket in self._line if urgent else ():
+            rows += ticket.rows if ticket.is_waiting else 0
+            if ticket is urgent:
+                break
+        return rows
+
     def drop(self, ticket: Ticket) -> None:
         ticket.is_waiting = False
         self.rows -= ticket.rows

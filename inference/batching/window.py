@@ -1,7 +1,7 @@
 """Decides when the waiting requests become a batch. Pure: values and a clock in, a value out.
 
 The law: a batch is released when it is full, when its oldest row has been held for the window, when waiting longer
-would miss the earliest deadline, or when waiting does not pay. The window counts from the oldest waiting request, but
+would miss the earliest deadline, or when waiting does not pay. Of rows that would miss it together, fewer are released. The window counts from the oldest waiting request, but
 not while the executor is busy: who came during a pass longer than the window would else always run without those who
 are answered at its end, and a closed loop of 32 clients would run as 1 and 31 for ever. Waiting pays while rows that were here a moment ago are
 still to come back (a closed loop of clients), they come quickly, and the time lost by those who wait stays below
@@ -87,7 +87,8 @@ class Waiting:
     """Rows that may run together, oldest first. present_rows counts all that are in the system, mergeable or not.
 
     preferred_rows: the largest preferred size with which the line begins, 0 for none. idle_lanes: executors that are
-    free to take them, side by side.
+    free to take them, side by side. urgent_rows: how many rows the line has up to the one that is due first; asked for
+    only where all of them together would miss its deadline, else 0.
     """
 
     rows: int
@@ -96,6 +97,7 @@ class Waiting:
     earliest_deadline: float = inf
     preferred_rows: int = 0
     idle_lanes: int = 1
+    urgent_rows: int = 0
 
 
 def decide(
@@ -108,9 +110,19 @@ def decide(
     if waiting.preferred_rows and now < min(slack_until, waiting.oldest_at + (rules.max_delay_s or inf)):
         return Release(min(waiting.preferred_rows, rules.max_batch_size))
     if waiting.rows >= rules.max_batch_size:
-        return Release(rules.max_batch_size)
+        return Release(_in_time(waiting, rules.max_batch_size, step, now))
     until = min(slack_until, _held_until(waiting, rules, step, outlook, idle_since))
-    return Wait(until) if until > now else Release(_share(waiting, rules, step))
+    return Wait(until) if until > now else Release(_in_time(waiting, _share(waiting, rules, step), step, now))
+
+
+def _in_time(waiting: Waiting, rows: int, step: StepTime, now: float) -> int:
+    """Fewer than `rows` where only so whoever is due first, being among them, is answered in time."""
+    left_s = waiting.earliest_deadline - now
+    urgent = waiting.urgent_rows
+    if not 0 < urgent < rows or step.of(rows) <= left_s or step.of(urgent) > left_s:
+        return rows
+    fitting = int((left_s - DEADLINE_MARGIN_S - step.fixed_s) / step.per_row_s)
+    return min(max(urgent, fitting), rows)
 
 
 def _held_until(waiting: Waiting, rules: Rules, step: StepTime, outlook: Outlook, idle_since: float) -> float:

@@ -81,3 +81,12 @@ def test_rows_are_shared_out_over_free_lanes_where_that_ends_sooner():
     crowd = Waiting(9, 9, 0.0, idle_lanes=2)
     assert run(Rules(16, 0.0), crowd, dear_rows, Outlook(), 0.0) == Release(5)
     assert run(Rules(16, 0.0), crowd, dear_pass, Outlook(), 0.0) == Release(9)
+
+
+def test_company_does_not_make_late_whoever_could_be_answered_in_time():
+    step, crowd = StepTime(0.004, 0.001), {"rows": 10, "present_rows": 10, "oldest_at": 0.0, "earliest_deadline": 0.03}
+    assert run(Rules(32, 0.0), Waiting(**crowd, urgent_rows=2), step, Outlook(), 0.0) == Release(6)
+    assert run(Rules(8, 0.0), Waiting(**crowd, urgent_rows=2), step, Outlook(), 0.0) == Release(6)
+    assert run(Rules(32, 0.0), Waiting(**crowd, urgent_rows=7), step, Outlook(), 0.0) == Release(7)
+    assert run(Rules(32, 0.0), Waiting(**crowd, urgent_rows=8), step, Outlook(), 0.0) == Release(10), "late in any case"
+    assert run(Rules(4, 0.0), Waiting(**crowd, urgent_rows=7), step, Outlook(), 0.0) == Release(4), "not among them"
