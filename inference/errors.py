@@ -14,11 +14,11 @@ class SerinusError(Exception):
 
     code: ClassVar[str] = "internal"
     retryable: ClassVar[bool] = False
+    is_counted: bool = False
 
     def __init__(self, message: str | None = None, *, retry_after_s: float | None = None) -> None:
         super().__init__(message or (type(self).__doc__ or "").strip())
         self.retry_after_s = retry_after_s
-        self.is_counted = False
 
     @property
     def message(self) -> str:
