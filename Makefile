@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run check form types contracts format unit test integration computing looking e2e bench bench-peers bench-peers-language soak proto clean
+.PHONY: help install run check form types contracts format unit test compiled integration computing looking e2e bench bench-peers bench-peers-language soak proto clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -81,7 +81,11 @@ test: $(VENV)/.installed-dev ## Every test: unit, integration, journeys, faults
 	$(MAKE) integration
 	$(MAKE) e2e
 
-integration: $(VENV)/.installed-dev ## The parts together, each for real
+# Hosts and houses would each begin with it, and be stopped before it is done.
+compiled: $(VENV)/.installed-dev
+	$(BIN)/python -m inference compile
+
+integration: compiled ## The parts together, each for real
 	$(MAKE) -j2 --output-sync=target computing looking
 
 computing: $(VENV)/.installed-dev
@@ -92,7 +96,7 @@ looking: $(VENV)/.installed-dev
 
 # Journeys mostly wait, so three processes walk them, each in a house of its own; those that look how soon something is
 # back (mark `alone`) walk alone.
-e2e: $(VENV)/.installed-dev ## The journeys through the real doors, the browser among them
+e2e: compiled ## The journeys through the real doors, the browser among them
 	$(PYTEST) tests/journeys -m "not alone" -n 3 $(FILES) $(AGAIN)
 	$(PYTEST) tests/journeys -m alone $(AGAIN)
 
