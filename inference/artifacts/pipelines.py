@@ -136,6 +136,8 @@ def _check_names(pipeline: Pipeline) -> None:
             raise _broken(f"tensor {shown(spec.name)} has the datatype {shown(spec.datatype)}, which there is not")
         if len(spec.shape) > MAX_RANK or any(size < -1 for size in spec.shape):
             raise _broken(f"tensor {shown(spec.name)} has a shape that is none: {spec.shape[:MAX_RANK]}")
+        if spec.optional:
+            raise _broken(f"tensor {shown(spec.name)} cannot be optional: a pipeline waits for all of its inputs")
 
 
 def _makers(pipeline: Pipeline) -> dict[str, PipelineStep | None]:
@@ -222,7 +224,8 @@ def _check_maps(step: PipelineStep, facts: StepFacts) -> None:
         for name in given:
             if name not in known:
                 raise _unfit(f"{where}: {version} has no {what} {shown(name)}; it has {_listed(known)}")
-    missing = sorted(inputs - step.input_map.keys())
+    needed = {spec.name for spec in facts.signature.inputs if not spec.optional}
+    missing = sorted(needed - step.input_map.keys())
     if missing:
         raise _unfit(f"{where}: {version} also needs its input {shown(missing[0])}")
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from inference.batching.ordering import Ended
 from inference.errors import SerinusError
+from inference.models.asked import said
 from inference.runtime.runner import Ran
 from inference.runtime.work import Arrays, Outcome, Scalar, Ticket
 
@@ -30,15 +31,21 @@ def results(
             continue
         outputs = restore(result, ticket.length) if restore else result
         waited_ns = int((began - ticket.arrived_at) * 1e9)
-        ended = Outcome(outputs, rows, waited_ns, infer_ns, ran.input_ns, ran.output_ns, parameters=_told(ticket))
+        ended = Outcome(
+            outputs, rows, waited_ns, infer_ns, ran.input_ns, ran.output_ns, parameters=_told(ticket, result)
+        )
         if ran.doubts is not None:
             ended.is_invalid = ran.doubts(ticket.wanted(outputs))
         found.append((ticket, ended))
     return found
 
 
-def _told(ticket: Ticket) -> dict[str, Scalar]:
-    """What an answer says beside its outputs: how many tokens its texts were, where a request asks for that."""
+def _told(ticket: Ticket, result: Arrays) -> Mapping[str, Scalar]:
+    """What an answer says beside its outputs: the model's own words, or how many tokens its texts were, where a request
+    asks for that.
+    """
+    if own := said(result):
+        return own
     if not ticket.parameters or not ticket.elements or ticket.parameters.get("count_tokens") is not True:
         return {}
     return {"tokens": ticket.elements}

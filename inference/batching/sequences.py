@@ -29,6 +29,7 @@ from inference.errors import (
     ReplicaLost,
     SerinusError,
 )
+from inference.models.asked import said
 from inference.protocol.messages import SequenceControl
 from inference.protocol.statistics import ModelStatistics
 from inference.runtime.runner import Ran
@@ -52,13 +53,15 @@ class Instance:
 @dataclass(frozen=True, slots=True)
 class SequenceBounds:
     """queue_limit: requests that may wait; hang_timeout_s: a pass longer than this is taken for hung.
-    buckets: batch sizes that the program is compiled for, ascending.
+    buckets: batch sizes that the program is compiled for, ascending. fills_slots: slots without a request are run too,
+    where a READY control tells the model so.
     """
 
     rules: SlotRules
     queue_limit: int = 1024
     hang_timeout_s: float = 30.0
     buckets: tuple[int, ...] = ()
+    fills_slots: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +103,7 @@ class SequenceBatcher:
         self._counts = Counts()
         self.step = StepEstimate()
         # Rows of slots that have no request go along where the model is told so by READY.
-        self._is_dense = bounds.rules.is_direct and feeder.has_ready
+        self._is_dense = bounds.fills_slots and bounds.rules.is_direct and feeder.has_ready
 
     @property
     def statistics(self) -> ModelStatistics:
@@ -332,7 +335,9 @@ class SequenceBatcher:
             return
         self._counts.answered(ticket, began, now, ran)
         waited_ns, infer_ns = nanoseconds(began - ticket.arrived_at), ran.infer_ns or nanoseconds(now - began)
-        ended = Outcome(result, len(ran.results), waited_ns, infer_ns, ran.input_ns, ran.output_ns)
+        ended = Outcome(
+            result, len(ran.results), waited_ns, infer_ns, ran.input_ns, ran.output_ns, parameters=said(result)
+        )
         if ran.doubts is not None:
             ended.is_invalid = ran.doubts(ticket.wanted(result))
         ticket.end(ended)

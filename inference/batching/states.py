@@ -69,7 +69,7 @@ class Feeder:
 
     def row(self, inputs: Arrays, memory: Arrays | None, flags: Flags) -> Arrays:
         """One row for the model. Without `memory`, or at a start, the state is the initial one."""
-        given = dict(inputs)
+        given = inputs.copy()
         for control, shape in self._controls:
             if control.kind == "correlation_id":
                 given[control.name] = _named(control, shape, flags.id)

@@ -28,6 +28,7 @@ from inference.errors import (
     ReplicaLost,
     SerinusError,
 )
+from inference.models.asked import said
 from inference.protocol.statistics import ModelStatistics
 from inference.runtime.runner import Ran, is_out_of_memory
 from inference.runtime.work import Arrays, Outcome, Scalar, Ticket
@@ -363,7 +364,7 @@ class Streamer:
         ticket = stream.ticket
         waited_ns = nanoseconds((stream.began or ticket.arrived_at) - ticket.arrived_at)
         is_invalid = self._doubts is not None and self._doubts(ticket.wanted(answer))
-        return Outcome(answer, ticket.rows, waited_ns, took_ns, is_invalid=is_invalid)
+        return Outcome(answer, ticket.rows, waited_ns, took_ns, parameters=said(answer), is_invalid=is_invalid)
 
 
 def _translated(error: BaseException) -> SerinusError:

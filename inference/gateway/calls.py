@@ -252,21 +252,25 @@ def _check_many(call: Call, model: str, signature: Signature) -> int | None:
             raise InvalidInput(f"input '{tensor.name}' already exists in request")
         found[tensor.name] = index
     if len(found) != len(known):
-        missing = _listed(name for name in known if name not in found)
-        raise InvalidInput(
-            f"expected {len(known)} inputs but got {len(found)} inputs for model '{model}'. Got input(s) {_listed(found)}, "
-            f"but missing required input(s) {missing}. Please provide all required input(s)."
-        )
-    order = [found[name] for name in known]
+        _check_missing(found, signature, model)
+    order = [found[name] for name in known if name in found]
     call.tensors = [call.tensors[index] for index in order]
     call.body = [call.body[index] for index in order]
-    batches = {
-        _check_tensor(tensor, spec, model, signature)
-        for tensor, spec in zip(call.tensors, signature.inputs, strict=True)
-    }
+    batches = {_check_tensor(tensor, known[tensor.name], model, signature) for tensor in call.tensors}
     if len(batches) > 1:
         raise InvalidInput(f"the inputs of a request for model '{model}' must have one batch size")
     return batches.pop() if batches else None
+
+
+def _check_missing(found: dict[str, int], signature: Signature, model: str) -> None:
+    missing = [spec.name for spec in signature.inputs if spec.name not in found and not spec.optional]
+    if missing:
+        needed = sum(not spec.optional for spec in signature.inputs)
+        expected = f"{needed}" if needed == len(signature.inputs) else f"between {needed} and {len(signature.inputs)}"
+        raise InvalidInput(
+            f"expected {expected} inputs but got {len(found)} inputs for model '{model}'. Got input(s) {_listed(found)}, "
+            f"but missing required input(s) {_listed(missing)}. Please provide all required input(s)."
+        )
 
 
 def _check_tensor(tensor: TensorHeader, spec: TensorSpec, model: str, signature: Signature) -> int | None:

@@ -79,7 +79,7 @@ class Link:
             Infer(
                 number, timeout_ms, call.tensors, call.outputs, call.parameters, call.priority, call.timeout_us,
                 call.sequence, call.traceparent, flight.key, block, at, 0 if room is None else number_of(room),
-                call.tracestate,
+                call.tracestate, call.id,
             ),
             0 if block else size,
         )  # fmt: skip

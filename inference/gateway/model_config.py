@@ -75,7 +75,7 @@ def _input(spec: TensorSpec, signature: Signature) -> dict[str, Any]:
         "dims": _dims(spec, signature),
         "is_shape_tensor": False,
         "allow_ragged_batch": False,
-        "optional": False,
+        "optional": spec.optional,
     }
 
 

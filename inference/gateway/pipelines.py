@@ -214,7 +214,7 @@ class Run:
             headers.append(TensorHeader(inner, header.datatype, header.shape, header.size_bytes))
             body.append(data)
         return dataclasses.replace(
-            self._flight.call, id="", tensors=headers, body=body, outputs=self._walk.asked(at), sequence=None
+            self._flight.call, tensors=headers, body=body, outputs=self._walk.asked(at), sequence=None
         )
 
     def _take(self, step: Step, answer: Answer, body: memoryview) -> list[str]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["LOADERS", "LoadContext", "Model", "load"]
 
 LANGUAGE = frozenset({Format.HF_DECODER, Format.GGUF})
+LOOKS_FOR_INPUTS = frozenset({Format.PYTHON, Format.TRITON_PYTHON})
 LOADERS: dict[Format, str] = {
     Format.ECHO: "inference.models.echo",
     Format.TORCH_EXPORT: "inference.models.on_torch.export",
@@ -65,6 +66,13 @@ def load(format: str, context: LoadContext) -> Model:  # noqa: A002 (the field's
     if format in LANGUAGE:
         return loader(context)
     model = shaped(_as_clients_see_it(loader, context), context)
+    optional = [spec.name for spec in model.signature.inputs if spec.optional]
+    if optional and format not in LOOKS_FOR_INPUTS:
+        raise Rejected(
+            f"inputs {optional} are optional, and a model of the format {format} takes all of its inputs",
+            remedy="declare them without optional, and send them in every request",
+            check="signature",
+        )
     if settings.bucket_lengths and format != Format.HF_ENCODER:
         return bucketed(model, settings.bucket_lengths)
     return model

@@ -78,7 +78,8 @@ class Model(Protocol):
 class RequestModel(Model, Protocol):
     """A model that is given the requests of a batch one by one and not stacked: it says `runs_requests = True`.
 
-    answers_anything: it may refuse an input that was made up from its signature, so no warm-up can prove it.
+    answers_anything: it may refuse an input that was made up from its signature, so no warm-up can prove it. Of requests
+    that came from outside it is given a `Request`, which says what else was said; it may answer with a `Response`.
     """
 
     runs_requests: bool
@@ -90,7 +91,9 @@ class RequestModel(Model, Protocol):
 
 
 class StreamingModel(Model, Protocol):
-    """A model whose settings say `decoupled`: a request may have any number of answers, none too."""
+    """A model whose settings say `decoupled`: a request may have any number of answers, none too. It may also have
+    `streams_per_instance`: how many of its generators run side by side on one instance, 1 unless it says so.
+    """
 
     def stream(self, inputs: Arrays, parameters: Mapping[str, Scalar]) -> Iterator[Arrays]:
         """One request's answers, one after another; each holds some of the signature's outputs, in any shape.

@@ -63,10 +63,16 @@ class Reshaped:
         self._model.close()
 
     def _in(self, arrays: Arrays) -> Arrays:
-        return {name: self._as(array, self._inner.get(name)) for name, array in arrays.items()}
+        return self._all(arrays, self._inner)
 
     def _out(self, arrays: Arrays) -> Arrays:
-        return {name: self._as(array, self._outer.get(name)) for name, array in arrays.items()}
+        return self._all(arrays, self._outer)
+
+    def _all(self, arrays: Arrays, shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
+        found = arrays.copy()
+        for name, array in arrays.items():
+            found[name] = self._as(array, shapes.get(name))
+        return found
 
     def _as(self, array: Any, shape: tuple[int, ...] | None) -> Any:
         if shape is None:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, cast
 import msgspec
 import numpy as np
 
-from inference.errors import Rejected
+from inference.errors import Rejected, SerinusError
 from inference.models import batch
-from inference.models.contract import LoadContext, Model, Scalar, StreamingModel
+from inference.models.contract import LoadContext, Model, RequestModel, Scalar, StreamingModel
 from inference.protocol.oip import DATATYPES, Signature, TensorSpec
 from inference.protocol.settings import RuntimeSettings, SequenceSettings, StateTensor
 from inference.protocol.signatures import hidden_outputs
@@ -88,11 +88,20 @@ class ShapedModel:
     def device_memory_bytes(self) -> int:
         return int(getattr(self._model, "device_memory_bytes", 0))
 
+    @property
+    def runs_requests(self) -> bool:
+        return bool(getattr(self._model, "runs_requests", False))
+
+    @property
+    def answers_anything(self) -> bool:
+        return bool(getattr(self._model, "answers_anything", False))
+
     def run(self, inputs: Arrays) -> Arrays:
-        outputs = self._model.run(self._given(inputs))
-        for name, axis in self._moved.items():
-            outputs[name] = np.moveaxis(outputs[name], axis, 0)
-        return outputs
+        return self._taken(self._model.run(self._given(inputs)))
+
+    def run_requests(self, requests: list[Arrays]) -> list[Arrays | SerinusError]:
+        found = cast("RequestModel", self._model).run_requests([self._given(request) for request in requests])
+        return [self._taken(one) if isinstance(one, dict) else one for one in found]
 
     def stream(self, inputs: Arrays, parameters: Mapping[str, Scalar]) -> Iterator[Arrays]:
         return cast("StreamingModel", self._model).stream(self._given(inputs), parameters)
@@ -100,8 +109,14 @@ class ShapedModel:
     def close(self) -> None:
         self._model.close()
 
+    def _taken(self, outputs: Arrays) -> Arrays:
+        for name, axis in self._moved.items():
+            outputs[name] = np.moveaxis(outputs[name], axis, 0)
+        return outputs
+
     def _given(self, inputs: Arrays) -> Arrays:
-        given = {**inputs, **self._constants}
+        given = inputs.copy()
+        given.update(self._constants)
         for name in self._repeated:
             given[name] = np.repeat(given[name], len(next(iter(inputs.values()))), axis=0)
         for name, axis in self._axes.items():

@@ -36,9 +36,10 @@ class Infer(msgspec.Struct, tag="infer", frozen=True, array_like=True):
     `outputs` names the wanted outputs, empty for all. `priority` 0 is the version's default, 1 the highest;
     BACKGROUND is behind all others, whether the version has priorities or not.
     `queue_timeout_us`: how long it may wait in the queue, where the queue's policy lets requests say so; 0: not said.
-    `traceparent`, `tracestate`: W3C trace context as it came, "" without any. `key`: the caller's key id, for fair queueing. `block`: the lent
-    block that the tensors lie in from byte `at` on, instead of the frame's body; 0: they are the body. `room`: the lent
-    block that the final answer's tensors may be written to; 0: there is none.
+    `traceparent`, `tracestate`: W3C trace context as it came, "" without any. `key`: the caller's key id, for fair
+    queueing. `block`: the lent block that the tensors lie in from byte `at` on, instead of the frame's body; 0: they are
+    the body. `room`: the lent block that the final answer's tensors may be written to; 0: there is none. `request_id`: the
+    client's own, for models that look at it.
     """
 
     id: int
@@ -55,6 +56,7 @@ class Infer(msgspec.Struct, tag="infer", frozen=True, array_like=True):
     at: int = 0
     room: int = 0
     tracestate: str = ""
+    request_id: str = ""
 
 
 class Cancel(msgspec.Struct, tag="cancel", frozen=True, array_like=True):

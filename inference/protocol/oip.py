@@ -29,12 +29,16 @@ MAX_RANK = 16
 MAX_TENSORS = 64
 
 
-class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One input or output of a model: -1 in `shape` is a free dimension; the batch dimension, if any, is first."""
+class TensorSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """One input or output of a model: -1 in `shape` is a free dimension; the batch dimension, if any, is first.
+
+    optional: an input that a request may leave out; only for models whose own code looks for it (Python).
+    """
 
     name: str
     datatype: str
     shape: list[int]
+    optional: bool = False
 
 
 class Signature(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -86,7 +86,7 @@ def _check_names(specs: dict[str, TensorSpec], model: str, headers: Sequence[Ten
             raise InvalidInput(f"unexpected inference input '{name}' for model '{model}'")
     if len(names) > MAX_TENSORS or len(set(names)) != len(names):
         raise InvalidInput(f"an input was given twice for model '{model}'")
-    missing = sorted(set(specs) - set(names))
+    missing = sorted(name for name in set(specs) - set(names) if not specs[name].optional)
     if missing:
         raise InvalidInput(
             f"expected {len(specs)} inputs but got {len(names)} inputs for model '{model}'. Missing: {missing}"

@@ -101,12 +101,12 @@ def _prepare(message: StartReplica, life: Lifecycle, control: Control, *, keep: 
     """1. Lays out. 2. Enters the sandbox. 3. Verifies. 4. Loads. 5. Warms."""
     spec = message.spec
     life.move(ReplicaPhase.LOADING)
+    settings = delayed(settings_from(spec.settings), os.environ)  # the sandbox has an environment of its own
     ground = lay_out(message.paths, spec.files)
     walls = ground.enter(device=spec.device, limits=_limits(message), keep=keep)
     control.listen()
     log.info("sandbox: %s", walls.describe())
     ground.verify()
-    settings = delayed(settings_from(spec.settings), os.environ)
     device = devices.select(spec.device, spec.device_memory_share, fake=message.is_fake_device)
     bounds = (spec.device_memory_bytes, spec.device_memory_share)
     log.info("device: %s, here %s; memory share %.4f", spec.device, device, spec.device_memory_share)
@@ -194,7 +194,8 @@ def _server(
         executor = executors.make(loaded.runner, settings, loaded.warm, on_hang=hung, model=spec.model)
     takes = loaded.language is None and executors.forgets_inputs(loaded.runner, settings)
     hello = Hello(spec.id, spec.generation, spec.model, spec.version, settings.queue_limit, takes)
-    return Server(Served(hello, signature), executor, memory)
+    tells = bool(getattr(loaded.runner.model, "runs_requests", False))
+    return Server(Served(hello, signature, tells), executor, memory)
 
 
 def _drainer(

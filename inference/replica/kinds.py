@@ -29,9 +29,12 @@ def stateful(runners: list[Runner], settings: RuntimeSettings, model: str, on_ha
     """For a version with `sequence`: each runner is an instance with slots of its own."""
     sequence, first = settings.sequence or SequenceSettings(), runners[0]
     alarm = Alarm(settings.hang_timeout_s + ALARM_GRACE_S)
+    # A model that is given requests one by one keeps its state by their correlation ids, and knows no slots.
+    by_request = bool(getattr(first.model, "runs_requests", False))
+    wholes = [runner.run_requests if by_request else partial(run_whole, runner) for runner in runners]
     instances = [
-        Instance(_under(alarm, lane, runner.run_requests), _under(alarm, lane, partial(run_whole, runner)))
-        for lane, runner in enumerate(runners)
+        Instance(_under(alarm, lane, runner.run_requests), _under(alarm, lane, whole))
+        for lane, (runner, whole) in enumerate(zip(runners, wholes, strict=True))
     ]
     feeder = Feeder(first.signature, sequence.controls, getattr(first.model, "states", []))
     bounds = SequenceBounds(
@@ -39,12 +42,15 @@ def stateful(runners: list[Runner], settings: RuntimeSettings, model: str, on_ha
         settings.queue_limit,
         settings.hang_timeout_s,
         tuple(first.signature.buckets),
+        fills_slots=not by_request,
     )
     return SequenceBatcher(model, instances, feeder, bounds, on_hang=on_hang)
 
 
 def decoupled(runner: Runner, settings: RuntimeSettings, on_hang: Callable[[], None]) -> Executor:
-    """For a version with `decoupled`: its `instances` are places for generators of one model."""
+    """For a version with `decoupled`: its `instances` are places for generators of one model, or for several of them where
+    the model says that most of what it does is waiting.
+    """
     alarm = Alarm(settings.hang_timeout_s + ALARM_GRACE_S)
 
     def busy(seconds: float) -> None:
@@ -60,10 +66,11 @@ def decoupled(runner: Runner, settings: RuntimeSettings, on_hang: Callable[[], N
             alarm.ended(place)
 
     outputs = frozenset(spec.name for spec in runner.signature.outputs)
+    places = settings.instances * int(getattr(runner.model, "streams_per_instance", 1))
     start = cast("StreamingModel", runner.model).stream
     return Streamer(
         _finite(start, runner) if runner.rejects_nonfinite else start,
-        StreamBounds(outputs, settings.instances, settings.queue_limit, settings.hang_timeout_s),
+        StreamBounds(outputs, places, settings.queue_limit, settings.hang_timeout_s),
         on_hang=on_hang,
         on_busy=busy,
         step_guard=step,

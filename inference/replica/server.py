@@ -11,6 +11,7 @@ import logging
 import os
 import socket
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +21,7 @@ from typing import cast
 import msgspec
 
 from inference.errors import ClientError, Draining, InvalidInput, Malformed, ModelFailed, SerinusError, ServerError
+from inference.models.asked import About, Request
 from inference.protocol.frames import MAX_BODY_BYTES, Decoder, encode, encode_head
 from inference.protocol.messages import (
     Answer,
@@ -55,10 +57,11 @@ LEAST_ROOM_BYTES = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """What is served here, and under which name."""
+    """What is served here, and under which name. tells: the model is given what callers say beside their inputs."""
 
     hello: Hello
     signature: Signature
+    tells: bool = False
 
     @property
     def model(self) -> str:
@@ -239,6 +242,8 @@ class Connection(asyncio.BufferedProtocol):
                 request.traceparent,
                 request.tracestate,
             )
+            if self._server.served.tells:
+                ticket.inputs = Request(inputs, _about(request, ticket))
             self._tickets[request.id] = ticket
             self._server.executor.submit(ticket)
         except BaseException as error:  # noqa: BLE001 (a boundary: whatever it is, its caller gets a typed fault)
@@ -341,3 +346,21 @@ class Connection(asyncio.BufferedProtocol):
         if self.unsent > MAX_UNSENT_BYTES:
             log.warning("a connection was cut: its peer does not read")
             self.cut()
+
+
+def _about(request: Infer, ticket: Ticket) -> About:
+    known = weakref.ref(ticket)  # the ticket holds its inputs, and these hold what is said here
+
+    def has_left() -> bool:
+        found = known()
+        return found is None or found.has_ended
+
+    return About(
+        request.request_id,
+        request.outputs,
+        request.parameters,
+        request.sequence,
+        request.queue_timeout_us,
+        request.traceparent,
+        has_left,
+    )

@@ -123,7 +123,7 @@ def rows_of(signature: Signature, arrays: Arrays) -> int:
 
     Raises InvalidInput when its inputs do not agree, or it has none or more than the largest batch.
     """
-    if not signature.max_batch_size:
+    if not signature.max_batch_size or (not arrays and all(spec.optional for spec in signature.inputs)):
         return 1
     found = {array.shape[0] if array.ndim else 0 for array in arrays.values()}
     if len(found) != 1:

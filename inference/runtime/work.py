@@ -46,7 +46,7 @@ class Outcome:
 Reply = Callable[["Ticket", "Outcome | SerinusError", bool], None]
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Ticket:
     """One request under way. `is_waiting` until it is taken into a batch, cancelled or expired; `has_ended` once its
     caller was told, or left. deadline, arrived_at: seconds of the monotonic clock.

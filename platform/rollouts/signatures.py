@@ -92,7 +92,11 @@ def _ways(stable: RuntimeSettings, candidate: RuntimeSettings) -> Iterator[_Find
 
 def _inputs(stable: Sequence[TensorSpec], candidate: Sequence[TensorSpec]) -> Iterator[_Finding]:
     yield from _kept("input", stable, candidate, _input_shape, gone=": requests that give it would be refused")
-    for name in sorted({spec.name for spec in candidate} - {spec.name for spec in stable}):
+    known = {spec.name: spec.optional for spec in stable}
+    for name in sorted(spec.name for spec in candidate if known.get(spec.name, True) and not spec.optional):
+        if name in known:
+            yield "breaking", f"input '{name}' may no longer be left out"
+            continue
         yield "breaking", f"input '{name}' is new: requests of today do not give it"
 
 

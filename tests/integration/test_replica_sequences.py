@@ -67,31 +67,13 @@ def golden():
 
 @pytest.fixture(scope="module")
 def session(vad):
-    """The package's own graph, untouched."""
-    import onnxruntime
-
-    from serinus.demo.vad import source
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(source()), options, providers=["CPUExecutionProvider"])
-
-
-def direct(session, frames):
-    """By onnxruntime alone: 64 samples of context, one speaker, frame by frame."""
-    state, context, found = np.zeros((2, 1, 128), "f4"), np.zeros((1, 64), "f4"), []
-    for frame in frames[:, None]:
-        given = {"input": np.concatenate([context, frame], 1), "state": state, "sr": np.array(16_000, "i8")}
-        probability, state = session.run(["output", "stateN"], given)
-        context = frame[:, -64:]
-        found.append(float(probability[0, 0]))
-    return np.array(found)
+    return sequences.silero_session()
 
 
 def test_32_speakers_at_once_get_what_each_gets_alone(serve, vad, session, speech, golden):
     folder, settings = vad
     assert len(speech) == len(golden) == 138
-    alone = direct(session, speech)
+    alone = sequences.silero_alone(session, speech)
     assert np.abs(alone - golden).max() < 1e-3
     wire = serve(folder, "onnx", settings).connect()
     chance, at = random.Random(7), dict.fromkeys(range(1, SPEAKERS + 1), 0)
@@ -116,7 +98,7 @@ def test_32_speakers_at_once_get_what_each_gets_alone(serve, vad, session, speec
         at = {speaker: step for speaker, step in at.items() if step < count}
     assert max(sizes) > 8
     for speaker, values in found.items():
-        expected = alone if speaker == 1 else direct(session, frames[speaker])
+        expected = alone if speaker == 1 else sequences.silero_alone(session, frames[speaker])
         assert np.abs(np.array(values) - expected).max() < 1e-5, speaker
     assert np.abs(np.array(found[1]) - golden).max() < 1e-3
     assert (np.array(found[1]) > 0.5).sum() == 88

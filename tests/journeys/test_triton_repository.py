@@ -194,20 +194,24 @@ def test_a_polled_folder_is_followed(tmp_path: Path) -> None:
     options = ("--model-repository", str(root), "--model-control-mode", "poll")
     x = np.ones((1, 4), np.float32)
 
-    def gives(factor: float) -> bool:
+    def gives(factor: float, name: str = "scaled") -> bool:
         try:
-            return bool(infer(house, "scaled", x=x).as_numpy("y").tolist() == [[factor] * 4])
+            return bool(infer(house, name, x=x).as_numpy("y").tolist() == [[factor] * 4])
         except Exception:
             return False
 
     with running_house(made(tmp_path / "house"), *options, SERINUS_REPOSITORY_POLL_S="1") as house:
         until("version 1 serves", lambda: gives(2.0), 90)
         triton.put(root, "scaled", None, {"2/model.onnx": triton.onnx_bytes(3.0)})
+        triton.put(root, "added", triton.ONNX_CONFIG, {"1/model.onnx": triton.onnx_bytes(4.0)})
         # Loaded first and then switched to: there is no moment without an answer.
         until("version 2 serves", lambda: infer(house, "scaled", x=x).as_numpy("y").tolist() == [[3.0] * 4], 90)
+        until("the model that was added serves", lambda: gives(4.0, "added"), 60)
+        triton.put(root, "added", None, {"1/model.onnx": triton.onnx_bytes(5.0)})
         triton.put(root, "scaled", None, {"3/model.onnx": b"this is no graph"})
         rejected = "/api/models/scaled/versions/?status=rejected"
         until("version 3 is rejected", lambda: house.ok("GET", rejected)["results"], 60)
+        until("what was changed in its place serves", lambda: gives(5.0, "added"), 60)
         assert gives(3.0), "what cannot be loaded takes nothing away"
         assert house.api("POST", "/v2/repository/models/scaled/unload", {}).status_code == 503
         shutil.rmtree(root / "scaled")

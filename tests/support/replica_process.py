@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import shutil
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from inference.host.preload import ENTRY
 from inference.protocol.child import (
     AdapterAt,
     AdaptersReport,
@@ -35,7 +37,7 @@ from inference.protocol.supervision import (
     ValidationSeen,
     ValidationSpec,
 )
-from tests.support.standby import standby
+from tests.support import standby as standbys
 
 
 class Wire:
@@ -97,6 +99,8 @@ class Replica:
         adapters: list[AdapterSpec] | None = None,
         name: str = "r1",
         threads: int = 1,
+        env: Mapping[str, str] | None = None,
+        model: str = "m",
     ) -> None:
         self.root = root
         self.adapters: list[AdapterSeen] = []
@@ -104,7 +108,7 @@ class Replica:
         spec = ReplicaSpec(
             name,
             1,
-            "m",
+            model,
             1,
             "d",
             format,
@@ -121,7 +125,9 @@ class Replica:
         self.listener.bind(self.path)
         self.listener.listen()
         ours, theirs = socket.socketpair()
-        self.process = standby().fork(message, [theirs.fileno(), self.listener.fileno()], root / "log")
+        self._own = standbys.Standby((ENTRY,), env) if env else None
+        server = self._own or standbys.standby()
+        self.process = server.fork(message, [theirs.fileno(), self.listener.fileno()], root / "log")
         theirs.close()
         self.control = Wire(ours, FromChild)
         ours.settimeout(90)  # a load on a machine that does much else
@@ -169,6 +175,8 @@ class Replica:
     def close(self) -> None:
         self.process.kill()
         self.process.wait()
+        if self._own is not None:
+            self._own.close()
         for wire in (self.control, *self.wires):
             wire.sock.close()
         self.listener.close()
@@ -181,7 +189,7 @@ def validated(root: Path, folder: Path, settings: dict[str, Any]) -> ValidationS
     spec = ValidationSpec("run", 1, "m", 1, "d", "", files, settings)
     message = StartValidation(spec, ChildPaths(str(root / "store"), str(root / "work")))
     ours, theirs = socket.socketpair()
-    process = standby().fork(message, [theirs.fileno()], root / "log")
+    process = standbys.standby().fork(message, [theirs.fileno()], root / "log")
     theirs.close()
     decoder: Decoder[Any] = Decoder(FromChild, max_body_bytes=0)
     seen: list[ValidationSeen] = []

@@ -34,6 +34,28 @@ def summing_onnx(folder: Path) -> Path:
     return folder
 
 
+def silero_alone(session: Any, frames: Any) -> Any:
+    """Speech probabilities by onnxruntime alone: 64 samples of context, one speaker, frame by frame."""
+    state, context, found = np.zeros((2, 1, 128), "f4"), np.zeros((1, 64), "f4"), []
+    for frame in frames[:, None]:
+        given = {"input": np.concatenate([context, frame], 1), "state": state, "sr": np.array(16_000, "i8")}
+        probability, state = session.run(["output", "stateN"], given)
+        context = frame[:, -64:]
+        found.append(float(probability[0, 0]))
+    return np.array(found)
+
+
+def silero_session() -> Any:
+    """The package's own graph, untouched."""
+    import onnxruntime
+
+    from serinus.demo.vad import source
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(str(source()), options, providers=["CPUExecutionProvider"])
+
+
 class SummingModel:
     """Keeps a sum for each row of its batch, as Triton's stateful backends do: START clears it, READY says who counts.
 

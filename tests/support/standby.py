@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from inference.host import newborn, preload, wire
@@ -64,7 +65,7 @@ class Child:
 class Standby:
     """A fork server, and what it tells."""
 
-    def __init__(self, modules: tuple[str, ...]) -> None:
+    def __init__(self, modules: tuple[str, ...], env: Mapping[str, str] | None = None) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="standby-"))
         ours, theirs = socket.socketpair()
         command = [
@@ -72,7 +73,9 @@ class Standby:
             *("--parent", str(os.getpid()), "--logs", str(self._folder), "--preload", ",".join(modules)),
         ]
         environment = child_environment(
-            os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}, home=self._folder, threads=1
+            os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"} | dict(env or {}),
+            home=self._folder,
+            threads=1,
         )
         with theirs, (self._folder / "forkserver.log").open("wb") as out:
             self._process = subprocess.Popen(

@@ -21,7 +21,6 @@ REASONS = {
     "model_metrics": "custom buckets of histograms are not built",
     "input.is_shape_tensor": "shape tensors belong to TensorRT",
     "input.allow_ragged_batch": "ragged batches are not built: pad in the client or the model",
-    "input.optional": "optional inputs are not built: every request holds all inputs",
     "input.is_non_linear_format_io": "non-linear formats belong to TensorRT",
     "output.is_shape_tensor": "shape tensors belong to TensorRT",
     "output.is_non_linear_format_io": "non-linear formats belong to TensorRT",
@@ -47,6 +46,21 @@ HINTS = {
     "sequence_batching.state.use_same_buffer_for_input_output",
     "input.format",
 }
+# What no ensemble has: Triton refuses some of it too, and the rest has nothing here that could honour it.
+NOT_FOR_ENSEMBLES = {
+    "input.optional": "an ensemble waits for all of its inputs",
+    "input.reshape": "reshape belongs to the models of its steps",
+    "output.reshape": "reshape belongs to the models of its steps",
+    "instance_group": "instances belong to the models of its steps",
+    "model_warmup": "warm-up belongs to the models of its steps",
+    "model_transaction_policy.decoupled": "an ensemble gives one answer a request",
+    "response_cache.enable": "answers are cached by step: enable it in the models of its steps",
+    "default_model_filename": "an ensemble has no file",
+    "parameters": "an ensemble has no code that could read them",
+    "optimization": "an ensemble has no graph of its own",
+}
+ALL_INPUTS = {"input.optional": "a graph takes all of its inputs: optional ones are for Python models"}
+BY_BACKEND = {"ensemble": NOT_FOR_ENSEMBLES, "onnxruntime": ALL_INPUTS, "pytorch": ALL_INPUTS}
 # Parameters by which Triton's own backends are tuned: they change no answer, and mean nothing elsewhere.
 HINT_PARAMETERS = {
     "onnxruntime": (
@@ -74,12 +88,13 @@ def refuse(path: str, reason: str) -> Rejected:
     )
 
 
-def check(config: Any) -> list[str]:
+def check(config: Any, backend: str) -> list[str]:
     """Notes on the hints that are set. Raises Rejected for the first field that is refused."""
     notes = []
+    reasons = REASONS | BY_BACKEND.get(backend, {})
     for path in dict.fromkeys(_paths(config, "")):
-        if path in REASONS:
-            raise refuse(path, REASONS[path])
+        if path in reasons:
+            raise refuse(path, reasons[path])
         if path in HINTS:
             notes.append(f"'{path}' is a hint that changes no answer: not used here")
     return notes
@@ -100,7 +115,12 @@ def _paths(found: Any, before: str) -> Iterator[str]:
     for field, value in found.ListFields():
         path = f"{before}{field.name}"
         yield path
-        if field.message_type is None or field.message_type.GetOptions().map_entry:
+        kind = field.message_type
+        if kind is None:
             continue
-        for one in value if field.is_repeated else (value,):
+        if kind.GetOptions().map_entry:
+            inside = value.values() if kind.fields_by_name["value"].message_type is not None else ()
+        else:
+            inside = value if field.is_repeated else (value,)
+        for one in inside:
             yield from _paths(one, f"{path}.")

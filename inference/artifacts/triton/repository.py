@@ -141,6 +141,8 @@ def _labelled(folder: Path, translated: Translated) -> Translated:
 def _file(folder: Path, name: str, field: str) -> Path:
     """The plain file `name` inside of `folder`, wherever links lead. Raises Rejected."""
     path, root = folder / name, folder.resolve()
+    if path.is_dir():
+        raise refuse(field, f"'{folder.name}/{name}' is a folder, with weights beside the graph: save it as one file")
     if not path.is_file():
         raise Rejected(
             f"{folder.name}/{name} is missing", remedy=f"It is named by '{field}' of config.pbtxt, or by default."

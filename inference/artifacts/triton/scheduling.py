@@ -104,6 +104,12 @@ def _state(given: Any) -> StateTensor:
         raise refuse(f"{path}.initial_state", f"'{given.input_name}' has more than one")
     dims, file = list(given.dims), ""
     for initial in given.initial_state:
+        if initial.data_type != given.data_type:
+            raise refuse(
+                f"{path}.initial_state.data_type", f"'{given.input_name}' begins with another type than it has"
+            )
+        if initial.WhichOneof("state_data") is None:
+            raise refuse(f"{path}.initial_state", f"'{given.input_name}' says neither zero_data nor data_file")
         dims = list(initial.dims) or dims
         if initial.WhichOneof("state_data") == "data_file":
             file = f"{STATE_FOLDER}/{initial.data_file}"

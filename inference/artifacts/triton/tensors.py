@@ -29,7 +29,12 @@ def specs(tensors: Sequence[Any], path: str, batched: bool) -> list[TensorSpec]:
         if not tensor.dims:
             raise refuse(f"{path}.dims", f"'{tensor.name}' must have at least one dimension")
     return [
-        TensorSpec(t.name, datatype(t.data_type, t, path), shape(t.dims, f"{path}.dims", batched=batched))
+        TensorSpec(
+            t.name,
+            datatype(t.data_type, t, path),
+            shape(t.dims, f"{path}.dims", batched=batched),
+            getattr(t, "optional", False),
+        )
         for t in tensors
     ]
 

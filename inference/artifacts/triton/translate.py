@@ -73,12 +73,12 @@ class Translated:
 def translate(config: Any, *, folder: str, files: Sequence[str] = ()) -> Translated:
     """The whole meaning of `config` for the model in `folder`, whose numbered folders hold `files`.
 
-    1. What is refused by name. 2. Backend and file. 3. Settings. 4. Where it runs. Raises Rejected naming the field.
+    1. Backend and file. 2. What is refused by name. 3. Settings. 4. Where it runs. Raises Rejected naming the field.
     """
-    notes = check(config)
     if config.name and config.name != folder:
         raise refuse("name", f"it is '{config.name}', and the model's folder is called '{folder}'")
     backend = backend_of(config, files)
+    notes = check(config, backend)
     notes += check_parameters(sorted(config.parameters), backend)
     settings = _settings(config, backend)
     device, replicas, instances, placed = _instances(config.instance_group)
@@ -106,6 +106,8 @@ def translate(config: Any, *, folder: str, files: Sequence[str] = ()) -> Transla
 def backend_of(config: Any, files: Sequence[str] = ()) -> str:
     """By backend, platform, or, where neither is said, the file that is there. Raises Rejected."""
     if config.HasField("ensemble_scheduling") or config.platform == "ensemble":
+        if config.platform not in ("", "ensemble") or config.backend:
+            raise refuse("ensemble_scheduling", "it is for the platform 'ensemble', which has no backend")
         if not config.ensemble_scheduling.step:
             raise refuse("ensemble_scheduling", "an ensemble has at least one step")
         return ENSEMBLE

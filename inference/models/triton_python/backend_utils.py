@@ -2,7 +2,7 @@
 
 Source of the names and meanings: the public documentation of Triton's Python backend. Tensors lie in host memory.
 """
-# ruff: noqa: ARG001 (the arguments are those that models pass)
+# ruff: noqa: ARG001, PLR0917 (the arguments, and their order, are those that models pass)
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from inference.models.triton_python.channel import FINAL, Channel
 from inference.models.triton_python.completion import ModelConfig
+from inference.models.triton_python.tensors import FROM_NUMPY, NUMPY, TO_NUMPY, Tensor, TritonModelException
 
 __all__ = [
     "TRITONSERVER_RESPONSE_COMPLETE_FINAL",
@@ -22,6 +23,7 @@ __all__ = [
     "InferenceResponse",
     "Logger",
     "ModelConfig",
+    "PreferredMemory",
     "Tensor",
     "TritonError",
     "TritonModelException",
@@ -34,19 +36,9 @@ TRITONSERVER_REQUEST_RELEASE_ALL = 1
 TRITONSERVER_REQUEST_RELEASE_RESCHEDULE = 2
 TRITONSERVER_MEMORY_CPU = 0
 TRITONSERVER_MEMORY_GPU = 1
-_NUMPY: dict[str, Any] = {
-    "TYPE_BOOL": np.bool_, "TYPE_UINT8": np.uint8, "TYPE_UINT16": np.uint16, "TYPE_UINT32": np.uint32,
-    "TYPE_UINT64": np.uint64, "TYPE_INT8": np.int8, "TYPE_INT16": np.int16, "TYPE_INT32": np.int32,
-    "TYPE_INT64": np.int64, "TYPE_FP16": np.float16, "TYPE_FP32": np.float32, "TYPE_FP64": np.float64,
-    "TYPE_STRING": np.object_,
-}  # fmt: skip
-TRITON_STRING_TO_NUMPY = dict(_NUMPY)
-TRITON_TO_NUMPY_TYPE = dict(enumerate(_NUMPY.values(), start=1))
-NUMPY_TO_TRITON_TYPE = {kind: number for number, kind in TRITON_TO_NUMPY_TYPE.items()} | {np.bytes_: 13}
-
-
-class TritonModelException(Exception):
-    """An error that a model raises, or that this module raises to it."""
+TRITON_STRING_TO_NUMPY = dict(NUMPY)
+TRITON_TO_NUMPY_TYPE = dict(TO_NUMPY)
+NUMPY_TO_TRITON_TYPE = dict(FROM_NUMPY)
 
 
 class TritonError:
@@ -65,53 +57,23 @@ class TritonError:
         return self._code
 
 
-class Tensor:
-    """A named array. Made from a numpy array, or from anything with `__dlpack__` by `from_dlpack`."""
+class PreferredMemory:
+    """Where a model would like another model's answers to lie. Here they lie in host memory."""
 
-    def __init__(self, name: str, array: Any) -> None:
-        if not isinstance(array, np.ndarray):
-            raise TritonModelException(f"Tensor '{name}' must be made from a numpy array, not {type(array).__name__}")
-        self._name = name
-        self._array = array
+    def __init__(self, preferred_memory_type: int, preferred_device_id: int = 0) -> None:
+        self.preferred_memory_type = preferred_memory_type
+        self.preferred_device_id = preferred_device_id
 
-    @staticmethod
-    def from_dlpack(name: str, tensor: Any) -> Tensor:
-        """From a tensor of another framework; one that lies on a GPU is copied to the host."""
-        if hasattr(tensor, "detach"):
-            tensor = tensor.detach().cpu().contiguous()
-        elif not hasattr(tensor, "__dlpack__"):
-            from torch.utils.dlpack import from_dlpack
 
-            tensor = from_dlpack(tensor).cpu().contiguous()
-        return Tensor(name, np.from_dlpack(tensor))
+class InferenceTrace:
+    """The request's trace context."""
 
-    def name(self) -> str:
-        return self._name
+    def __init__(self, traceparent: str = "") -> None:
+        self._traceparent = traceparent
 
-    def as_numpy(self) -> Any:
-        return self._array
-
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self._array.shape)
-
-    def triton_dtype(self) -> int:
-        return numpy_to_triton_type(self._array.dtype.type)
-
-    def is_cpu(self) -> bool:
-        return True
-
-    def to_dlpack(self) -> Any:
-        return self.__dlpack__()
-
-    def __dlpack__(self, **options: Any) -> Any:
-        array = self._array
-        if array.dtype == object:
-            raise TritonModelException(f"tensor '{self._name}' holds strings, which DLPack cannot carry")
-        # DLPack has no word for "read only", and what a frame brought may not be written to.
-        return (array if array.flags.writeable else array.copy()).__dlpack__(**options)
-
-    def __dlpack_device__(self) -> Any:
-        return self._array.__dlpack_device__()
+    def get_context(self) -> str | None:
+        """W3C trace context as JSON; None without any."""
+        return json.dumps({"traceparent": self._traceparent}) if self._traceparent else None
 
 
 class InferenceResponse:
@@ -125,7 +87,7 @@ class InferenceResponse:
     ) -> None:
         self._output_tensors = list(output_tensors)
         self._error = TritonError(str(error)) if isinstance(error, TritonModelException) else error
-        self._parameters = dict(parameters or {})
+        self.said = _checked(parameters)
 
     def output_tensors(self) -> list[Tensor]:
         return self._output_tensors
@@ -137,7 +99,7 @@ class InferenceResponse:
         return self._error
 
     def parameters(self) -> str:
-        return json.dumps(self._parameters)
+        return json.dumps(self.said)
 
 
 class InferenceResponseSender:
@@ -163,24 +125,26 @@ class InferenceRequest:
 
     def __init__(
         self,
-        model_name: str = "",
-        requested_output_names: Sequence[str] = (),
-        inputs: Sequence[Tensor] = (),
-        *,
         request_id: str = "",
         correlation_id: int | str = 0,
+        inputs: Sequence[Tensor] = (),
+        requested_output_names: Sequence[str] = (),
+        model_name: str = "",
         model_version: int = -1,
         flags: int = 0,
         timeout: int = 0,
+        preferred_memory: PreferredMemory | None = None,
+        trace: InferenceTrace | None = None,
         parameters: Mapping[str, Any] | None = None,
+        *,
         channel: Channel | None = None,
-        **others: Any,
     ) -> None:
-        self._model, self._version = model_name, model_version
-        self._outputs, self._inputs = list(requested_output_names), list(inputs)
         self._id, self._correlation_id = request_id, correlation_id
+        self._inputs, self._outputs = list(inputs), list(requested_output_names)
+        self._model, self._version = model_name, model_version
         self._flags, self._timeout = flags, timeout
-        self._parameters = dict(parameters or {})
+        self._trace = trace or InferenceTrace()
+        self._parameters = _checked(parameters)
         self._channel = channel or Channel()
 
     def inputs(self) -> list[Tensor]:
@@ -213,6 +177,9 @@ class InferenceRequest:
     def parameters(self) -> str:
         return json.dumps(self._parameters)
 
+    def trace(self) -> InferenceTrace:
+        return self._trace
+
     def is_cancelled(self) -> bool:
         return self._channel.is_cancelled
 
@@ -229,6 +196,14 @@ class InferenceRequest:
 
     def async_exec(self, decoupled: bool = False, execution_timeout: int = 0) -> NoReturn:
         self.exec(decoupled)
+
+
+def _checked(parameters: Mapping[str, Any] | None) -> dict[str, Any]:
+    found = dict(parameters or {})
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, bool | int | float | str):
+            raise TritonModelException(f"parameter {name!r} must be a text, a number, true or false")
+    return found
 
 
 class Logger:
@@ -321,6 +296,31 @@ class MetricFamily:
 
     def __init__(self, **options: Any) -> None:
         _not_built("custom metrics of a Python model")
+
+
+def serialize_byte_tensor(input_tensor: Any) -> Any:
+    """An object array of `bytes` or `str` as one uint8 array: each element is a u32 length and its bytes."""
+    parts = []
+    for one in np.asarray(input_tensor, dtype=object).ravel():
+        text = one.encode() if isinstance(one, str) else bytes(one)
+        parts += [len(text).to_bytes(4, "little"), text]
+    return np.frombuffer(b"".join(parts), dtype=np.uint8)
+
+
+def deserialize_bytes_tensor(encoded_tensor: bytes) -> Any:
+    """The other way: an object array of `bytes`, of one dimension."""
+    found, at, data = [], 0, bytes(encoded_tensor)
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "little")
+        found.append(data[at + 4 : at + 4 + size])
+        at += 4 + size
+    array = np.empty(len(found), dtype=object)
+    array[:] = found
+    return array
+
+
+def __getattr__(name: str) -> Any:
+    raise AttributeError(f"Serinus's triton_python_backend_utils has no '{name}': see docs/triton.md for what it has")
 
 
 def _not_built(what: str) -> NoReturn:

@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from inference.errors import ModelFailed, SerinusError
 
 FINAL = 1  # TRITONSERVER_RESPONSE_COMPLETE_FINAL
 STEP_S = 0.05
+LOOK_S = 0.5
+
+
+def _stays() -> bool:
+    return False
 
 
 class Channel:
-    """Answers of one request. `send` waits while `limit` answers lie unread; a reader that leaves frees it."""
+    """Answers of one request. `send` waits while `limit` answers lie unread; a reader that leaves frees it. left: says
+    whether whoever asked has left, even while nobody reads.
+    """
 
-    def __init__(self, limit: int = 16) -> None:
+    def __init__(self, limit: int = 16, left: Callable[[], bool] = _stays) -> None:
         self._answers: queue.Queue[Any] = queue.Queue(limit)
+        self._has_left = left
         self._left = threading.Event()
         self._closed = threading.Event()
 
     @property
     def is_cancelled(self) -> bool:
         """Whether the caller has left."""
-        return self._left.is_set()
+        return self._left.is_set() or self._has_left()
 
     @property
     def is_closed(self) -> bool:
@@ -53,13 +62,19 @@ class Channel:
 
     def answers(self, patience_s: float) -> Iterator[Any]:
         """Each response as it is sent, until the final one. Raises what `fail` was given, and ModelFailed when nothing
-        comes for `patience_s`.
+        comes for `patience_s`. It ends too when whoever asked has left.
         """
+        until = time.monotonic() + patience_s
         while True:
             try:
-                found = self._answers.get(timeout=patience_s)
+                found = self._answers.get(timeout=min(LOOK_S, max(0.0, until - time.monotonic())))
             except queue.Empty:
+                if self.is_cancelled:
+                    return
+                if time.monotonic() < until:
+                    continue
                 raise ModelFailed(f"the model sent no further answer within {patience_s:g} s") from None
+            until = time.monotonic() + patience_s
             if found is None:
                 return
             if isinstance(found, SerinusError):

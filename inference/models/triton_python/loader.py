@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
+import inspect
 import itertools
 import json
 import sys
+import time
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -27,12 +31,14 @@ if TYPE_CHECKING:
 
 UTILS = ("triton_python_backend_utils", "c_python_backend_utils")
 REMEDY = "model.py must define a class TritonPythonModel with execute(self, requests)"
+READY_S, READY_STEP_S = 60.0, 0.2
+PATIENCE = 0.9  # of the time after which a step is taken for hung: a silent request shall not cost the process
 current_folder = Path()
 _numbers = itertools.count(1)
 
 
 def load(context: LoadContext) -> TritonPythonModel:
-    """1. Config. 2. Import. 3. auto_complete_config where inputs or outputs are not declared. 4. initialize.
+    """1. Config. 2. Import. 3. auto_complete_config. 4. initialize. 5. is_ready, where the model has it.
 
     Raises Rejected when the model does not keep the agreement or fails in any of them.
     """
@@ -52,7 +58,7 @@ def load(context: LoadContext) -> TritonPythonModel:
         name=config.name,
         version=_number(path),
         decoupled=context.settings.decoupled,
-        patience_s=context.settings.hang_timeout_s,
+        patience_s=PATIENCE * context.settings.hang_timeout_s,
     )
 
 
@@ -71,7 +77,11 @@ def _imported(path: Path) -> Any:
     for folder in (path.parent, path.parent.parent):  # as Triton has it: the version's folder, then the model's
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
-    name = f"triton_python_model_{next(_numbers)}"
+    # A package around it, as Triton has it, so that `from . import other` finds what lies beside it.
+    package = ModuleType(f"triton_python_model_{next(_numbers)}")
+    package.__path__ = [str(path.parent)]
+    sys.modules[package.__name__] = package
+    name = f"{package.__name__}.{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
@@ -90,10 +100,10 @@ def _imported(path: Path) -> Any:
 def _signature(kind: Any, config: Any, context: LoadContext) -> tuple[Signature, Any]:
     """By the settings, else by config.pbtxt, else by the model's own auto_complete_config."""
     settings = context.settings
+    config = _completed(kind, config)
     if declared := declared_signature(settings):
+        _agrees(config, settings)
         return declared, config
-    if not (config.input and config.output):
-        config = _completed(kind, config)
     said = translate.translate(config, folder=config.name, files=[translate.FILES[translate.PYTHON]]).settings
     if said.decoupled != settings.decoupled:
         raise Rejected(
@@ -111,6 +121,16 @@ def _signature(kind: Any, config: Any, context: LoadContext) -> tuple[Signature,
     return declared, config
 
 
+def _agrees(config: Any, settings: RuntimeSettings) -> None:
+    """Raises Rejected where auto_complete_config says what would be passed over."""
+    if config.max_batch_size not in (0, settings.max_batch_size):
+        raise Rejected(
+            f"auto_complete_config sets max_batch_size {config.max_batch_size}, and {settings.max_batch_size} is declared",
+            remedy="write max_batch_size into config.pbtxt, beside the inputs and outputs",
+            check="signature",
+        )
+
+
 def _with(settings: RuntimeSettings, said: RuntimeSettings) -> RuntimeSettings:
     size = said.max_batch_size or settings.max_batch_size
     return msgspec.structs.replace(settings, inputs=said.inputs, outputs=said.outputs, max_batch_size=size)
@@ -122,6 +142,8 @@ def _completed(kind: Any, config: Any) -> Any:
         return config
     try:
         found = complete(ModelConfig(json.loads(configs.as_json(config))))
+        if not isinstance(found, ModelConfig):
+            raise TypeError(f"it must return the ModelConfig that it was given, not {type(found).__name__}")
         return json_format.ParseDict(_set(found.as_dict()), configs.empty())
     except Exception as error:
         raise _failed("the model", "in auto_complete_config", error) from error
@@ -154,9 +176,30 @@ def _started(kind: Any, arguments: dict[str, str]) -> Any:
         initialize = getattr(made, "initialize", None)
         if callable(initialize):
             initialize(arguments)
+        is_ready = _is_ready(made)
     except Exception as error:
         raise _failed("the model", "in initialize", error) from error
+    if not is_ready:
+        raise Rejected(
+            f"the model's is_ready() did not say True within {READY_S:g} s", remedy="see its log", check="load"
+        )
     return made
+
+
+def _is_ready(made: Any) -> bool:
+    """Asks a model that has `is_ready` until it says so, or for READY_S."""
+    asked = getattr(made, "is_ready", None)
+    until = time.monotonic() + READY_S
+    while callable(asked):
+        found = asked()
+        if inspect.iscoroutine(found):
+            found = asyncio.run(found)
+        if found:
+            break
+        if time.monotonic() > until:
+            return False
+        time.sleep(READY_STEP_S)
+    return True
 
 
 def _failed(what: str, where: str, error: Exception) -> Rejected:

@@ -89,6 +89,13 @@ BROKEN = {
         Pipeline(inputs=[tensor("raw", [-2])], outputs=[tensor("out")], steps=[step("a", "raw", "out")]),
         "tensor 'raw' has a shape that is none",
     ),
+    "an input that may be left out": (
+        Pipeline(
+            inputs=[msgspec.structs.replace(tensor("raw"), optional=True)], outputs=[tensor("out")],
+            steps=[step("a", "raw", "out")],
+        ),
+        "tensor 'raw' cannot be optional",
+    ),
 }  # fmt: skip
 
 
@@ -146,6 +153,13 @@ def test_free_sizes_fit_every_size_and_a_compiled_batch_is_free():
     fixed = StepFacts(1, signature([("x", [1, -1])], [("y", [1, 4])], batch=8))
     found = pipelines.check_steps(chain("a", "b"), facts(chain("a", "b"), a=fixed))
     assert found.max_batch_size == 8
+
+
+def test_a_step_may_be_left_without_an_optional_input():
+    given_signature = signature([("x", [-1, 4]), ("mask", [-1, 4])])
+    needed, optional = given_signature.inputs[0], msgspec.structs.replace(given_signature.inputs[1], optional=True)
+    loose = StepFacts(3, msgspec.structs.replace(given_signature, inputs=[needed, optional]))
+    assert pipelines.check_steps(AB, facts(AB, a=loose)).inputs
 
 
 def test_the_batch_is_what_all_steps_take_unless_the_author_says():

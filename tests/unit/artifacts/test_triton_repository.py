@@ -100,11 +100,12 @@ def test_a_link_that_leads_out_is_refused(tmp_path: Path) -> None:
     [
         (triton.ONNX_CONFIG, {}, "no version"),
         (triton.ONNX_CONFIG, {"1/other.onnx": b""}, "model.onnx is missing"),
+        (triton.ONNX_CONFIG, {"1/model.onnx/model.onnx": b""}, "save it as one file"),
         (triton.ONNX_CONFIG + "version_policy { specific { versions: 4 } }", {"1/model.onnx": b""}, "no version"),
         (None, {"1/model.bin": b""}, "'backend'"),
         (triton.ONNX_CONFIG.replace('name: "y"', 'name: "y" label_filename: "l"'), {"1/model.onnx": b""}, "is missing"),
     ],
-    ids=["no version", "no file", "policy", "unknown", "labels"],
+    ids=["no version", "no file", "in a folder", "policy", "unknown", "labels"],
 )
 def test_what_is_missing_is_named(
     tmp_path: Path, config: str | None, files: dict[str, str | bytes], words: str

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from inference.artifacts.manifest import settings_from
 from inference.artifacts.triton import config as configs
-from inference.artifacts.triton.refusals import HINTS, REASONS
+from inference.artifacts.triton.refusals import HINTS, NOT_FOR_ENSEMBLES, REASONS
 from inference.artifacts.triton.translate import CACHE_BYTES, Step, Translated, VersionPolicy, translate
 from inference.errors import Rejected
 from inference.protocol.oip import TensorSpec
@@ -238,7 +238,6 @@ ANY = {
     "model_metrics": "model_metrics { }",
     "input.is_shape_tensor": 'input { name: "z" data_type: TYPE_FP32 dims: 1 is_shape_tensor: true }',
     "input.allow_ragged_batch": 'input { name: "z" data_type: TYPE_FP32 dims: 1 allow_ragged_batch: true }',
-    "input.optional": 'input { name: "z" data_type: TYPE_FP32 dims: 1 optional: true }',
     "input.is_non_linear_format_io": 'input { name: "z" data_type: TYPE_FP32 dims: 1 is_non_linear_format_io: true }',
     "output.is_shape_tensor": 'output { name: "z" data_type: TYPE_FP32 dims: 1 is_shape_tensor: true }',
     "output.is_non_linear_format_io": 'output { name: "z" data_type: TYPE_FP32 dims: 1 is_non_linear_format_io: true }',
@@ -266,117 +265,213 @@ def test_every_refusal_has_its_example() -> None:
 @pytest.mark.parametrize("field", sorted(REASONS))
 def test_a_field_that_is_not_supported_is_refused_by_name(field: str) -> None:
     with pytest.raises(Rejected) as caught:
-        told(BASE + ANY[field])
+        told((ENSEMBLE_BASE if field.startswith("ensemble") else BASE) + ANY[field])
     assert caught.value.reason == f"field '{field}' of config.pbtxt is not supported: {REASONS[field]}"
 
 
-# Fields that are read. With what is refused and what is a hint, this is all of ModelConfig: nothing is passed over.
-READ = {
-    "name",
-    "platform",
-    "backend",
-    "version_policy",
-    "version_policy.latest",
-    "version_policy.latest.num_versions",
-    "version_policy.all",
-    "version_policy.specific",
-    "version_policy.specific.versions",
-    "max_batch_size",
-    "default_model_filename",
-    "input",
-    "input.name",
-    "input.data_type",
-    "input.dims",
-    "input.reshape",
-    "input.reshape.shape",
-    "output",
-    "output.name",
-    "output.data_type",
-    "output.dims",
-    "output.reshape",
-    "output.reshape.shape",
-    "output.label_filename",
-    "optimization",
-    "instance_group",
-    "instance_group.name",
-    "instance_group.kind",
-    "instance_group.count",
-    "instance_group.gpus",
-    "dynamic_batching",
-    "dynamic_batching.preferred_batch_size",
-    "dynamic_batching.max_queue_delay_microseconds",
-    "dynamic_batching.preserve_ordering",
-    "dynamic_batching.priority_levels",
-    "dynamic_batching.default_priority_level",
-    "dynamic_batching.default_queue_policy",
-    "dynamic_batching.priority_queue_policy",
-    "dynamic_batching.default_queue_policy.timeout_action",
-    "dynamic_batching.default_queue_policy.default_timeout_microseconds",
-    "dynamic_batching.default_queue_policy.allow_timeout_override",
-    "dynamic_batching.default_queue_policy.max_queue_size",
-    "sequence_batching",
-    "sequence_batching.direct",
-    "sequence_batching.oldest",
-    "sequence_batching.max_sequence_idle_microseconds",
-    "sequence_batching.direct.max_queue_delay_microseconds",
-    "sequence_batching.direct.minimum_slot_utilization",
-    "sequence_batching.oldest.max_candidate_sequences",
-    "sequence_batching.oldest.preferred_batch_size",
-    "sequence_batching.oldest.max_queue_delay_microseconds",
-    "sequence_batching.oldest.preserve_ordering",
-    "sequence_batching.control_input",
-    "sequence_batching.control_input.name",
-    "sequence_batching.control_input.control",
-    "sequence_batching.control_input.control.kind",
-    "sequence_batching.control_input.control.int32_false_true",
-    "sequence_batching.control_input.control.fp32_false_true",
-    "sequence_batching.control_input.control.bool_false_true",
-    "sequence_batching.control_input.control.data_type",
-    "sequence_batching.state",
-    "sequence_batching.state.input_name",
-    "sequence_batching.state.output_name",
-    "sequence_batching.state.data_type",
-    "sequence_batching.state.dims",
-    "sequence_batching.state.initial_state",
-    "sequence_batching.state.initial_state.data_type",
-    "sequence_batching.state.initial_state.dims",
-    "sequence_batching.state.initial_state.zero_data",
-    "sequence_batching.state.initial_state.data_file",
-    "sequence_batching.state.initial_state.name",
-    "ensemble_scheduling",
-    "ensemble_scheduling.step",
-    "ensemble_scheduling.max_inflight_requests",
-    "ensemble_scheduling.step.model_name",
-    "ensemble_scheduling.step.model_version",
-    "ensemble_scheduling.step.input_map",
-    "ensemble_scheduling.step.output_map",
-    "parameters",
-    "model_warmup",
-    "model_warmup.name",
-    "model_warmup.batch_size",
-    "model_warmup.inputs",
-    "model_warmup.count",
-    "model_transaction_policy",
-    "model_transaction_policy.decoupled",
-    "response_cache",
-    "response_cache.enable",
-}
+# Every field that is read, as two configs that differ in it alone: what is read makes a difference.
+GROUP = "instance_group { kind: KIND_GPU count: 2 %s }"
+DYNAMIC = "dynamic_batching { %s }"
+POLICY = "dynamic_batching { default_queue_policy { %s } }"
+LEVELS = "dynamic_batching { priority_levels: 3 default_priority_level: 2 %s }"
+LEVEL_POLICY = LEVELS % "priority_queue_policy { key: 1 value { %s } }"
+DIRECT = "sequence_batching { direct { %s } }"
+OLDEST = "sequence_batching { oldest { %s } }"
+CONTROL = 'sequence_batching { control_input { name: "%s" control { %s } } }'
+STATE = 'sequence_batching { state { input_name: "a" output_name: "b" data_type: TYPE_FP32 dims: 2 %s } }'
+INITIAL = "initial_state { data_type: TYPE_FP32 dims: 2 %s }"
+START_CONTROL = "kind: CONTROL_SEQUENCE_START "
+STEP = """ensemble_scheduling { %s step { model_name: "%s" model_version: %s
+  input_map { key: "%s" value: "x" } output_map { key: "%s" value: "y" } } }"""
+ENSEMBLE_BASE = 'platform: "ensemble" max_batch_size: 8\n' + X + Y
+WARM = 'model_warmup { name: "%s" %s inputs { key: "%s" value { data_type: %s dims: %s %s } } }'
+ZERO = "zero_data: true"
+PYTHON_BASE = 'backend: "python" max_batch_size: 8\n' + X + Y
 
 
-def _all_paths(kind: Any, before: str = "") -> set[str]:
+def _input(more: str = "", name: str = "x", kind: str = "TYPE_FP32", dims: int = 4) -> str:
+    return f'backend: "python" input {{ name: "{name}" data_type: {kind} dims: {dims} {more} }} {Y}'
+
+
+def _output(more: str = "", name: str = "y", kind: str = "TYPE_FP32", dims: int = 2) -> str:
+    return f'backend: "python" output {{ name: "{name}" data_type: {kind} dims: {dims} {more} }} {X}'
+
+
+MATRIX = {
+    "platform": ('platform: "onnxruntime_onnx"' + X + Y, 'platform: "pytorch_libtorch"' + X + Y),
+    "backend": ('backend: "onnxruntime"' + X + Y, 'backend: "python"' + X + Y),
+    "version_policy.latest.num_versions": (BASE, BASE + "version_policy { latest { num_versions: 2 } }"),
+    "version_policy.all": (BASE, BASE + "version_policy { all { } }"),
+    "version_policy.specific.versions": (BASE, BASE + "version_policy { specific { versions: 3 } }"),
+    "max_batch_size": (BASE, BASE.replace("8", "4")),
+    "default_model_filename": (BASE, BASE + 'default_model_filename: "net.onnx"'),
+    "input.name": (_input(), _input(name="z")),
+    "input.data_type": (_input(), _input(kind="TYPE_INT8")),
+    "input.dims": (_input(), _input(dims=5)),
+    "input.optional": (_input(), _input("optional: true")),
+    "input.reshape.shape": (_input(), _input("reshape { shape: [ 2, 2 ] }")),
+    "output.name": (_output(), _output(name="z")),
+    "output.data_type": (_output(), _output(kind="TYPE_STRING")),
+    "output.dims": (_output(), _output(dims=5)),
+    "output.reshape.shape": (_output(), _output("reshape { shape: [ 2, 1 ] }")),
+    "output.label_filename": (_output(), _output('label_filename: "l.txt"')),
+    "instance_group.kind": (BASE + GROUP % "", BASE + "instance_group { kind: KIND_CPU count: 2 }"),
+    "instance_group.count": (BASE + GROUP % "", BASE + GROUP.replace("2", "3") % ""),
+    "instance_group.gpus": (BASE + GROUP % "", BASE + GROUP % "gpus: [ 0, 1 ]"),
+    "dynamic_batching.preferred_batch_size": (BASE + DYNAMIC % "", BASE + DYNAMIC % "preferred_batch_size: 4"),
+    "dynamic_batching.max_queue_delay_microseconds": (BASE, BASE + DYNAMIC % "max_queue_delay_microseconds: 9"),
+    "dynamic_batching.preserve_ordering": (BASE, BASE + DYNAMIC % "preserve_ordering: true"),
+    "dynamic_batching.priority_levels": (BASE + LEVELS % "", BASE + LEVELS.replace("3", "4") % ""),
+    "dynamic_batching.default_priority_level": (BASE + LEVELS % "", BASE + LEVELS.replace(": 2", ": 1") % ""),
+    "dynamic_batching.default_queue_policy.timeout_action": (BASE, BASE + POLICY % "timeout_action: DELAY"),
+    "dynamic_batching.default_queue_policy.default_timeout_microseconds": (
+        BASE, BASE + POLICY % "default_timeout_microseconds: 7"),
+    "dynamic_batching.default_queue_policy.allow_timeout_override": (
+        BASE, BASE + POLICY % "allow_timeout_override: true"),
+    "dynamic_batching.default_queue_policy.max_queue_size": (BASE, BASE + POLICY % "max_queue_size: 7"),
+    "dynamic_batching.priority_queue_policy.timeout_action": (
+        BASE + LEVELS % "", BASE + LEVEL_POLICY % "timeout_action: DELAY"),
+    "dynamic_batching.priority_queue_policy.default_timeout_microseconds": (
+        BASE + LEVELS % "", BASE + LEVEL_POLICY % "default_timeout_microseconds: 7"),
+    "dynamic_batching.priority_queue_policy.allow_timeout_override": (
+        BASE + LEVELS % "", BASE + LEVEL_POLICY % "allow_timeout_override: true"),
+    "dynamic_batching.priority_queue_policy.max_queue_size": (
+        BASE + LEVELS % "", BASE + LEVEL_POLICY % "max_queue_size: 7"),
+    "sequence_batching.max_sequence_idle_microseconds": (
+        BASE + DIRECT % "", BASE + "sequence_batching { max_sequence_idle_microseconds: 7 }"),
+    "sequence_batching.direct.max_queue_delay_microseconds": (
+        BASE + DIRECT % "", BASE + DIRECT % "max_queue_delay_microseconds: 7"),
+    "sequence_batching.direct.minimum_slot_utilization": (
+        BASE + DIRECT % "", BASE + DIRECT % "minimum_slot_utilization: 0.5"),
+    "sequence_batching.oldest.max_candidate_sequences": (
+        BASE + OLDEST % "", BASE + OLDEST % "max_candidate_sequences: 7"),
+    "sequence_batching.oldest.preferred_batch_size": (BASE + OLDEST % "", BASE + OLDEST % "preferred_batch_size: 7"),
+    "sequence_batching.oldest.max_queue_delay_microseconds": (
+        BASE + OLDEST % "", BASE + OLDEST % "max_queue_delay_microseconds: 7"),
+    "sequence_batching.oldest.preserve_ordering": (BASE + OLDEST % "", BASE + OLDEST % "preserve_ordering: true"),
+    "sequence_batching.control_input.name": (
+        BASE + CONTROL % ("S", START_CONTROL + "int32_false_true: [ 0, 1 ]"),
+        BASE + CONTROL % ("T", START_CONTROL + "int32_false_true: [ 0, 1 ]")),
+    "sequence_batching.control_input.control.kind": (
+        BASE + CONTROL % ("S", START_CONTROL + "int32_false_true: [ 0, 1 ]"),
+        BASE + CONTROL % ("S", "kind: CONTROL_SEQUENCE_END int32_false_true: [ 0, 1 ]")),
+    "sequence_batching.control_input.control.int32_false_true": (
+        BASE + CONTROL % ("S", START_CONTROL + "int32_false_true: [ 0, 1 ]"),
+        BASE + CONTROL % ("S", START_CONTROL + "int32_false_true: [ 0, 2 ]")),
+    "sequence_batching.control_input.control.fp32_false_true": (
+        BASE + CONTROL % ("S", START_CONTROL + "int32_false_true: [ 0, 1 ]"),
+        BASE + CONTROL % ("S", START_CONTROL + "fp32_false_true: [ 0, 1 ]")),
+    "sequence_batching.control_input.control.bool_false_true": (
+        BASE + CONTROL % ("S", START_CONTROL + "int32_false_true: [ 0, 1 ]"),
+        BASE + CONTROL % ("S", START_CONTROL + "bool_false_true: [ false, true ]")),
+    "sequence_batching.control_input.control.data_type": (
+        BASE + CONTROL % ("S", "kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_STRING"),
+        BASE + CONTROL % ("S", "kind: CONTROL_SEQUENCE_CORRID data_type: TYPE_UINT64")),
+    "sequence_batching.state.input_name": (BASE + STATE % "", BASE + (STATE % "").replace('"a"', '"c"')),
+    "sequence_batching.state.output_name": (BASE + STATE % "", BASE + (STATE % "").replace('"b"', '"c"')),
+    "sequence_batching.state.data_type": (BASE + STATE % "", BASE + (STATE % "").replace("FP32", "FP64")),
+    "sequence_batching.state.dims": (BASE + STATE % "", BASE + (STATE % "").replace("dims: 2", "dims: 3")),
+    "sequence_batching.state.initial_state.data_type": (
+        BASE + STATE % INITIAL % ZERO, BASE + STATE % INITIAL.replace("FP32", "FP64") % ZERO),
+    "sequence_batching.state.initial_state.dims": (
+        BASE + STATE % INITIAL % ZERO, BASE + STATE % INITIAL.replace("dims: 2", "dims: 3") % ZERO),
+    "sequence_batching.state.initial_state.zero_data": (BASE + STATE % INITIAL % ZERO, BASE + STATE % INITIAL % ""),
+    "sequence_batching.state.initial_state.data_file": (
+        BASE + STATE % INITIAL % ZERO, BASE + STATE % INITIAL % 'data_file: "f"'),
+    "ensemble_scheduling.max_inflight_requests": (
+        ENSEMBLE_BASE + STEP % ("", "m", 1, "i", "o"),
+        ENSEMBLE_BASE + STEP % ("max_inflight_requests: 3", "m", 1, "i", "o")),
+    "ensemble_scheduling.step.model_name": (
+        ENSEMBLE_BASE + STEP % ("", "m", 1, "i", "o"), ENSEMBLE_BASE + STEP % ("", "n", 1, "i", "o")),
+    "ensemble_scheduling.step.model_version": (
+        ENSEMBLE_BASE + STEP % ("", "m", 1, "i", "o"), ENSEMBLE_BASE + STEP % ("", "m", -1, "i", "o")),
+    "ensemble_scheduling.step.input_map": (
+        ENSEMBLE_BASE + STEP % ("", "m", 1, "i", "o"), ENSEMBLE_BASE + STEP % ("", "m", 1, "j", "o")),
+    "ensemble_scheduling.step.output_map": (
+        ENSEMBLE_BASE + STEP % ("", "m", 1, "i", "o"), ENSEMBLE_BASE + STEP % ("", "m", 1, "i", "p")),
+    "parameters.string_value": (PYTHON_BASE, PYTHON_BASE + 'parameters { key: "k" value { string_value: "v" } }'),
+    "model_warmup.name": (
+        BASE + WARM % ("w", "", "x", "TYPE_FP32", 4, ZERO), BASE + WARM % ("v", "", "x", "TYPE_FP32", 4, ZERO)),
+    "model_warmup.batch_size": (
+        BASE + WARM % ("w", "", "x", "TYPE_FP32", 4, ZERO),
+        BASE + WARM % ("w", "batch_size: 2", "x", "TYPE_FP32", 4, ZERO)),
+    "model_warmup.count": (
+        BASE + WARM % ("w", "", "x", "TYPE_FP32", 4, ZERO), BASE + WARM % ("w", "count: 2", "x", "TYPE_FP32", 4, ZERO)),
+    "model_warmup.inputs.data_type": (
+        BASE + WARM % ("w", "", "x", "TYPE_FP32", 4, ZERO), BASE + WARM % ("w", "", "x", "TYPE_FP64", 4, ZERO)),
+    "model_warmup.inputs.dims": (
+        BASE + WARM % ("w", "", "x", "TYPE_FP32", 4, ZERO), BASE + WARM % ("w", "", "x", "TYPE_FP32", 5, ZERO)),
+    "model_warmup.inputs.zero_data": (
+        BASE + WARM % ("w", "", "x", "TYPE_FP32", 4, ZERO), BASE + WARM % ("w", "", "x", "TYPE_FP32", 4, "")),
+    "model_warmup.inputs.random_data": (
+        BASE + WARM % ("w", "", "x", "TYPE_FP32", 4, ZERO),
+        BASE + WARM % ("w", "", "x", "TYPE_FP32", 4, "random_data: true")),
+    "model_warmup.inputs.input_data_file": (
+        BASE + WARM % ("w", "", "x", "TYPE_FP32", 4, ZERO),
+        BASE + WARM % ("w", "", "x", "TYPE_FP32", 4, 'input_data_file: "f"')),
+    "model_transaction_policy.decoupled": (BASE, BASE + "model_transaction_policy { decoupled: true }"),
+    "response_cache.enable": (BASE, BASE + "response_cache { enable: true }"),
+}  # fmt: skip
+# What only names a thing for whoever reads the file.
+LABELS = {"name", "instance_group.name", "sequence_batching.state.initial_state.name"}
+
+
+@pytest.mark.parametrize("field", sorted(MATRIX))
+def test_what_is_read_makes_a_difference_or_is_refused_by_name(field: str) -> None:
+    one, other = MATRIX[field]
+    before, after = _meaning(one), _meaning(other)
+    assert before != after
+    assert isinstance(before, dict), before
+    assert isinstance(after, dict) or field.rpartition(".")[0] in after
+
+
+def _meaning(text: str) -> dict[str, Any] | str:
+    """Without the notes; of what is refused, why."""
+    try:
+        found: dict[str, Any] = msgspec.to_builtins(told(text))
+    except Rejected as error:
+        return error.reason
+    return found | {"notes": ()}
+
+
+def _leaves(kind: Any, before: str = "") -> set[str]:
+    """Every field of the definition that holds a value, those inside maps too; a refused or hinted one as a whole."""
     found = set()
     for field in kind.fields:
         path = f"{before}{field.name}"
-        found.add(path)
         inner = field.message_type
-        if inner is not None and not inner.GetOptions().map_entry and path not in REASONS and path not in HINTS:
-            found |= _all_paths(inner, f"{path}.")
+        if inner is not None and inner.GetOptions().map_entry:
+            inner = inner.fields_by_name["value"].message_type
+        if inner is None or path in REASONS or path in HINTS or not inner.fields:
+            found.add(path)
+        else:
+            found |= _leaves(inner, f"{path}.")
     return found
 
 
 def test_no_field_of_the_public_definition_is_passed_over() -> None:
-    paths = _all_paths(message("inference.ModelConfig").DESCRIPTOR)
-    assert paths == READ | {path for path in (set(REASONS) | HINTS) if path in paths}
+    left = _leaves(message("inference.ModelConfig").DESCRIPTOR) - set(REASONS) - HINTS
+    assert left == set(MATRIX) | LABELS
+
+
+@pytest.mark.parametrize("field", sorted(NOT_FOR_ENSEMBLES))
+def test_what_an_ensemble_cannot_honour_is_refused_by_name(field: str) -> None:
+    """Also what other models may have: nothing of it reaches a graph's definition."""
+    step = ENSEMBLE_BASE + STEP % ("", "m", 1, "i", "o")
+    texts = {
+        "input.optional": step.replace("dims: [ 4 ]", "dims: [ 4 ] optional: true"),
+        "input.reshape": step.replace("dims: [ 4 ]", "dims: [ 4 ] reshape { shape: [ 2, 2 ] }"),
+        "output.reshape": step.replace("dims: [ 2 ]", "dims: [ 2 ] reshape { shape: [ 2, 1 ] }"),
+        "instance_group": step + "instance_group { count: 2 }",
+        "model_warmup": step + WARM % ("w", "", "x", "TYPE_FP32", 4, ZERO),
+        "model_transaction_policy.decoupled": step + "model_transaction_policy { decoupled: true }",
+        "response_cache.enable": step + "response_cache { enable: true }",
+        "default_model_filename": step + 'default_model_filename: "f"',
+        "parameters": step + 'parameters { key: "k" value { string_value: "v" } }',
+        "optimization": step + "optimization { graph { level: 1 } }",
+    }
+    with pytest.raises(Rejected, match=f"field '{field}' of config.pbtxt is not supported"):
+        told(texts[field])
 
 
 @pytest.mark.parametrize(
@@ -387,6 +482,8 @@ def test_no_field_of_the_public_definition_is_passed_over() -> None:
         ('backend: "tensorflow"' + X + Y, "'backend'"),
         ('backend: "pytorch"' + X, "'input'"),
         ("", "'backend'"),
+        (BASE + 'ensemble_scheduling { step { model_name: "m" } }', "'ensemble_scheduling'"),
+        (BASE.replace("dims: [ 4 ]", "dims: [ 4 ] optional: true"), "'input.optional'"),
         ('platform: "ensemble"' + X + Y, "'ensemble_scheduling'"),
         (BASE + "dynamic_batching { preferred_batch_size: 9 }", "preferred_batch_size"),
         (BASE + "dynamic_batching { priority_levels: 65 default_priority_level: 1 }", "priority_levels"),

@@ -260,7 +260,7 @@ def test_tensors_are_passed_on_as_the_bytes_they_came_as():
     for name in ("a", "b"):
         call = plane.calls[name]
         assert (call.tensors[0].name, call.outputs, call.parameters) == ("x", ["y"], {"tone": 3})
-        assert (call.traceparent, call.sequence, call.id) == ("00-1", None, "")
+        assert (call.traceparent, call.sequence, call.id) == ("00-1", None, outer.call.id)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,10 @@ class Plane:
         self.lender = Lender(Budget(), lambda block: None, lambda number: None)
         self.lender.is_open = True
         self.asked = []
+        self.counted = []
+
+    def refused(self, name, error):
+        self.counted.append((name, error.code))
 
     def memory(self, name, version, size, offset):
         self.asked.append((name, version, size))

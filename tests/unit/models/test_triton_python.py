@@ -16,6 +16,7 @@ from inference.artifacts.triton.translate import translate
 from inference.errors import InvalidInput, ModelFailed, Rejected
 from inference.models import LoadContext, load
 from inference.models.triton_python import backend_utils as pb
+from inference.models.triton_python import loader
 from inference.protocol.oip import TensorSpec
 from inference.protocol.settings import RuntimeSettings, WarmupSample
 from inference.runtime import samples
@@ -137,9 +138,11 @@ def test_a_triton_exception_keeps_its_words(tmp_path: Path) -> None:
 
 def test_calling_other_models_is_refused_with_a_way_out(tmp_path: Path) -> None:
     body = "class TritonPythonModel:\n    def execute(self, r):\n        return [pb_utils.InferenceRequest(model_name='x').exec()]\n"
-    (found,) = Runner(made(tmp_path, body)).run_isolated([floats(1, 2)])
-    assert "BLS" in found.message
-    assert "ensemble" in found.message
+    waiting = body.replace("def exec", "async def exec").replace("x').exec()", "x').async_exec()")
+    for place, lines in (("plain", body), ("async", waiting)):
+        (found,) = Runner(made(tmp_path / place, lines)).run_isolated([floats(1, 2)])
+        assert "BLS" in found.message
+        assert "ensemble" in found.message
 
 
 def test_strings_and_torch_tensors_pass(tmp_path: Path) -> None:
@@ -216,6 +219,118 @@ class TritonPythonModel:
     assert model.signature.max_batch_size == 4
     assert [spec.shape for spec in model.signature.inputs] == [[-1, 2]]
     assert model.run({"A": np.ones((3, 2), np.float32)})["B"].tolist() == [[2.0, 2.0]] * 3
+
+
+COMPLETING = """
+class TritonPythonModel:
+    @staticmethod
+    def auto_complete_config(config):
+        %s
+        return config
+    def execute(self, requests):
+        return []
+"""
+WRONG_COMPLETIONS = {
+    "size": ("config.set_max_batch_size(4)", IO + "max_batch_size: 8", "max_batch_size is 8 in config.pbtxt, and 4"),
+    "unwritten size": ("config.set_max_batch_size(4)", IO, "sets max_batch_size 4, and 0 is declared"),
+    "scheduler": (
+        "config.set_dynamic_batching()", IO + "max_batch_size: 2 sequence_batching { oldest { } }", "sequence_batching"),
+    "policy": ("config.set_model_transaction_policy({'decoupled': True, 'x': 1})", IO, "only decoupled"),
+    "nothing back": ("return None", IO, "must return the ModelConfig"),
+    "type": (
+        "config.add_input({'name': 'A', 'data_type': 'TYPE_INT8', 'dims': [2]})", IO, "declared otherwise .*data_type"),
+    "property": (
+        "config.add_output({'name': 'B', 'data_type': 'TYPE_FP32', 'dims': [2], 'optional': True})", IO, "may not have"),
+    "missing": ("config.add_output({'name': 'B'})", IO, "must have data_type, dims"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", sorted(WRONG_COMPLETIONS))
+def test_auto_complete_config_never_overrules_the_file_in_silence(tmp_path: Path, case: str) -> None:
+    line, config, words = WRONG_COMPLETIONS[case]
+    with pytest.raises(Rejected, match=words):
+        made(tmp_path, COMPLETING % line, config)
+
+
+def test_what_the_utilities_do_not_have_is_named(tmp_path: Path) -> None:
+    with pytest.raises(Rejected, match="triton_python_backend_utils has no 'Magic'"):
+        made(tmp_path, "pb_utils.Magic()\nclass TritonPythonModel: ...\n")
+    with pytest.raises(Rejected, match="custom metrics"):
+        made(tmp_path, "pb_utils.MetricFamily(name='n', description='d', kind=0)\nclass TritonPythonModel: ...\n")
+
+
+def test_utilities_of_names_types_and_bytes() -> None:
+    assert pb.triton_string_to_numpy("TYPE_INT32") is np.int32
+    assert pb.triton_to_numpy_type(11) is np.float32
+    assert pb.numpy_to_triton_type(np.float16) == 10
+    words = np.array(["a", b"bc", "grüß"], dtype=object)
+    packed = pb.serialize_byte_tensor(words)
+    assert pb.deserialize_bytes_tensor(packed.tobytes()).tolist() == [b"a", b"bc", "grüß".encode()]
+    config = {"input": [{"name": "A"}], "model_transaction_policy": {"decoupled": True}}
+    assert pb.get_input_config_by_name(config, "A") == {"name": "A"}
+    assert pb.get_input_config_by_name(config, "Z") is None
+    assert pb.using_decoupled_model_transaction_policy(config)
+
+
+def test_a_request_and_a_response_of_the_models_own() -> None:
+    tensor = pb.Tensor("A", np.zeros(2, np.float32))
+    memory = pb.PreferredMemory(pb.TRITONSERVER_MEMORY_CPU, 0)
+    request = pb.InferenceRequest(
+        model_name="m", requested_output_names=["B"], inputs=[tensor], request_id="r", correlation_id="c",
+        preferred_memory=memory, timeout=3, parameters={"k": 1},
+    )  # fmt: skip
+    assert (request.request_id(), request.correlation_id(), request.timeout()) == ("r", "c", 3)
+    assert (request.requested_output_names(), request.parameters()) == (["B"], '{"k": 1}')
+    assert pb.get_input_tensor_by_name(request, "A") is tensor
+    assert request.trace().get_context() is None
+    response = pb.InferenceResponse([tensor], parameters={"p": True})
+    assert (response.has_error(), response.parameters()) == (False, '{"p": true}')
+    assert pb.get_output_tensor_by_name(response, "A") is tensor
+    with pytest.raises(pb.TritonModelException, match="'k' must be a text, a number"):
+        pb.InferenceResponse([], parameters={"k": [1]})
+    with pytest.raises(pb.TritonModelException, match="rescheduling"):
+        request.set_release_flags(pb.TRITONSERVER_REQUEST_RELEASE_RESCHEDULE)
+
+
+def test_bfloat16_passes_by_dlpack_alone(tmp_path: Path) -> None:
+    config = """
+backend: "python"
+input [ { name: "A" data_type: TYPE_BF16 dims: [ -1 ] } ]
+output [ { name: "B" data_type: TYPE_BF16 dims: [ -1 ] } ]
+"""
+    body = """
+import torch
+from torch.utils.dlpack import from_dlpack, to_dlpack
+class TritonPythonModel:
+    def execute(self, requests):
+        (one,) = requests[0].inputs()
+        assert one.triton_dtype() == 14 and one.shape() == (2,)
+        try:
+            one.as_numpy()
+        except pb_utils.TritonModelException as error:
+            assert "Tensor dtype is BF16 and cannot be converted to numpy" in str(error)
+            doubled = from_dlpack(one.to_dlpack()) * 2
+        return [pb_utils.InferenceResponse([pb_utils.Tensor.from_dlpack("B", to_dlpack(doubled))])]
+"""
+    half_and_three = np.array([0x3F00, 0x4040], np.uint16)
+    assert made(tmp_path, body, config).run({"A": half_and_three})["B"].tolist() == [0x3F80, 0x40C0]
+
+
+def test_a_model_is_served_when_it_says_that_it_is_ready(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = """
+class TritonPythonModel:
+    asked = 0
+    async def is_ready(self):
+        self.asked += 1
+        return self.asked >= %d
+    def execute(self, requests):
+        return [pb_utils.InferenceResponse([pb_utils.Tensor("B", np.full(2, self.asked, np.float32))])]
+"""
+    monkeypatch.setattr(loader, "READY_STEP_S", 0.001)
+    assert made(tmp_path, body % 3).run(floats(0, 0))["B"].tolist() == [3.0, 3.0]
+    monkeypatch.setattr(loader, "READY_S", 0.01)
+    with pytest.raises(Rejected, match=r"is_ready\(\) did not say True"):
+        made(tmp_path / "never", body % 10**9)
 
 
 @pytest.mark.parametrize(

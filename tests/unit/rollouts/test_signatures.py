@@ -42,6 +42,7 @@ def with_output(shape: list[int], datatype: str = "FP32") -> Signature:
         (with_input([-1, 8, 8]), "breaking", "another number of dimensions"),
         (replace(STABLE, inputs=[]), "breaking", "input 'x' is gone"),
         (replace(STABLE, inputs=[X, TensorSpec("mask", "BOOL", [-1])]), "breaking", "input 'mask' is new"),
+        (replace(STABLE, inputs=[X, TensorSpec("mask", "BOOL", [-1], optional=True)]), "compatible", ""),
         (replace(STABLE, outputs=[]), "breaking", "output 'y' is gone"),
         (replace(STABLE, outputs=[Y, TensorSpec("z", "FP32", [-1])]), "additive", "output 'z' is new"),
         (with_output([-1, 10], "FP16"), "breaking", "output 'y': datatype FP32 became FP16"),
@@ -61,6 +62,14 @@ def test_differences_are_named(candidate: Signature, kind: str, words: str) -> N
     found = compare_signatures(STABLE, candidate)
     assert found.kind == kind
     assert any(words in said for said in found.differences) if words else not found.differences
+
+
+def test_an_input_that_may_no_longer_be_left_out_breaks() -> None:
+    asked = replace(STABLE, inputs=[X, TensorSpec("mask", "BOOL", [-1])])
+    may = replace(STABLE, inputs=[X, TensorSpec("mask", "BOOL", [-1], optional=True)])
+    assert compare_signatures(may, asked).differences == ("input 'mask' may no longer be left out",)
+    assert compare_signatures(may, asked).kind == "breaking"
+    assert compare_signatures(asked, may).kind == "compatible"
 
 
 def test_the_gravest_difference_comes_first_and_gives_the_kind() -> None:
