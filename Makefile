@@ -73,7 +73,8 @@ AGAIN := --reruns 1 --reruns-delay 2 -r fEsR
 # would each import, and compile the loops of language models. Beside it two others look at processes from outside.
 ROOMS := $(addprefix tests/integration/,artifacts generation models runtime)
 COMPUTING := $(ROOMS) $(wildcard $(addprefix tests/integration/test_,replica*.py openai_adapters.py openai_engine*.py \
-	openai_load.py jobs_engine.py large_tensors*.py gateway_perf_analyzer.py rollouts_smoke.py pt2_torch.py smollm2_exact.py))
+	openai_load.py jobs_engine.py large_tensors*.py gateway_perf_analyzer.py gateway_executed.py \
+	rollouts_smoke.py triton_models.py pt2_torch.py smollm2_exact.py))
 LOOKING := tests/integration tests/devices $(addprefix --ignore=,$(COMPUTING))
 
 test: $(VENV)/.installed-dev ## Every test: unit, integration, journeys, faults
