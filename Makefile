@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraint
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run check form types contracts format unit test integration computing looking e2e bench bench-peers bench-peers-language soak proto clean
+.PHONY: help install run check form types contracts format unit test compiled integration computing looking e2e bench bench-peers bench-peers-language soak proto clean
 
 help: ## Show this list
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -73,7 +73,8 @@ AGAIN := --reruns 1 --reruns-delay 2 -r fEsR
 # would each import, and compile the loops of language models. Beside it two others look at processes from outside.
 ROOMS := $(addprefix tests/integration/,artifacts generation models runtime)
 COMPUTING := $(ROOMS) $(wildcard $(addprefix tests/integration/test_,replica*.py openai_adapters.py openai_engine*.py \
-	openai_load.py jobs_engine.py large_tensors*.py gateway_perf_analyzer.py rollouts_smoke.py pt2_torch.py smollm2_exact.py))
+	openai_load.py jobs_engine.py large_tensors*.py gateway_perf_analyzer.py gateway_executed.py \
+	rollouts_smoke.py triton_models.py pt2_torch.py smollm2_exact.py))
 LOOKING := tests/integration tests/devices $(addprefix --ignore=,$(COMPUTING))
 
 test: $(VENV)/.installed-dev ## Every test: unit, integration, journeys, faults
@@ -81,7 +82,11 @@ test: $(VENV)/.installed-dev ## Every test: unit, integration, journeys, faults
 	$(MAKE) integration
 	$(MAKE) e2e
 
-integration: $(VENV)/.installed-dev ## The parts together, each for real
+# Hosts and houses would each begin with it, and be stopped before it is done. Where nothing can be kept they still do.
+compiled: $(VENV)/.installed-dev
+	-$(BIN)/python -m inference compile
+
+integration: compiled ## The parts together, each for real
 	$(MAKE) -j2 --output-sync=target computing looking
 
 computing: $(VENV)/.installed-dev
@@ -92,7 +97,7 @@ looking: $(VENV)/.installed-dev
 
 # Journeys mostly wait, so three processes walk them, each in a house of its own; those that look how soon something is
 # back (mark `alone`) walk alone.
-e2e: $(VENV)/.installed-dev ## The journeys through the real doors, the browser among them
+e2e: compiled ## The journeys through the real doors, the browser among them
 	$(PYTEST) tests/journeys -m "not alone" -n 3 $(FILES) $(AGAIN)
 	$(PYTEST) tests/journeys -m alone $(AGAIN)
 

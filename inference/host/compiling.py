@@ -67,6 +67,8 @@ def main(argv: list[str]) -> int:
     if place is None:
         sys.stderr.write(f"nothing is kept: {compiled.VARIABLE} is empty, or there is no home\n")
         return 1
+    if compiled.is_complete(place):
+        return 0
     os.nice(NICE)
     try:
         place.mkdir(mode=0o700, parents=True, exist_ok=True)

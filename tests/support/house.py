@@ -18,6 +18,7 @@ from xmlrpc.client import Fault
 import httpx
 import psutil
 
+from inference.protocol import compiled
 from serinus.commands.traffic import wait_ready
 from serinus.control import Control
 from serinus.uploads import send
@@ -69,6 +70,8 @@ class House:
             "SERINUS_VALIDATION_TIMEOUT_S": "45",
             "SERINUS_WEBHOOKS_ALLOW_PRIVATE": "1",
             "HOME": str(folder),
+            # What this machine has compiled once, no house compiles again.
+            compiled.VARIABLE: str(compiled.folder() or ""),
         } | extra  # fmt: skip
         self.process: subprocess.Popen[str] | None = None
 
