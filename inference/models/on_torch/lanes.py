@@ -6,7 +6,6 @@ Addresses are whole numbers of bytes.
 # mypy: disable-error-code="no-untyped-call, no-any-return, import-untyped"
 from __future__ import annotations
 
-import os
 from functools import cache
 from typing import Any
 
@@ -19,8 +18,6 @@ PANEL = 2 * LANES  # outputs whose weights lie together; as in language.panels, 
 FLOATS = ir.VectorType(ir.FloatType(), LANES)
 INTS = ir.VectorType(ir.IntType(32), LANES)
 WORD = ir.IntType(64)
-_LEVEL2_CACHE_SIZE = 191  # glibc's number for it; Python knows no name
-_USUAL_CACHE = 2 << 20
 ZEROS = ir.Constant(FLOATS, [0.0] * LANES)
 
 
@@ -36,15 +33,6 @@ def halves(rows: int) -> int:
     The sums are to stay in registers: of AVX-512's 32 both vectors take one each, of AVX's 16 they take two each.
     """
     return 2 if is_wide() or rows <= 2 else 1
-
-
-@cache
-def second_cache_bytes() -> int:
-    """Of a core's own second cache; 2 MiB where nobody says."""
-    try:
-        return os.sysconf(_LEVEL2_CACHE_SIZE) or _USUAL_CACHE
-    except (ValueError, OSError):
-        return _USUAL_CACHE
 
 
 def vector(builder: Any, address: Any, element: Any = None) -> Any:

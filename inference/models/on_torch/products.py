@@ -22,7 +22,7 @@ from inference.models.on_torch import addresses, lanes
 from inference.models.on_torch.lanes import FLOATS, LANES, PANEL, WORD, ZEROS, at
 
 Array = np.ndarray[Any, Any]
-CHUNK_BYTES = lanes.second_cache_bytes() // 2  # of rows that stay in a core's own cache while all panels pass
+CHUNK_BYTES = 1 << 20  # of rows that stay in a core's own cache while all panels pass
 MOST = 14 if lanes.is_wide() else 6  # rows at once, as many as there are registers for their sums
 _FLAGS: Any = {"nogil": True, "error_model": "numpy"}
 
