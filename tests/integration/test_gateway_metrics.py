@@ -324,6 +324,7 @@ WORDS = {
 
 def asked_of(query):
     """(name, labels that it is chosen by) for each metric of a PromQL expression, and all labels that it is grouped by."""
+    query = re.sub(r"label_values\((\w+), (\w+)\)", r'\1{\2=""}', query)
     grouped = {
         one.strip() for found in re.findall(r"\b(?:by|on|without)\s*\(([^)]*)\)", query) for one in found.split(",")
     }
