@@ -63,8 +63,8 @@ def compiled() -> Kernels:
         add_norm: (_MATRIX, _VECTOR, _VECTOR, _VECTOR, float32, int64, _MATRIX),
         add_gelu: (_MATRIX, _VECTOR, int64),
     }
-    own = (njit(numba.void(*kinds), **_FLAGS)(kernel) for kernel, kinds in made.items())
-    return Kernels(*own, products.product())
+    own = [njit(numba.void(*kinds), **_FLAGS)(kernel) for kernel, kinds in made.items()]
+    return Kernels(*[*own, products.product()])
 
 
 @njit(**_FLAGS)
