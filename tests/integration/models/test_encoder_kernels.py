@@ -73,7 +73,8 @@ def test_gelu_is_the_exact_one_in_float32(tokens, width, scale, seed):
     wanted = functional.gelu(torch.from_numpy((x + added)[:tokens].astype(np.float64))).numpy()
     beyond = x[tokens].copy()
     encoder_kernels.compiled().add_gelu(x, added, tokens)
-    np.testing.assert_allclose(x[:tokens], wanted, atol=1e-6, rtol=1e-6)
+    # erf's 2e-7 and its rounding, times half of the 5 or so where GELU still is not 0
+    np.testing.assert_allclose(x[:tokens], wanted, atol=1.5e-6, rtol=1e-6)
     assert np.array_equal(x[tokens], beyond)
 
 
