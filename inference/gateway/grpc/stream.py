@@ -96,7 +96,7 @@ class _Stream:
             parsed = infer.read(taken.data)
             name = parsed[0].model_name
         except SerinusError as error:
-            parsed = error
+            parsed = error.with_traceback(None)  # which holds this frame, and with it the message, for the collector
         task = asyncio.ensure_future(self._answer(parsed, head, self._last.get(name)))
         self._last[name] = task
         self._tasks.add(task)

@@ -74,7 +74,8 @@ class Connection(asyncio.BufferedProtocol):
             self.machine.filled(nbytes, now)
         else:
             self.machine.receive(bytes(_scratch[:nbytes]), now)
-        if self.machine.outbox.size or self.machine.is_over:
+        outbox = self.machine.outbox
+        if outbox.size or outbox.may_go or self.machine.is_over:
             self.wake()
 
     def eof_received(self) -> bool:

@@ -106,6 +106,25 @@ async def test_a_stream_whose_window_stays_shut_is_reset_and_others_go_on():
         assert app.log[-1] == ("ended", 3, b"goes")
 
 
+@pytest.mark.parametrize("number", [0, 1], ids=["connection", "stream"])
+async def test_a_window_that_opens_lets_go_at_once(number):
+    """Nothing else comes or is due: neither a frame that is answered nor a beat."""
+    sizes = {0: 70_000, 1: 9}
+    async with joined() as (_found, _app, reader, writer):
+        peer, body = Peer(), bytes(sizes[number])
+        window = 1 << 20 if number == 0 else 4
+        writer.write(frames.settings({Setting.INITIAL_WINDOW_SIZE: window}))
+        await heard(reader, frames.SETTINGS)
+        writer.write(peer.head(1) + b"".join(data(1, body[at : at + 16_000]) for at in range(0, len(body), 16_000)))
+        writer.write(data(1, ends=True))
+        got = 0
+        while got < (65_535 if number == 0 else 4):
+            got += len((await heard(reader, frames.DATA)).payload)
+        writer.write(frames.window_update(number, 1 << 20))
+        while got < len(body):
+            got += len((await heard(reader, frames.DATA)).payload)
+
+
 async def test_a_client_that_reads_nothing_is_cut_and_holds_a_bounded_amount():
     async with joined() as (found, _app, _reader, writer):
         writer.transport.pause_reading()
