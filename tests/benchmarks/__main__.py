@@ -30,6 +30,7 @@ import bench_predict  # noqa: E402
 import bench_sockets  # noqa: E402
 import loadgen  # noqa: E402
 import open_loop  # noqa: E402
+import pages  # noqa: E402
 
 from inference.errors import SerinusError  # noqa: E402
 from tests.support import artifacts  # noqa: E402
@@ -275,6 +276,7 @@ def main() -> None:
     report = Report()
     report.say("# Benchmarks\n")
     report.say(f"Measured by `make bench` on {datetime.now(UTC):%Y-%m-%d}: {machine()}")
+    report.say("Series made by hand, and older ones: [benchmarks by hand](benchmarks-by-hand.md).")
     report.say(
         f"Load average before: {os.getloadavg()[0]:.2f}. Everything is shared by one small machine: trust ratios.\n"
     )
@@ -286,7 +288,9 @@ def main() -> None:
         for line in bench_sockets.lines(bench_sockets.run()):
             report.say(line)
     if given.write:
-        (ROOT / "docs" / "benchmarks.md").write_text("\n".join(report.lines) + "\n")
+        page = ROOT / "docs" / "benchmarks.md"
+        peers = pages.section(page.read_text(), pages.PEERS)  # another program's
+        page.write_text("\n".join(report.lines) + "\n" + (f"\n{peers}" if peers else ""))
 
 
 if __name__ == "__main__":

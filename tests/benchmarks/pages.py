@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+PEERS = "## Beside its peers (`make bench-peers`)"
+
 
 def section(page: str, title: str) -> str:
     """The section under this heading ("## ..."), with it, up to the next of its level; "" where there is none."""

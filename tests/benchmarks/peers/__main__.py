@@ -36,7 +36,7 @@ from tests.support.house import House, running_house  # noqa: E402
 CELLS = [("w1", "pinned", 1), ("w1", "pinned", 32), ("w1", "pinned", 128),
          ("w1", "free", 1), ("w1", "free", 32), ("w1", "free", 128), ("w2", "free", 64)]  # fmt: skip
 OURS = "serinus"
-TITLE = "## Beside its peers (`make bench-peers`)"
+TITLE = pages.PEERS
 TOLERANCE = 2e-3
 
 
