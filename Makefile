@@ -95,10 +95,10 @@ computing: $(VENV)/.installed-dev
 looking: $(VENV)/.installed-dev
 	$(PYTEST) $(LOOKING) $(TWO) $(AGAIN)
 
-# Journeys mostly wait, so three processes walk them, each in a house of its own; those that look how soon something is
+# Journeys mostly wait, so two processes walk them, each in a house of its own; those that look how soon something is
 # back (mark `alone`) walk alone.
 e2e: compiled ## The journeys through the real doors, the browser among them
-	$(PYTEST) tests/journeys -m "not alone" -n 3 $(FILES) $(AGAIN)
+	$(PYTEST) tests/journeys -m "not alone" $(TWO) $(AGAIN)
 	$(PYTEST) tests/journeys -m alone $(AGAIN)
 
 bench: $(VENV)/.installed-dev ## Measure on this machine; see docs/benchmarks.md and docs/benchmarks-language.md
