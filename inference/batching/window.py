@@ -1,11 +1,12 @@
 """Decides when the waiting requests become a batch. Pure: values and a clock in, a value out.
 
 The law: a batch is released when it is full, when its oldest row has been held for the window, when waiting longer
-would miss the earliest deadline, or when waiting does not pay. Of rows that would miss it together, fewer are released. The window counts from the oldest waiting request, but
-not while the executor is busy: who came during a pass longer than the window would else always run without those who
-are answered at its end, and a closed loop of 32 clients would run as 1 and 31 for ever. Waiting pays while rows that were here a moment ago are
-still to come back (a closed loop of clients), they come quickly, and the time lost by those who wait stays below
-what one pass saves. So a request that is alone runs at once. All times are seconds of one monotonic clock.
+would miss the earliest deadline, or when waiting does not pay. Of rows that would miss it together, fewer are
+released. The window counts from the oldest waiting request, but not while the executor is busy: who came during a
+pass longer than the window would else always run without those who are answered at its end, and a closed loop of 32
+clients would run as 1 and 31 for ever. Waiting pays while rows that were here a moment ago are still to come back (a
+closed loop of clients), they come quickly, and the time lost by those who wait stays below what one pass saves. So a
+request that is alone runs at once. All times are seconds of one monotonic clock.
 
 Two settings have Triton's meaning instead: a preferred size goes as soon as the line begins with exactly that many rows,
 and a maximum delay, where one is set, holds a smaller batch for so long even when nobody is expected.

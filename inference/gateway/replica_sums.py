@@ -7,7 +7,6 @@ done when it ended stays counted, and is kept in a file; what it tells beyond re
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
@@ -16,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from inference.gateway.absences import Absences
+from inference.protocol import files
 from inference.protocol.statistics import GenerationStatistics, Histogram, ModelStatistics
 
 Key = tuple[str, str]
@@ -148,11 +148,7 @@ class Kept:
     def save(self, data: bytes) -> None:
         """Blocks while it writes."""
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            beside = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-            with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # noqa: PTH123
-                file.write(data)
-            beside.replace(self._path)
+            files.put(self._path, data)
             self._written = data
         except OSError as error:
             _log.warning("the sums of replicas could not be written to disk: %s", error)

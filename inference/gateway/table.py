@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from inference.gateway.pipelines import Plan, Step
 from inference.gateway.plain import PlainForm, form_of
 from inference.gateway.router import newest
 from inference.gateway.steering import Rules
-from inference.protocol import routes
+from inference.protocol import files, routes
 from inference.protocol.routes import WEIGHT_TOTAL_BP, EndpointRoute, RoutingTable, VariantRoute
 
 POLL_S = 0.5
@@ -252,13 +251,7 @@ class Table:
 
     def _write(self, data: bytes) -> None:
         try:
-            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            beside = self._path.with_name(f".routes.{os.getpid()}")
-            with open(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:  # noqa: PTH123
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(self._path)
+            files.put(self._path, data, durable=True)
         except OSError:
             _log.exception("the routing table could not be written to disk")
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import msgspec
 import structlog
 
 from inference.host.decide import Wanted
+from inference.protocol import files
 from inference.protocol.supervision import ReplicaSpec
 
 log = structlog.get_logger()
@@ -34,14 +34,8 @@ def load(path: Path) -> Kept:
 
 def save(path: Path, wanted: Wanted, newest: dict[str, int]) -> None:
     """Atomic and durable. A full disk is logged, never fatal: the replicas serve on."""
-    partial = path.with_suffix(".partial")
     data = msgspec.json.encode(Kept([wanted[name] for name in sorted(wanted)], newest))
     try:
-        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        files.put(path, data, durable=True)
     except OSError as error:
         log.warning("wanted.not_saved", error=str(error))

@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping
 from functools import cache
@@ -19,6 +18,7 @@ from importlib import metadata
 from pathlib import Path
 
 import inference
+from inference.protocol import files
 
 VARIABLE = "SERINUS_COMPILED"  # the folder; empty: none
 ROOM = "models/on_torch"
@@ -79,11 +79,7 @@ def write(name: str, data: bytes, place: Path | None) -> None:
     if place is None:
         return
     with contextlib.suppress(OSError):
-        place.mkdir(mode=0o700, parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=place, prefix=".new-")
-        with os.fdopen(handle, "wb") as file:
-            file.write(hashlib.sha256(data).digest() + data)
-        Path(temporary).replace(place / name)
+        files.put(place / name, hashlib.sha256(data).digest() + data)
 
 
 def is_complete(place: Path | None) -> bool:
