@@ -25,6 +25,7 @@ from tests.support.fake_language import FakeLanguage
 from tests.support.gateway_house import MLP, ROOT, TEXT, House, free_port, key, request, until
 
 DOCS = ROOT / "docs"
+ENDPOINTS = ("mlp", "gone", "slow", "held", "lm", "texts")
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +37,7 @@ def house():
     language = FakeLanguage(str(found.folder / "lm.sock"), name="lm")
     found.replicas["lm"] = found.run(language.start())
     language.statistics.generation = spoken()
+    language.statistics.memory = {"cpu": 1 << 20}
     driver = found.folder / "driver"
     driver.mkdir()
     shutil.copy(fake_nvml.__file__, driver / "pynvml.py")
@@ -45,7 +47,7 @@ def house():
     gateway = found.gateway(**found.settings)
     found.publish(table(found))
     gateway.wait_live()
-    for name in ("mlp", "gone", "slow", "held", "lm"):
+    for name in ENDPOINTS:
         gateway.wait_ready(name)
     yield found
     found.close()
@@ -102,13 +104,18 @@ def documented():
     return {*rows, *re.findall(r"`(vllm:\w+)`", page), *re.findall(r"`(nv_\w+)`", page)}
 
 
-def test_every_line_keeps_the_rules_and_every_documented_name_is_there(house, gateway):
+def asked(gateway):
+    """Each metric has something to tell: a gateway that has just begun counts what it is asked from now on."""
     for path, body in (("/v2/models/mlp/infer", request()), ("/v2/models/mlp/infer", {"inputs": []})):
         gateway.post(path, json=body)
     chat = {"model": "lm", "messages": [{"role": "user", "content": "a b"}], "stream": True}
     assert gateway.post("/v1/chat/completions", json=chat).status_code == 200
-    soon(lambda: "vllm:num_requests_running" in gateway.get("/metrics").text)
-    soon(lambda: "nv_gpu_power_usage" in gateway.get("/metrics").text)
+    for told in ("vllm:num_requests_running", "nv_gpu_power_usage", "serinus_device_memory_bytes{"):
+        soon(lambda told=told: told in gateway.get("/metrics").text)
+
+
+def test_every_line_keeps_the_rules_and_every_documented_name_is_there(gateway):
+    asked(gateway)
     text = gateway.get("/metrics").text
     assert faults(text) == []
     families = {line.split(" ")[2] for line in text.splitlines() if line.startswith("# TYPE ")}
@@ -210,7 +217,6 @@ def test_a_refusal_is_counted_once_whatever_door(house, gateway):
 
 
 def test_names_that_callers_make_up_are_no_labels(gateway):
-    known = {dict(labels).get("endpoint") for _, labels in look(gateway)}
     with httpx.Client(base_url=gateway.url) as client:
         for number in range(50):
             for credential in ("ser_all.s2", f"ser_{number}.x"):
@@ -219,7 +225,7 @@ def test_names_that_callers_make_up_are_no_labels(gateway):
                 client.post(f"/v2/models/mlp/versions/{1000 + number}/infer", json={}, headers=headers)
         client.post('/v2/models/a"b%0a{}/infer', json={})
     found = look(gateway)
-    assert {dict(labels).get("endpoint") for _, labels in found} <= known | {"", "mlp"}
+    assert {dict(labels).get("endpoint") for _, labels in found} <= {None, "", *ENDPOINTS}
     assert {dict(labels).get("version") for _, labels in found} <= {None, "", "1"}
     assert not [labels for _, labels in found if {"key", "session", "id"} & dict(labels).keys()]
 
@@ -351,6 +357,7 @@ def alerts():
 
 
 def test_the_dashboard_and_the_alerts_ask_for_what_a_scrape_has(gateway):
+    asked(gateway)
     found = look(gateway)
     labels_of = {}
     for name, labels in found:

@@ -131,14 +131,17 @@ def test_it_lies_in_valkey_for_an_hour(house, two):
 
 
 def test_what_no_gateway_wrote_is_no_response(house, two):
-    house.valkey.client.set(f"{PREFIX}{owner_of('all')}:resp_1", b"nonsense", ex=60)
+    name = f"{PREFIX}{owner_of('all')}:resp_1"
+    house.valkey.client.set(name, b"nonsense", ex=60)
     with pytest.raises(openai.NotFoundError):
         two[0].responses.retrieve("resp_1")
+    house.valkey.client.delete(name)
 
 
 def test_the_oldest_make_room_and_nobody_drives_out_everybody(house):
     """One key may have a quarter of what there is. An answer of 500 words is about 6 KB in Valkey."""
-    house.valkey.client.delete(*house.valkey.client.keys(f"{PREFIX}*"))
+    for name in house.valkey.client.keys(f"{PREFIX}*"):
+        house.valkey.client.delete(name)
     gateway = house.gateway(SERINUS_SHARED_RESPONSES_BYTES=str(SMALL)).wait_live().wait_ready()
     other = house.gateways[0]
     with client(gateway, OTHER) as modest, client(gateway) as greedy, client(other) as elsewhere:
