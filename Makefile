@@ -61,7 +61,7 @@ format: $(VENV)/.installed-dev ## Put the code in form
 # (tests/conftest.py). The plugin of schemathesis, which no test uses (its library is), would be imported by each process.
 # CI takes the tests of a file in one order, so that what fails there fails at a desk too (CI=1 make integration); here
 # each run has another, which finds tests that lean on each other.
-PYTEST := $(BIN)/python -m pytest -q -p no:schemathesis $(if $(CI),-p randomly --randomly-seed=3)
+PYTEST := $(BIN)/python -m pytest -q -p no:schemathesis $(if $(CI),--randomly-seed=3)
 FILES := --dist loadfile --no-loadscope-reorder
 TWO := -n 2 $(FILES)
 

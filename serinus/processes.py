@@ -22,6 +22,7 @@ from serinus.paths import UpConfig, write_private
 CHILD = Path(__file__).with_name("child.py")
 SERVICE, HOST, DOOR = 1, 2, 3  # stages: a later one needs the earlier ones, and is stopped before them
 GONE = {0, 100, 200, 1000}  # supervisord's states without a process
+YIELDS = 5  # niceness: a third of the share that a process of the data plane gets where they meet on one core
 SECRETS = "DATABASE_URL,REDIS_URL,SERINUS_ADMIN_PASSWORD"
 
 
@@ -31,7 +32,11 @@ class StartError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One supervised process. `unset` names variables that it must not see; `stage` orders the stop."""
+    """One supervised process. `unset` names variables that it must not see; `stage` orders the stop.
+
+    yields: it plans, and gives way to who serves: its periodic tasks come in bursts of 50 ms, which every request that
+    arrives meanwhile would wait for.
+    """
 
     name: str
     command: Sequence[str]
@@ -39,6 +44,7 @@ class Program:
     stop_wait_s: int = 15
     unset: str = ""
     dies_with_parent: bool = True
+    yields: bool = False
     environment: dict[str, str] = field(default_factory=dict)
     stage: int = DOOR
 
@@ -63,7 +69,9 @@ def host_programs(config: UpConfig, drain_s: int = 20) -> list[Program]:
     name = config.host_name
     return [
         Program("host", _python("-m", "inference", "supervisor"), stop_wait_s=drain_s + 10, unset=SECRETS, stage=HOST),
-        Program("agent", _worker(f"agent@{name}", f"host.{name}", 2), environment={"SERINUS_ROLE": "agent"}),
+        Program(
+            "agent", _worker(f"agent@{name}", f"host.{name}", 2), yields=True, environment={"SERINUS_ROLE": "agent"}
+        ),
     ]
 
 
@@ -80,16 +88,18 @@ def repository_programs(config: UpConfig) -> list[Program]:
     """What follows the folder of --model-repository; nothing without one."""
     if config.model_repository is None:
         return []
-    return [Program("repository", _python("-m", "serinus.repository"), unset=SECRETS)]
+    return [Program("repository", _python("-m", "serinus.repository"), unset=SECRETS, yields=True)]
 
 
 def control_programs(config: UpConfig) -> list[Program]:
     """The control plane: console, control worker, beat."""
     return [
-        Program("console", _python("-m", "config.server")),
-        Program("control", _worker(f"control@{config.host_name}", "control", 4)),
-        Program("jobs", _worker(f"jobs@{config.host_name}", "jobs", 4)),
-        Program("beat", _celery("beat", "-s", str(config.run_dir / "beat"), "--pidfile=", "-l", "WARNING")),
+        Program("console", _python("-m", "config.server"), yields=True),
+        Program("control", _worker(f"control@{config.host_name}", "control", 4), yields=True),
+        Program("jobs", _worker(f"jobs@{config.host_name}", "jobs", 4), yields=True),
+        Program(
+            "beat", _celery("beat", "-s", str(config.run_dir / "beat"), "--pidfile=", "-l", "WARNING"), yields=True
+        ),
     ]
 
 
@@ -100,7 +110,8 @@ def _quoted(word: str) -> str:
 def program_section(program: Program, log_dir: Path) -> str:
     """The program's part of supervisord's configuration."""
     wrapper = [sys.executable, "-S", str(CHILD), f"SIG{program.stop_signal}", program.unset or "-"]
-    command = [*(wrapper if program.dies_with_parent else []), *program.command]
+    polite = ["nice", "-n", str(YIELDS)] if program.yields else []
+    command = [*polite, *(wrapper if program.dies_with_parent else []), *program.command]
     environment = ",".join(f'{name}="{value}"' for name, value in program.environment.items())
     lines = [
         f"[program:{program.name}]",

@@ -118,7 +118,16 @@ class Platform:
             command = self.postgres.command()
             blank = dict.fromkeys(SECRETS.split(","), "")
             services.append(
-                Program("postgres", command, "INT", 30, dies_with_parent=not as_other, stage=SERVICE, environment=blank)
+                Program(
+                    "postgres",
+                    command,
+                    "INT",
+                    30,
+                    dies_with_parent=not as_other,
+                    yields=True,
+                    stage=SERVICE,
+                    environment=blank,
+                )
             )
         if self.valkey:
             services.append(Program("valkey", self.valkey.command(), stage=SERVICE, unset=SECRETS))

@@ -59,7 +59,8 @@ class Model(Protocol):
     `forgets_inputs`, true where nothing refers to a pass's inputs once its outputs were taken: they may lie in memory
     that is then used again, and read-only;
     `lanes`, how many of its passes do best side by side where the settings name no `instances`;
-    `is_straight`, true where a pass has no loops and runs no author's code: short ones need no thread of their own.
+    `is_straight`, true where a pass has no loops and runs no author's code: short ones need no thread of their own;
+    `is_own_work`, true where the thread of a pass computes all of it and waits for no device.
     """
 
     signature: Signature

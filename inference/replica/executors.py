@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from inference.artifacts.manifest import RuntimeSettings
@@ -42,8 +43,9 @@ def forgets_inputs(runner: Runner, settings: RuntimeSettings) -> bool:
 
 def _batcher(runner: Runner, settings: RuntimeSettings, warm: WarmUp, *, on_hang: Callable[[], None]) -> Batcher:
     alarm = Alarm(settings.hang_timeout_s + ALARM_GRACE_S)
-    runs = [watched(one, alarm, lane) for lane, one in enumerate([runner, *runner.twins])]
-    is_inline = len(runs) == 1 and getattr(runner.model, "is_straight", False)
+    is_inline = not runner.twins and getattr(runner.model, "is_straight", False)
+    is_timed = is_inline and getattr(runner.model, "is_own_work", False)
+    runs = [watched(one, alarm, lane, is_timed=is_timed) for lane, one in enumerate([runner, *runner.twins])]
     bounds = bounds_of(settings, runner.signature, INLINE_BELOW_S if is_inline else 0.0)
     batcher = Batcher(runs, bounds, on_hang=on_hang, lengths=_lengths(runner))
     for rows, ms in warm.latency_ms.items():
@@ -75,8 +77,8 @@ def bounds_of(settings: RuntimeSettings, signature: Signature, inline_below_s: f
     )
 
 
-def watched(runner: Runner, alarm: Alarm, lane: int) -> Callable[[list[Arrays]], Ran]:
-    """Runs batches under the kernel's alarm clock."""
+def watched(runner: Runner, alarm: Alarm, lane: int, *, is_timed: bool = False) -> Callable[[list[Arrays]], Ran]:
+    """Runs batches under the kernel's alarm clock; is_timed: and tells the processor time of each."""
 
     def run(requests: list[Arrays]) -> Ran:
         alarm.began(lane)
@@ -85,7 +87,13 @@ def watched(runner: Runner, alarm: Alarm, lane: int) -> Callable[[list[Arrays]],
         finally:
             alarm.ended(lane)
 
-    return run
+    def timed(requests: list[Arrays]) -> Ran:
+        began = time.thread_time_ns()
+        ran = run(requests)
+        ran.thread_ns = time.thread_time_ns() - began
+        return ran
+
+    return timed if is_timed else run
 
 
 def _lengths(runner: Runner) -> Lengths | None:

@@ -47,7 +47,8 @@ class Measures:
 class Ran:
     """What one pass gave: each request's outputs or error, and the time (ns) to put the batch together, run it and
     take it apart. padded_rows: rows that were run for nothing; elements, padding_elements: the same in elements where
-    rows have lengths. doubts: where some output of the pass was not finite, says of one request's whether they are.
+    rows have lengths. thread_ns: the processor time that it took of its thread, where somebody asked for that. doubts:
+    where some output of the pass was not finite, says of one request's whether they are.
     """
 
     results: Sequence[Arrays | SerinusError]
@@ -57,6 +58,7 @@ class Ran:
     padded_rows: int = 0
     elements: int = 0
     padding_elements: int = 0
+    thread_ns: int | None = None
     doubts: Callable[[Arrays], bool] | None = None
 
 

@@ -59,6 +59,7 @@ class ExportedModel:
         self._call = compiling.ready(_flat_forward(program), settings, device)
         self._outputs: list[tuple[str, int]] = []
         self.is_straight = self.forgets_inputs = True
+        self.is_own_work = device == "cpu"
         self._only_reads = _only_reads(program)
         # Buffers that a pass changes belong to one pass at a time.
         self.is_shareable = not program.graph_signature.buffers_to_mutate

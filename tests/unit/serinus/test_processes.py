@@ -41,6 +41,14 @@ def test_every_program_restarts_and_the_data_plane_sees_no_database(tmp_path: Pa
     assert "DATABASE_URL" not in found["program:console"]["command"]
 
 
+def test_who_plans_gives_way_to_who_serves(tmp_path: Path) -> None:
+    config = up_config({"SERINUS_DATA_DIR": str(tmp_path)})
+    programs = [*host_programs(config), *control_programs(config), gateway_program()]
+    found = parse(configuration(programs, config, as_root=False))
+    polite = {one.name for one in programs if found[f"program:{one.name}"]["command"].startswith("'nice' '-n' '5' ")}
+    assert polite == {"agent", "console", "control", "jobs", "beat"}
+
+
 def test_services_are_stopped_last(tmp_path: Path) -> None:
     """supervisord stops from the highest priority down; a part that lost its broker first would wait for it."""
     config = up_config({"SERINUS_DATA_DIR": str(tmp_path)})
