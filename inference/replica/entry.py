@@ -195,7 +195,8 @@ def _server(
     takes = loaded.language is None and executors.forgets_inputs(loaded.runner, settings)
     hello = Hello(spec.id, spec.generation, spec.model, spec.version, settings.queue_limit, takes)
     tells = bool(getattr(loaded.runner.model, "runs_requests", False))
-    return Server(Served(hello, signature, tells), executor, memory)
+    counted = getattr(loaded.runner.model, "own_metrics", dict)
+    return Server(Served(hello, signature, tells), executor, memory, counted)
 
 
 def _drainer(
