@@ -29,6 +29,21 @@ ensemble_scheduling {{
   ]
 }}
 """
+NESTED_CONFIG = """
+name: "{name}"
+platform: "ensemble"
+max_batch_size: 8
+input [ {{ name: "start" data_type: TYPE_FP32 dims: [ 4 ] }} ]
+output [ {{ name: "end" data_type: TYPE_FP32 dims: [ 4 ] }} ]
+ensemble_scheduling {{
+  step [
+    {{ model_name: "chain" model_version: -1
+      input_map {{ key: "first" value: "start" }} output_map {{ key: "last" value: "between" }} }},
+    {{ model_name: "scaled" model_version: -1
+      input_map {{ key: "x" value: "between" }} output_map {{ key: "y" value: "end" }} }}
+  ]
+}}
+"""
 TORCH_CONFIG = """
 name: "{name}"
 backend: "pytorch"
