@@ -24,11 +24,25 @@ class Register:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.families: Families = {}
+        self._marked: Families = {}
 
     def told(self) -> Families:
         """A copy, as of now."""
         with self.lock:
             return {name: one.copy() for name, one in self.families.items()}
+
+    def mark(self) -> None:
+        """Loaded: from here until `rewind`, what is counted is of warm-up runs."""
+        self._marked = self.told()
+
+    def rewind(self) -> None:
+        """Counters and histograms are as they were at the mark; gauges say what they say."""
+        with self.lock:
+            for name, family in self.families.items():
+                marked = self._marked.get(name, Family(family.kind)).series
+                for labels, series in family.series.items() if family.kind != "gauge" else ():
+                    before = marked.get(labels, Series(counts=[0] * len(series.counts)))
+                    series.value, series.counts = before.value, list(before.counts)
 
     def family(self, name: str, text: str, kind: Kind) -> Family:
         """The family of that name, made where there is none yet. Raises TritonModelException where it cannot be."""

@@ -107,6 +107,10 @@ class TritonPythonModel:
         """What its code counts itself, of all instances of this process."""
         return REGISTER.told()
 
+    def forget_warm_up(self) -> None:
+        """Nobody asked for those runs."""
+        REGISTER.rewind()
+
     def close(self) -> None:
         finalize = getattr(self._made, "finalize", None)
         if callable(finalize):

@@ -95,6 +95,26 @@ def test_labels_are_bounded(labels: Any) -> None:
         MetricFamily("f", "d", COUNTER).Metric(labels=labels)
 
 
+def test_what_was_counted_while_it_was_warmed_up_is_forgotten() -> None:
+    loads, last = MetricFamily("loads", "d", COUNTER).Metric(), MetricFamily("last", "d", GAUGE).Metric()
+    sizes = MetricFamily("sizes", "d", HISTOGRAM).Metric(buckets=[1])
+    loads.increment(1)
+    sizes.observe(0.5)
+    metrics.REGISTER.mark()
+    late = MetricFamily("sizes", "d", HISTOGRAM).Metric({"a": "b"}, buckets=[1, 2])
+    for one in (sizes, late):
+        one.observe(3)
+    loads.increment(5)
+    last.set(7)
+    metrics.REGISTER.rewind()
+    assert (loads.value(), last.value()) == (1, 7)
+    held = told("sizes").series
+    assert [(one.value, one.counts) for one in held.values()] == [(0.5, [1, 0]), (0.0, [0, 0, 0])]
+    late.observe(3)
+    loads.increment(1)
+    assert (loads.value(), told("sizes").series[("a", "b"),].counts) == (2, [0, 0, 1])
+
+
 def test_families_and_series_are_bounded_and_what_was_counted_stays() -> None:
     family = MetricFamily("f", "d", COUNTER)
     for number in range(MAX_SERIES - 5):
