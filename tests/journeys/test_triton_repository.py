@@ -34,6 +34,8 @@ def fill(root: Path) -> Path:
     triton.put(root, "chain", triton.ENSEMBLE_CONFIG, {})
     (root / "chain" / "1").mkdir()
     triton.put(root, "nested", triton.NESTED_CONFIG, {})
+    folder = triton.put(root, "outside", triton.ONNX_CONFIG, {"1/model.onnx/notes.txt": "as Triton has it"})
+    triton.onnx_outside(folder / "1" / "model.onnx" / "model.onnx", "weights.data", 7.0)
     triton.put(root, "bare", None, {"1/model.onnx": triton.onnx_bytes(5.0)})
     triton.put(root, "limited", triton.ONNX_CONFIG + "instance_group [ { rate_limiter { priority: 2 } } ]",
                {"1/model.onnx": triton.onnx_bytes(2.0)})  # fmt: skip
@@ -75,7 +77,7 @@ def infer(house: House, name: str, version: str = "", **arrays: np.ndarray[Any, 
 def test_every_model_is_told_about(imported: dict[str, Any]) -> None:
     states = {name: row["state"] for name, row in imported.items()}
     served = dict.fromkeys(
-        ("scaled", "tripled", "chain", "nested", "addsub_torch", "addsub_python", "count", "bare"), "ready"
+        ("scaled", "tripled", "chain", "nested", "outside", "addsub_torch", "addsub_python", "count", "bare"), "ready"
     )
     assert states == served | {"limited": "refused"}
     assert "field 'instance_group.rate_limiter' of config.pbtxt is not supported" in imported["limited"]["message"]
@@ -97,6 +99,7 @@ def test_tritons_own_client_predicts(house: House, imported: dict[str, Any]) -> 
     x = np.arange(8, dtype=np.float32).reshape(2, 4)
     assert infer(house, "scaled", x=x).as_numpy("y").tolist() == (2 * x).tolist()
     assert infer(house, "scaled", "1", x=x).as_numpy("y").tolist() == (2 * x).tolist()
+    assert infer(house, "outside", x=x).as_numpy("y").tolist() == (7 * x).tolist()
     assert infer(house, "bare", x=x).as_numpy("y").tolist() == (5 * x).tolist()
     a, b = np.array([[1, 2, 3]], np.float32), np.array([[10, 20, 30]], np.float32)
     answer = infer(house, "addsub_torch", INPUT__0=a, INPUT__1=b)
@@ -123,7 +126,7 @@ def test_an_ensemble_of_an_ensemble_answers_and_each_plain_step_is_counted_once(
     x = np.arange(4, dtype=np.float32).reshape(1, 4)
     before = counted(house)
     assert infer(house, "nested", start=x).as_numpy("end").tolist() == (12 * x).tolist()
-    until(lambda: counted(house) != before, 20)
+    until("the steps are counted", lambda: counted(house) != before)
     found = counted(house)
     names = {f"nested{step}" for step in ("", "/chain.scaled", "/chain.tripled", "/scaled")}
     assert {name for name in found if found[name] != before.get(name, 0)} == names

@@ -167,6 +167,19 @@ def onnx_bytes(factor: float = 2.0, *, batch: str | int = "n", width: int = 4) -
     return model.SerializeToString()
 
 
+def onnx_outside(path: Path, location: str, factor: float = 2.0) -> Path:
+    """As `onnx_bytes`, with its weights in the file `location`, seen from the model's folder."""
+    import onnx
+
+    (path.parent / location).parent.mkdir(parents=True, exist_ok=True)
+    model = onnx.load_from_string(onnx_bytes(factor))
+    for tensor in model.graph.initializer:  # only raw data is put elsewhere
+        tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
+    onnx.save_model(model, str(path), save_as_external_data=True, location=location, size_threshold=0)
+    assert (path.parent / location).stat().st_size
+    return path
+
+
 def torchscript(path: Path) -> Path:
     """forward(a, b) -> (a + b, a - b)."""
     import torch
