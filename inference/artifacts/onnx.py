@@ -1,4 +1,4 @@
-"""ONNX files, walked as protobuf without the onnx package: standard operators only, nothing outside of the file.
+"""ONNX files, walked as protobuf without the onnx package: standard operators only, nothing outside of the folder.
 
 Source of the field numbers: onnx/onnx.proto. Graphs inside of attributes (If, Loop, Scan) and functions are walked too.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from inference.artifacts import protobuf
-from inference.artifacts.paths import shown
+from inference.artifacts.paths import member_path, shown
 from inference.artifacts.protobuf import Broken, Value, number, text, view
 from inference.artifacts.window import Data, opened
 from inference.errors import Rejected
@@ -28,15 +28,20 @@ DATATYPES = {
     1: "FP32", 2: "UINT8", 3: "INT8", 4: "UINT16", 5: "INT16", 6: "INT32", 7: "INT64", 8: "BYTES", 9: "BOOL",
     10: "FP16", 11: "FP64", 12: "UINT32", 13: "UINT64", 16: "BF16",
 }  # fmt: skip
+MAX_OUTSIDE = 10_000
+ONE_FILE = (
+    "Put that file beside the model, or save it as one file: onnx.save_model(model, path, save_as_external_data=False)."
+)
 REMEDY = "Export the model again with torch.onnx.export (or your framework's exporter) and upload the new file."
 
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """What the file says of itself. symbols: name of the first dimension of each input and output, "" when fixed."""
+    """What the file says of itself. outside: files with weights (external data), by their paths from the model's folder."""
 
     signature: Signature
     nodes: int
+    outside: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
@@ -47,6 +52,7 @@ class _Walk:
     inputs: list[tuple[TensorSpec, str]] = field(default_factory=list)
     outputs: list[tuple[TensorSpec, str]] = field(default_factory=list)
     local_domains: set[str] = field(default_factory=set)
+    outside: dict[str, int] = field(default_factory=dict)  # path -> bytes that must be there
 
 
 def looks_like(path: Path) -> bool:
@@ -71,7 +77,9 @@ def _is_model(data: Data) -> bool:
 
 
 def read(path: Path) -> Graph:
-    """Walks the whole file. Raises Rejected for foreign operators, external data, damage and impossible signatures."""
+    """Walks the whole file. Raises Rejected for foreign operators, damage, impossible signatures, and external data that
+    lies elsewhere than below the file's folder, is missing or too short.
+    """
     if path.stat().st_size > MAX_BYTES:
         _refuse("the ONNX file is larger than 2 GiB", "Quantise the model, or export it with torch.export.")
     walk = _Walk()
@@ -80,7 +88,16 @@ def read(path: Path) -> Graph:
             _model(data, walk)
     except (Broken, IndexError):
         _refuse("the ONNX file is damaged or cut short", REMEDY)
-    return Graph(_signature(walk), walk.nodes)
+    for name, size_bytes in walk.outside.items():
+        _check_outside(path.parent / name, name, size_bytes)
+    return Graph(_signature(walk), walk.nodes, sorted(walk.outside))
+
+
+def _check_outside(path: Path, name: str, size_bytes: int) -> None:
+    if not path.is_file():
+        _refuse(f"the model keeps weights in {shown(name)} (external data), which is not there", ONE_FILE)
+    if path.stat().st_size < size_bytes:
+        _refuse(f"{shown(name)} (external data) has fewer than the {size_bytes} bytes that the model names", ONE_FILE)
 
 
 def _model(data: Data, walk: _Walk) -> None:
@@ -118,7 +135,7 @@ def _graph(data: Data, walk: _Walk, depth: int) -> None:
         if name == 1:
             _node(view(value), walk, depth)
         elif name == 5:
-            initializer = _tensor(view(value))
+            initializer = _tensor(view(value), walk)
             if depth == 0:
                 walk.initializers.add(initializer)
         elif name == 15:
@@ -167,17 +184,55 @@ def _attribute(data: Data, walk: _Walk, depth: int) -> None:
                     _tensor(view(inner))
 
 
-def _tensor(data: Data) -> str:
-    found = ""
+def _tensor(data: Data, walk: _Walk | None = None) -> str:
+    """Its name. walk: where weights in other files are noted; without it they may not be there, for only initializers
+    are read from elsewhere.
+    """
+    found, outside = "", dict[str, str]()
+    is_outside = False
     for name, value in protobuf.fields(data):
         if name == 8:
             found = text(value)
-        elif name == 13 or (name == 14 and value == 1):
-            _refuse(
-                "the model keeps its weights in another file (external data)",
-                "Save it as one file: onnx.save_model(model, path, save_as_external_data=False).",
-            )
+        elif name == 13:
+            key, said = _entry(view(value))
+            outside[key], is_outside = said, True
+        elif name == 14 and value == 1:
+            is_outside = True
+    if is_outside and walk is None:
+        _refuse(f"the constant {shown(found)} keeps its values in another file (external data)", ONE_FILE)
+    if is_outside and walk is not None:
+        _note(found, outside, walk)
     return found
+
+
+def _entry(data: Data) -> tuple[str, str]:
+    key = said = ""
+    for name, value in protobuf.fields(data):
+        if name == 1:
+            key = text(value)
+        elif name == 2:
+            said = text(value)
+    return key, said
+
+
+def _note(tensor: str, outside: dict[str, str], walk: _Walk) -> None:
+    """Notes the file and how much of it is read. Raises Rejected for a path that leaves the folder or is none."""
+    name = outside.get("location", "")
+    try:
+        member_path(name)
+    except Rejected as error:
+        _refuse(f"the weights {shown(tensor)} are external data, and {error.reason}", ONE_FILE)
+    if "*" in name:  # onnxruntime takes such a name for an address in memory
+        _refuse(f"the weights {shown(tensor)} are external data, and the path {shown(name)} holds a '*'", ONE_FILE)
+    end = 0
+    for key in ("offset", "length"):
+        said = outside.get(key, "0")
+        if not (said.isascii() and said.isdigit() and len(said) <= 18):
+            _refuse(f"the {key} of the weights {shown(tensor)} (external data) is no number", REMEDY)
+        end += int(said)
+    walk.outside[name] = max(end, walk.outside.get(name, 0))
+    if len(walk.outside) > MAX_OUTSIDE:
+        _refuse(f"the model keeps weights in more than {MAX_OUTSIDE} files (external data)", ONE_FILE)
 
 
 def _value_info(data: Data) -> tuple[TensorSpec, str]:

@@ -17,6 +17,7 @@ from inference.errors import SerinusError
 from inference.gateway import exposition_language
 from inference.gateway.connections import Link
 from inference.gateway.dataplane import DataPlane
+from inference.gateway.exposition_custom import CustomMetrics
 from inference.gateway.exposition_versions import families
 from inference.gateway.gpus import Gpus
 from inference.gateway.replica_sums import Kept, Key, Sums
@@ -80,6 +81,7 @@ class TritonMetrics:
     def __init__(self, plane: DataPlane, path: Path) -> None:
         self._plane = plane
         self._kept = Kept(path)
+        self._custom = CustomMetrics()
         self.gpus = Gpus()
         self._links: dict[Key, dict[str, Link]] = {}
 
@@ -132,6 +134,7 @@ class TritonMetrics:
             lines += (f"# HELP {name} {text}", f"# TYPE {name} {kind}")
             lines += (_line(name, model, version, told[model, version][name]) for model, version in told)
         lines += _failures(found) if found else ()
+        lines += self._custom.lines(found)
         spoken = {key: one.generation for key, one in found.items() if one.generation is not None}
         ours = [*families(found), *exposition_language.families(spoken)]
         return "\n".join([*lines, ""]).encode() + metrics.render(ours)[1]

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from inference.gateway.absences import Absences
-from inference.protocol import files
+from inference.protocol import custom_metrics, files
 from inference.protocol.statistics import GenerationStatistics, Histogram, ModelStatistics
 
 Key = tuple[str, str]
@@ -53,7 +53,7 @@ class Sums(msgspec.Struct):
 
     def total(self) -> ModelStatistics:
         total = ModelStatistics()
-        for one in (self.past, *self.now.values()):
+        for one in (*self.now.values(), self.past):  # where two do not fit, those that live count
             total.merge(one)
         return total
 
@@ -65,6 +65,7 @@ class Sums(msgspec.Struct):
 def _forget_now(last: ModelStatistics) -> None:
     last.queue_depth = last.in_flight = last.open_sequences = 0
     last.memory = {}
+    custom_metrics.forget_now(last.custom)
     if last.generation is not None:
         last.generation.forget_now()
 
@@ -80,7 +81,9 @@ def _ended(found: ModelStatistics) -> int:
 def is_sound(found: ModelStatistics) -> bool:
     """Whether it can be merged and shown. A replica may run anybody's code: it must not break the page of all others."""
     bounded = _are_names(found.memory) and len(found.batches) <= MAX_BATCH_SIZES
-    return bounded and (found.generation is None or _is_sound(found.generation))
+    return (
+        bounded and custom_metrics.are_sound(found.custom) and (found.generation is None or _is_sound(found.generation))
+    )
 
 
 def _is_sound(found: GenerationStatistics) -> bool:

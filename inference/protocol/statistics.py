@@ -11,6 +11,9 @@ from bisect import bisect_left
 
 import msgspec
 
+from inference.protocol import custom_metrics
+from inference.protocol.custom_metrics import Families
+
 MAX_RESPONSES = 64
 
 
@@ -149,7 +152,7 @@ class ModelStatistics(msgspec.Struct):
     error code; cancelled: dropped before they ran; responses: of decoupled models, by the answer's place from 0, of the
     first MAX_RESPONSES of them; padded_rows and padding_elements over elements: work done for nothing; queue_depth,
     in_flight: now. memory: bytes by device. generation: of language models only. life: a number that each start of a
-    replica draws anew, 0 where it was not told or several were merged.
+    replica draws anew, 0 where it was not told or several were merged. custom: what the model's own code counts, by name.
     """
 
     last_inference_ms: int = 0
@@ -176,6 +179,7 @@ class ModelStatistics(msgspec.Struct):
     memory: dict[str, int] = msgspec.field(default_factory=dict)
     generation: GenerationStatistics | None = None
     life: int = 0
+    custom: Families = msgspec.field(default_factory=dict)
 
     def merge(self, other: ModelStatistics) -> None:
         """Adds another replica's sums to these."""
@@ -196,6 +200,7 @@ class ModelStatistics(msgspec.Struct):
         if other.generation is not None:
             self.generation = self.generation or GenerationStatistics(replicas=0)
             self.generation.merge(other.generation)
+        custom_metrics.merge(self.custom, other.custom)
 
 
 _DURATIONS = (

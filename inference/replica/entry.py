@@ -123,13 +123,22 @@ def _prepare(message: StartReplica, life: Lifecycle, control: Control, *, keep: 
         most = settings.generation.max_adapters if settings.generation else 0
         language = language_start.with_adapters(language, spec.adapters, ground.adapters, control, most)
         return Loaded(runner, settings, WarmUp({}, {}), device, language)
+    forget = getattr(runner.model, "forget_warm_up", _nothing)
     own = samples.read(ground.artifact, settings.warmup, batched=bool(runner.signature.max_batch_size))
     if settings.decoupled:
-        return Loaded(runner, settings, warm_up_stream(runner, samples=own), device)
+        warm = warm_up_stream(runner, samples=own)
+        forget()
+        return Loaded(runner, settings, warm, device)
     warm = warm_up(runner, repeats=WARM_REPEATS, samples=own)
+    forget()
     lanes = max(settings.instances, getattr(runner.model, "lanes", 1))
     runner.grow(lanes, partial(load, spec.format, context), partial(warm_up, repeats=1))
+    forget()
     return Loaded(runner, settings, warm, device)
+
+
+def _nothing() -> None:
+    pass
 
 
 def delayed(settings: RuntimeSettings, env: Mapping[str, str]) -> RuntimeSettings:
@@ -195,7 +204,8 @@ def _server(
     takes = loaded.language is None and executors.forgets_inputs(loaded.runner, settings)
     hello = Hello(spec.id, spec.generation, spec.model, spec.version, settings.queue_limit, takes)
     tells = bool(getattr(loaded.runner.model, "runs_requests", False))
-    return Server(Served(hello, signature, tells), executor, memory)
+    counted = getattr(loaded.runner.model, "own_metrics", dict)
+    return Server(Served(hello, signature, tells), executor, memory, counted)
 
 
 def _drainer(

@@ -22,6 +22,7 @@ import msgspec
 
 from inference.errors import ClientError, Draining, InvalidInput, Malformed, ModelFailed, SerinusError, ServerError
 from inference.models.asked import About, Request
+from inference.protocol.custom_metrics import Families
 from inference.protocol.frames import MAX_BODY_BYTES, Decoder, encode, encode_head
 from inference.protocol.messages import (
     Answer,
@@ -69,12 +70,18 @@ class Served:
 
 
 class Server:
-    """All connections of one replica. memory: bytes by device, as of now."""
+    """All connections of one replica. memory: bytes by device; counted: what the model itself counts, both as of now."""
 
-    def __init__(self, served: Served, executor: Executor, memory: Callable[[], dict[str, int]] = dict) -> None:
+    def __init__(
+        self,
+        served: Served,
+        executor: Executor,
+        memory: Callable[[], dict[str, int]] = dict,
+        counted: Callable[[], Families] = dict,
+    ) -> None:
         self.served = served
         self.executor = executor
-        self._memory = memory
+        self._memory, self._counted = memory, counted
         self._life = int.from_bytes(os.urandom(7), "big") or 1
         self.connections: set[Connection] = set()
         self.is_draining = False
@@ -110,7 +117,7 @@ class Server:
     def told(self, number: int) -> Told:
         """What this replica has done so far."""
         sums = self.executor.statistics
-        sums.life, sums.memory = self._life, self._memory()
+        sums.life, sums.memory, sums.custom = self._life, self._memory(), self._counted()
         return Told(number, sums)
 
     def close(self) -> None:

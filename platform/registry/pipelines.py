@@ -17,7 +17,7 @@ from django.db.models import QuerySet
 from accounts.audit import record
 from accounts.models import Team
 from accounts.permissions import SYSTEM
-from inference.artifacts import pipelines
+from inference.artifacts import nesting, pipelines
 from inference.artifacts.manifest import TIER_OF, Format, Manifest
 from inference.artifacts.paths import shown
 from inference.artifacts.pipelines import StepFacts
@@ -38,8 +38,8 @@ CHECKS = ("read", "graph", "steps", "tensors")
 
 @dataclass(slots=True)
 class Judged:
-    """The verdict: with a signature, or with why it was refused. pipeline: as soon as it is a graph, pinned when it
-    passed; versions: those of its steps, as soon as there is one for each.
+    """The verdict: with a signature, or with why it was refused. pipeline: as soon as it is a graph, flat and pinned when
+    it passed; versions: those of its steps, as soon as there is one for each.
     """
 
     manifest: Manifest
@@ -97,13 +97,15 @@ def examine(data: bytes, team: Team) -> Judged:
         pipeline = judged.step("read", lambda: pipelines.read(data))
         ordered = judged.step("graph", lambda: pipelines.check_graph(pipeline))
         judged.pipeline = pipeline
-        versions = judged.versions = judged.step("steps", lambda: _versions(ordered, team))
+        flat, versions = judged.step("steps", lambda: _resolved(pipeline, ordered, team))
+        judged.versions = {step.name: versions[step.name] for step in ordered}
         facts = {name: _facts(version) for name, version in versions.items()}
-        signature = judged.step("tensors", lambda: pipelines.check_steps(pipeline, facts))
+        signature = judged.step("tensors", lambda: _fitting(pipeline, flat, facts))
     except Rejected as error:
         judged.refused = error
         return judged
-    judged.pipeline, judged.signature = pipelines.pin(pipeline, facts, signature), signature
+    judged.pipeline, judged.signature = pipelines.pin(flat, facts, signature), signature
+    judged.versions = {step.name: versions[step.name] for step in flat.steps}
     return judged
 
 
@@ -160,17 +162,46 @@ def _write_steps(version: Version, steps: list[PipelineStep], versions: dict[str
     )
 
 
-def _versions(steps: list[PipelineStep], team: Team) -> dict[str, Version]:
-    found = {step.name: _find(step, team).pk for step in steps}
+def _resolved(pipeline: Pipeline, ordered: list[PipelineStep], team: Team) -> tuple[Pipeline, dict[str, Version]]:
+    """The graph with pipelines opened, and the locked version of each step, before and after that."""
+    found = {step.name: _find(step, team) for step in ordered}
+    inner = {name: _inside(version) for name, version in found.items() if version.format == Format.PIPELINE}
+    flat = nesting.flattened(pipeline, inner) if inner else pipeline
+    found |= {step.name: _find(step, team) for step in flat.steps if step.name not in found}
     # In one order, so that two pipelines over the same versions never wait for each other.
     rows = Version.objects.select_for_update(of=("self",)).select_related("model").order_by("pk")
-    locked = {row.pk: row for row in rows.filter(pk__in=set(found.values()))}
-    for step in steps:
-        row = locked[found[step.name]]
+    locked = {row.pk: row for row in rows.filter(pk__in={version.pk for version in found.values()})}
+    for step in (*ordered, *flat.steps):
+        row = locked[found[step.name].pk]
         if row.status != VersionStatus.READY:
             status = VersionStatus(row.status).label.lower()
             raise _missing(step, f"{row} is {status}, and only a ready version can be a step")
-    return {name: locked[pk] for name, pk in found.items()}
+    return flat, {name: locked[version.pk] for name, version in found.items()}
+
+
+def _inside(version: Version) -> list[PipelineStep]:
+    """What a ready pipeline is made of: plain versions, for it was opened itself when it was made."""
+    return [
+        PipelineStep(
+            name=row.name,
+            model=row.version.model.name,
+            version=row.version.number,
+            input_map=row.input_map,
+            output_map=row.output_map,
+            max_inflight=row.max_inflight,
+        )
+        for row in version.steps.select_related("version__model").order_by("position")
+    ]
+
+
+def _fitting(pipeline: Pipeline, flat: Pipeline, facts: dict[str, StepFacts]) -> Signature:
+    """As it was written first, so that errors bear the names that its author knows."""
+    signature = pipelines.check_steps(pipeline, facts)
+    if flat is pipeline:
+        return signature
+    pipelines.check_graph(flat)
+    pinned = msgspec.structs.replace(flat, max_batch_size=signature.max_batch_size)
+    return pipelines.check_steps(pinned, facts)
 
 
 def _find(step: PipelineStep, team: Team) -> Version:
@@ -194,9 +225,7 @@ def _find(step: PipelineStep, team: Team) -> Version:
 def _facts(version: Version) -> StepFacts:
     settings = msgspec.convert(version.settings, RuntimeSettings)
     obstacle = ""
-    if version.format == Format.PIPELINE:
-        obstacle = f"{version} is itself a pipeline: name its steps here instead"
-    elif settings.sequence is not None:
+    if settings.sequence is not None:
         obstacle = f"{version} keeps state between the requests of a sequence, which a pipeline cannot"
     elif settings.decoupled:
         obstacle = f"{version} gives any number of answers, and a pipeline's step must give one"

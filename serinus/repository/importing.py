@@ -8,6 +8,7 @@ from pathlib import Path
 
 from inference.artifacts.triton.repository import RepositoryModel
 from inference.errors import Rejected
+from inference.protocol.pipelines import Pipeline, decode
 from serinus.control import Control, ControlError
 from serinus.repository.planning import NO_OVERRIDES, Plan, is_ensemble, pipeline, plan
 from serinus.repository.sending import READY, Outcome, Say, Sender
@@ -26,6 +27,7 @@ class Importer:
         self._deploy = deploy
         self._newest: dict[str, int] = {}
         self._numbers: dict[tuple[str, int], int] = {}
+        self._ensembles: dict[tuple[str, int], Pipeline] = {}
 
     def run(self, wanted: Iterable[str] = (), overrides: Mapping[str, Path] = NO_OVERRIDES) -> list[Outcome]:
         """Imports the models `wanted` (all without any), with the steps of their ensembles. overrides: model -> what
@@ -53,6 +55,8 @@ class Importer:
         for one in outcomes:
             if one.state == READY and one.version is not None:
                 self._numbers[one.model, one.triton] = one.version
+                if graphs is not None:
+                    self._ensembles[one.model, one.version] = decode(graphs[one.triton])
         ready = [one for one in outcomes if one.state == READY and one.version is not None]
         if ready:
             # What clients get by default: the highest number of the folder that can be served.
@@ -73,5 +77,5 @@ class Importer:
     def _graphs(self, model: RepositoryModel) -> dict[int, bytes] | None:
         if not is_ensemble(model):
             return None
-        made = pipeline(model, self._newest, self._numbers)
+        made = pipeline(model, self._newest, self._numbers, self._ensembles)
         return {numbered.number: made for numbered in model.versions}

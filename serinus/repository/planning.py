@@ -9,14 +9,17 @@ from typing import Any
 
 import msgspec
 
+from inference.artifacts.nesting import flattened
 from inference.artifacts.triton import repository
 from inference.artifacts.triton.repository import RepositoryModel
 from inference.artifacts.triton.translate import ENSEMBLE
 from inference.errors import Rejected
+from inference.protocol.pipelines import ENTRY, Pipeline, encode
 
-PIPELINE = "pipeline.json"  # of inference.protocol.pipelines
+PIPELINE = ENTRY
 NEWEST = -1
 NO_OVERRIDES: Mapping[str, Path] = {}
+NO_ENSEMBLES: Mapping[tuple[str, int], Pipeline] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,28 +67,41 @@ def ordered(found: Mapping[str, RepositoryModel], refused: Mapping[str, Refusal]
     refusals = dict(refused)
     left = dict(sorted(found.items()))
     while left:
-        ready = [name for name, model in left.items() if all(s.model in done for s in model.translated.steps)]
-        if not ready:
-            break
-        for name in ready:
-            done[name] = left.pop(name)
+        before = len(left)
         for name, model in list(left.items()):
-            bad = next((s.model for s in model.translated.steps if s.model in refusals), "")
+            steps = [step.model for step in model.translated.steps]
+            bad = next((step for step in steps if step in refusals), "")
             if bad:
-                refusals[name] = Refusal(name, f"its step '{bad}' cannot be imported: {refusals[bad].reason}")
                 del left[name]
-    for name, model in left.items():
-        bad = next((s.model for s in model.translated.steps if s.model in refusals), "")
-        reason = f"its step '{bad}' cannot be imported" if bad else "its ensembles are each other's steps"
-        refusals[name] = Refusal(name, reason)
+                refusals[name] = Refusal(name, f"its step '{bad}' cannot be imported: {refusals[bad].reason}")
+            elif all(step in done for step in steps):
+                done[name] = left.pop(name)
+        if len(left) == before:
+            break
+    for name in left:
+        refusals[name] = Refusal(name, f"it waits for ensembles in a circle: {_circle(name, left)}")
     return Plan(list(done.values()), [refusals[name] for name in sorted(refusals)])
 
 
-def pipeline(model: RepositoryModel, newest: Mapping[str, int], numbers: Mapping[tuple[str, int], int]) -> bytes:
-    """pipeline.json of an ensemble, with every version named.
+def _circle(name: str, left: Mapping[str, RepositoryModel]) -> str:
+    """Words for the circle that this ensemble is in, or waits for: each of those that are left waits for another."""
+    path = [name]
+    while path[-1] not in path[:-1]:
+        path.append(next(step.model for step in left[path[-1]].translated.steps if step.model in left))
+    return " <- ".join(path[path.index(path[-1]) :])
 
-    newest: model -> the version that its clients get; numbers: (model, Triton's number) -> ours. Raises Rejected for a
-    step's version that was not imported.
+
+def pipeline(
+    model: RepositoryModel,
+    newest: Mapping[str, int],
+    numbers: Mapping[tuple[str, int], int],
+    ensembles: Mapping[tuple[str, int], Pipeline] = NO_ENSEMBLES,
+) -> bytes:
+    """pipeline.json of an ensemble, with every version named, and flat: the registry keeps it so, and what was imported
+    before is found again by these bytes.
+
+    newest: model -> the version that its clients get; numbers: (model, Triton's number) -> ours; ensembles: (model, our
+    number) -> what those that are ensembles became. Raises Rejected for a step's version that was not imported.
     """
     translated = model.translated
     settings = translated.settings
@@ -95,14 +111,14 @@ def pipeline(model: RepositoryModel, newest: Mapping[str, int], numbers: Mapping
         if number is None:
             version = "any version" if step.version == NEWEST else f"version {step.version}"
             raise Rejected(f"its step '{step.model}' has no {version} that was imported", remedy="Import that first.")
-        made = {
+        one = {
             "name": step.name,
             "model": step.model,
             "input_map": step.input_map,
             "output_map": step.output_map,
             "version": number,
         }
-        steps.append(made | ({"max_inflight": translated.inflight} if translated.inflight else {}))
+        steps.append(one | ({"max_inflight": translated.inflight} if translated.inflight else {}))
     outputs: list[dict[str, Any]] = msgspec.to_builtins(settings.outputs)
     if settings.labels:
         outputs[0]["labels"] = settings.labels
@@ -112,7 +128,13 @@ def pipeline(model: RepositoryModel, newest: Mapping[str, int], numbers: Mapping
         "steps": steps,
         "max_batch_size": settings.max_batch_size,
     }
-    return msgspec.json.format(msgspec.json.encode(graph, order="deterministic"), indent=1)
+    made = msgspec.convert(graph, Pipeline)
+    inner = {
+        step.name: ensembles[step.model, step.version].steps
+        for step in made.steps
+        if (step.model, step.version) in ensembles
+    }
+    return encode(flattened(made, inner) if inner else made)
 
 
 def is_ensemble(model: RepositoryModel) -> bool:

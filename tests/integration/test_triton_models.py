@@ -167,6 +167,7 @@ def fill(root: Path) -> Path:
     triton.put(root, "cached", cached, {"1/model.onnx": triton.onnx_bytes(2.0)})
     triton.put(root, "delayed", triton.ONNX_CONFIG, {"1/model.onnx": triton.onnx_bytes(3.0)})
     triton.put(root, "graph", GRAPH_CONFIG, {})
+    triton.onnx_outside(triton.put(root, "outside", triton.ONNX_CONFIG, {"1/n": ""}) / "1" / "model.onnx", "w/f", 7.0)
     return root
 
 
@@ -295,6 +296,11 @@ def test_controls_and_implicit_state_of_each_sequence(
 def test_numbers_are_asked_for_where_the_model_is_given_numbers(place: TritonPlace) -> None:
     with pytest.raises(InferenceServerException, match="takes correlation IDs that are numbers, not 'anna'"):
         ask(place, "grpc", "numbers", x=floats(1).reshape(1, 1), sequence_id="anna", sequence_start=True)
+
+
+def test_an_onnx_model_with_its_weights_in_another_file_answers(place: TritonPlace) -> None:
+    x = np.arange(4, dtype=np.float32).reshape(1, 4)
+    assert ask(place, "http", "outside", x=x).as_numpy("y").tolist() == (7 * x).tolist()
 
 
 def test_the_cache_is_counted_where_tritons_users_look(place: TritonPlace) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
@@ -17,6 +18,7 @@ from tritonclient.utils import InferenceServerException
 
 from inference.streaming import SyncStream
 from tests.support import triton
+from tests.support.exposition import scraped
 from tests.support.house import House, running_house, until
 
 pytestmark = pytest.mark.timeout(500)
@@ -31,6 +33,9 @@ def fill(root: Path) -> Path:
     triton.put(root, "tripled", triton.ONNX_CONFIG, {"1/model.onnx": triton.onnx_bytes(3.0)})
     triton.put(root, "chain", triton.ENSEMBLE_CONFIG, {})
     (root / "chain" / "1").mkdir()
+    triton.put(root, "nested", triton.NESTED_CONFIG, {})
+    folder = triton.put(root, "outside", triton.ONNX_CONFIG, {"1/model.onnx/notes.txt": "as Triton has it"})
+    triton.onnx_outside(folder / "1" / "model.onnx" / "model.onnx", "weights.data", 7.0)
     triton.put(root, "bare", None, {"1/model.onnx": triton.onnx_bytes(5.0)})
     triton.put(root, "limited", triton.ONNX_CONFIG + "instance_group [ { rate_limiter { priority: 2 } } ]",
                {"1/model.onnx": triton.onnx_bytes(2.0)})  # fmt: skip
@@ -45,7 +50,7 @@ def imported(house: House, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     rows = {row["model"]: row for row in json.loads(done.stdout)["versions"]}
     yield rows
     for name, row in rows.items():
-        if row["state"] == "ready" and name != "chain":  # which has no replicas of its own
+        if row["state"] == "ready" and name not in {"chain", "nested"}:  # which have no replicas of their own
             house.scale(name, 1, 0)
 
 
@@ -71,7 +76,9 @@ def infer(house: House, name: str, version: str = "", **arrays: np.ndarray[Any, 
 
 def test_every_model_is_told_about(imported: dict[str, Any]) -> None:
     states = {name: row["state"] for name, row in imported.items()}
-    served = dict.fromkeys(("scaled", "tripled", "chain", "addsub_torch", "addsub_python", "count", "bare"), "ready")
+    served = dict.fromkeys(
+        ("scaled", "tripled", "chain", "nested", "outside", "addsub_torch", "addsub_python", "count", "bare"), "ready"
+    )
     assert states == served | {"limited": "refused"}
     assert "field 'instance_group.rate_limiter' of config.pbtxt is not supported" in imported["limited"]["message"]
     assert all(row["version"] == 1 for name, row in imported.items() if name != "limited")
@@ -92,6 +99,7 @@ def test_tritons_own_client_predicts(house: House, imported: dict[str, Any]) -> 
     x = np.arange(8, dtype=np.float32).reshape(2, 4)
     assert infer(house, "scaled", x=x).as_numpy("y").tolist() == (2 * x).tolist()
     assert infer(house, "scaled", "1", x=x).as_numpy("y").tolist() == (2 * x).tolist()
+    assert infer(house, "outside", x=x).as_numpy("y").tolist() == (7 * x).tolist()
     assert infer(house, "bare", x=x).as_numpy("y").tolist() == (5 * x).tolist()
     a, b = np.array([[1, 2, 3]], np.float32), np.array([[10, 20, 30]], np.float32)
     answer = infer(house, "addsub_torch", INPUT__0=a, INPUT__1=b)
@@ -110,6 +118,28 @@ def test_an_ensemble_answers_as_its_steps_one_after_the_other(house: House, impo
     with client(house) as caller:
         config = caller.get_model_config("chain", headers={"Authorization": f"Bearer {house.key}"})
     assert [step["model_name"] for step in config["ensemble_scheduling"]["step"]] == ["scaled", "tripled"]
+
+
+def test_an_ensemble_of_an_ensemble_answers_and_each_plain_step_is_counted_once(
+    house: House, imported: dict[str, Any]
+) -> None:
+    x = np.arange(4, dtype=np.float32).reshape(1, 4)
+    before = counted(house)
+    assert infer(house, "nested", start=x).as_numpy("end").tolist() == (12 * x).tolist()
+    until("the steps are counted", lambda: counted(house) != before)
+    found = counted(house)
+    names = {f"nested{step}" for step in ("", "/chain.scaled", "/chain.tripled", "/scaled")}
+    assert {name for name in found if found[name] != before.get(name, 0)} == names
+    assert {found[name] - before.get(name, 0) for name in names} == {1}
+
+
+def counted(house: House) -> dict[str, float]:
+    """Requests by what they are counted as."""
+    page = httpx.get(f"{house.gateway_url}/metrics", headers={"Authorization": f"Bearer {house.key}"}).text
+    rows = [
+        (dict(labels), number) for (name, labels), number in scraped(page).items() if name == "serinus_requests_total"
+    ]
+    return {labels["endpoint"]: number for labels, number in rows}
 
 
 def test_a_decoupled_model_streams_over_grpc_and_counts_over_websocket_too(

@@ -29,6 +29,21 @@ ensemble_scheduling {{
   ]
 }}
 """
+NESTED_CONFIG = """
+name: "{name}"
+platform: "ensemble"
+max_batch_size: 8
+input [ {{ name: "start" data_type: TYPE_FP32 dims: [ 4 ] }} ]
+output [ {{ name: "end" data_type: TYPE_FP32 dims: [ 4 ] }} ]
+ensemble_scheduling {{
+  step [
+    {{ model_name: "chain" model_version: -1
+      input_map {{ key: "first" value: "start" }} output_map {{ key: "last" value: "between" }} }},
+    {{ model_name: "scaled" model_version: -1
+      input_map {{ key: "x" value: "between" }} output_map {{ key: "y" value: "end" }} }}
+  ]
+}}
+"""
 TORCH_CONFIG = """
 name: "{name}"
 backend: "pytorch"
@@ -150,6 +165,19 @@ def onnx_bytes(factor: float = 2.0, *, batch: str | int = "n", width: int = 4) -
     model.ir_version = 9
     onnx.checker.check_model(model)
     return model.SerializeToString()
+
+
+def onnx_outside(path: Path, location: str, factor: float = 2.0) -> Path:
+    """As `onnx_bytes`, with its weights in the file `location`, seen from the model's folder."""
+    import onnx
+
+    (path.parent / location).parent.mkdir(parents=True, exist_ok=True)
+    model = onnx.load_from_string(onnx_bytes(factor))
+    for tensor in model.graph.initializer:  # only raw data is put elsewhere
+        tensor.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor), tensor.name))
+    onnx.save_model(model, str(path), save_as_external_data=True, location=location, size_threshold=0)
+    assert (path.parent / location).stat().st_size
+    return path
 
 
 def torchscript(path: Path) -> Path:

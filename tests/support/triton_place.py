@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ class TritonPlace:
     def __init__(self, work: Path, root: Path, env: dict[str, dict[str, str]] | None = None) -> None:
         self.replicas: list[Replica] = []
         self._work = work
+        self._makers: dict[str, Callable[[], Replica]] = {}
         models = [repository.model(root, name) for name in repository.names(root)]
         graphs = [model for model in models if model.translated.backend == ENSEMBLE]
         plain = [model for model in models if model not in graphs]
@@ -55,7 +58,9 @@ class TritonPlace:
             shutil.copy(part.file, place)
         kind = FORMATS[model.translated.backend]
         given: dict[str, Any] = msgspec.to_builtins(settings)
-        replica = Replica(work / model.name, folder, kind, given, name=model.name, env=env, model=model.name)
+        make = partial(Replica, work / model.name, folder, kind, given, name=model.name, env=env, model=model.name)
+        self._makers[model.name] = make
+        replica = make()
         self.replicas.append(replica)
         declared = declared_signature(settings)
         assert declared is not None
@@ -65,6 +70,13 @@ class TritonPlace:
 
     def log(self, model: str) -> str:
         return (self._work / model / "log").read_text()
+
+    def restart(self, model: str) -> None:
+        """Kills the model's replica; another takes its place."""
+        at = list(self._makers).index(model)
+        self.replicas[at].close()
+        shutil.rmtree(self.replicas[at].root)
+        self.replicas[at] = self._makers[model]().ready()
 
     def close(self) -> None:
         self.http.close()

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import msgspec
 
+from inference.artifacts import onnx
 from inference.artifacts.triton import config as configs
 from inference.artifacts.triton.refusals import refuse
-from inference.artifacts.triton.translate import ENSEMBLE, PYTHON, Translated, translate
+from inference.artifacts.triton.translate import ENSEMBLE, ONNX, PYTHON, Translated, translate
 from inference.errors import Rejected
 
 NUMBER = re.compile(r"[1-9][0-9]{0,8}")
@@ -97,11 +98,27 @@ def _parts(folder: Path, number: int, translated: Translated) -> tuple[Part, ...
     if translated.backend == ENSEMBLE:
         return ()
     inside = folder / str(number)
+    if translated.backend == ONNX and (inside / translated.filename).is_dir():
+        inside /= translated.filename  # as Triton has it: model.onnx/model.onnx with its weights beside it
     main = _file(inside, translated.filename, "default_model_filename")
     if translated.backend == PYTHON:
         return _whole(folder, number)
-    extra = [Part(_file(folder, name, "model_warmup"), name) for name in translated.extra_files]
-    return (Part(main, main.name), *extra)
+    if translated.backend == ONNX:
+        return (Part(main, main.name), *_beside(inside, main), *_extra(folder, translated))
+    return (Part(main, main.name), *_extra(folder, translated))
+
+
+def _beside(inside: Path, main: Path) -> list[Part]:
+    """The files with weights that an ONNX graph names. It is read only where there is anything beside it; whether it is
+    a graph at all, its validation tells.
+    """
+    if not any(one != main for one in inside.iterdir()) or not onnx.looks_like(main):
+        return []
+    return [Part(_file(inside, name, "external data of the graph"), name) for name in onnx.read(main).outside]
+
+
+def _extra(folder: Path, translated: Translated) -> list[Part]:
+    return [Part(_file(folder, name, "model_warmup"), name) for name in translated.extra_files]
 
 
 def _configured(parts: tuple[Part, ...], translated: Translated, override: Path | None) -> tuple[Part, ...]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 import onnxruntime
 
+from inference.artifacts import onnx
 from inference.errors import Rejected
 from inference.models import batch, declared
 from inference.models.entry import entry_file
 from inference.protocol.oip import Signature, TensorSpec
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from inference.models.contract import Arrays, LoadContext
 
 DATATYPES = {
@@ -36,8 +41,13 @@ DATATYPES = {
 def load(context: LoadContext) -> OnnxModel:
     """A session on the context's device with its number of threads. Raises Rejected."""
     path = entry_file(context.folder, ".onnx")
+    options = _options(context.threads)
+    lent = weights_beside(path)
     try:
-        session = onnxruntime.InferenceSession(str(path), _options(context.threads), providers=_providers(context))
+        if lent:
+            sizes = [len(data) for data in lent.values()]
+            options.add_external_initializers_from_files_in_memory(list(lent), list(lent.values()), sizes)
+        session = onnxruntime.InferenceSession(str(path), options, providers=_providers(context))
     except Exception as error:
         remedy = "check it with onnx.checker.check_model and export it for a lower opset if need be"
         raise Rejected(
@@ -85,6 +95,22 @@ class OnnxModel:
 
     def close(self) -> None:
         self._session = None
+
+
+def weights_beside(path: Path) -> dict[str, mmap.mmap | bytes]:
+    """The model's external data, mapped, by the names that it has in the graph; the session copies what it needs of it.
+
+    onnxruntime would open the files itself, and refuses links out of the folder: here each is a link into the store.
+    Raises Rejected.
+    """
+    if not any(one != path for one in path.parent.iterdir()):
+        return {}
+    found: dict[str, mmap.mmap | bytes] = {}
+    for name in onnx.read(path).outside:
+        with (path.parent / name).open("rb") as source:
+            is_empty = not os.fstat(source.fileno()).st_size
+            found[name] = b"" if is_empty else mmap.mmap(source.fileno(), 0, prot=mmap.PROT_READ)
+    return found
 
 
 def _options(threads: int) -> Any:

@@ -15,6 +15,7 @@ import numpy as np
 
 from inference.models.triton_python.channel import FINAL, Channel
 from inference.models.triton_python.completion import ModelConfig
+from inference.models.triton_python.metrics import Metric, MetricFamily
 from inference.models.triton_python.tensors import FROM_NUMPY, NUMPY, TO_NUMPY, Tensor, TritonModelException
 
 __all__ = [
@@ -22,6 +23,8 @@ __all__ = [
     "InferenceRequest",
     "InferenceResponse",
     "Logger",
+    "Metric",
+    "MetricFamily",
     "ModelConfig",
     "PreferredMemory",
     "Tensor",
@@ -287,15 +290,6 @@ def load_model(model_name: str, *others: Any, **more: Any) -> NoReturn:
 
 def unload_model(model_name: str, *others: Any, **more: Any) -> NoReturn:
     _not_built("unloading other models from a model")
-
-
-class MetricFamily:
-    """Custom metrics of a model."""
-
-    COUNTER, GAUGE, HISTOGRAM = range(3)
-
-    def __init__(self, **options: Any) -> None:
-        _not_built("custom metrics of a Python model")
 
 
 def serialize_byte_tensor(input_tensor: Any) -> Any:

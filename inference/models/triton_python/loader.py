@@ -22,6 +22,7 @@ from inference.errors import Rejected
 from inference.models.entry import declared_signature
 from inference.models.triton_python import backend_utils
 from inference.models.triton_python.completion import ModelConfig
+from inference.models.triton_python.metrics import REGISTER
 from inference.models.triton_python.model import TritonPythonModel
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def load(context: LoadContext) -> TritonPythonModel:
     kind = _imported(path)
     signature, config = _signature(kind, config, context)
     made = _started(kind, _arguments(config, path, context))
+    REGISTER.mark()
     return TritonPythonModel(
         made,
         msgspec.structs.replace(signature, platform="python"),

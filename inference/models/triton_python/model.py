@@ -17,11 +17,13 @@ from inference.models.asked import About, Response, about
 from inference.models.triton_python import backend_utils as pb
 from inference.models.triton_python.background import Background
 from inference.models.triton_python.channel import Channel
+from inference.models.triton_python.metrics import REGISTER
 from inference.models.triton_python.tensors import BF16, Tensor
 from inference.protocol.oip import DATATYPES
 
 if TYPE_CHECKING:
     from inference.models.contract import Arrays
+    from inference.protocol.custom_metrics import Families
     from inference.protocol.oip import Signature
 
 log = logging.getLogger(__name__)
@@ -100,6 +102,14 @@ class TritonPythonModel:
                 yield found
         finally:
             channel.leave()
+
+    def own_metrics(self) -> Families:
+        """What its code counts itself, of all instances of this process."""
+        return REGISTER.told()
+
+    def forget_warm_up(self) -> None:
+        """Nobody asked for those runs."""
+        REGISTER.rewind()
 
     def close(self) -> None:
         finalize = getattr(self._made, "finalize", None)

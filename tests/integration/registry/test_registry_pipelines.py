@@ -125,11 +125,51 @@ def test_a_rejected_pipeline_says_which_step_and_why(cast: Cast, ab: tuple[Versi
     assert not version.aliases.exists()
 
 
-def test_a_pipeline_of_pipelines_and_stateful_steps_are_refused(cast: Cast, ab: tuple[Version, Version]) -> None:
+def test_a_pipeline_of_pipelines_is_stored_flat(cast: Cast, ab: tuple[Version, Version]) -> None:
     owner = cast.actor("owner")
     created(owner, cast.red, chain("a", "b"), name="inner")
-    nested = Pipeline([tensor("raw")], [tensor("out")], [step("inner", {"raw": "raw"}, {"out": "out"})])
-    assert "inner:1 is itself a pipeline" in created(owner, cast.red, nested, name="outer").reason
+    twice = Pipeline(
+        [tensor("raw")],
+        [tensor("out")],
+        [step("inner", {"raw": "raw"}, {"out": "t"}), step("again", {"raw": "t"}, {"out": "out"}, model="inner")],
+    )
+    middle = created(owner, cast.red, twice, name="middle")
+    assert (middle.status, middle.reason) == (VersionStatus.READY, "")
+    deep = Pipeline(
+        [tensor("raw")],
+        [tensor("out")],
+        [step("first", {"raw": "raw"}, {"out": "t"}, model="middle"), step("a", "t", "out")],
+    )
+    version = created(owner, cast.red, deep, name="outer")
+    names = ["first.inner.a", "first.inner.b", "first.again.a", "first.again.b", "a"]
+    assert [row.name for row in version.steps.all()] == names == [one.name for one in stored(version).steps]
+    assert steps_of(version) == list(ab)
+    assert version.signature["max_batch_size"] == 8
+    with pytest.raises(Conflict, match="a:1 is in use by a pipeline"):
+        actions.archive_version(actor=owner, version=ab[0])
+
+
+def test_a_nested_pipeline_is_refused_in_the_words_of_its_author(cast: Cast, ab: tuple[Version, Version]) -> None:
+    owner = cast.actor("owner")
+    created(owner, cast.red, chain("a", "b", batch=4), name="inner")
+
+    def reason(**more: object) -> str:
+        nested = Pipeline([tensor("raw")], [tensor("out")], [step("inner", {"raw": "raw"}, {"out": "out"})])
+        return str(created(owner, cast.red, msgspec.structs.replace(nested, **more), name="outer").reason)
+
+    assert "step 'inner' takes batches of 4 at most, the pipeline 8" in reason(max_batch_size=8)
+    assert "step 'inner': inner:1 has no output 'y'; it has 'out'" in reason(
+        steps=[step("inner", {"raw": "raw"}, {"y": "out"})]
+    )
+    assert "step 'inner': input 'raw' has the shape [-1, 4]" in reason(inputs=[tensor("raw", [-1, 3])])
+    actions.archive_version(actor=owner, version=Version.objects.get(model__name="inner"))
+    assert "step 'inner': inner:1 is archived, and only a ready version can be a step" in reason(
+        steps=[step("inner", {"raw": "raw"}, {"out": "out"}, version=1)]
+    )
+
+
+def test_stateful_steps_are_refused(cast: Cast, ab: tuple[Version, Version]) -> None:
+    owner = cast.actor("owner")
     stateful = {"sequence": msgspec.to_builtins(SequenceSettings())}
     ready_version(owner, cast.red, b"[7]", name="vad", settings=stateful)
     assert "vad:1 keeps state" in created(owner, cast.red, chain("vad"), name="outer").reason

@@ -91,15 +91,51 @@ def test_a_foreign_operator_in_a_function_is_refused(path):
         reader.read(save(path, proto))
 
 
-@pytest.mark.parametrize("location", ["weights.bin", "../../etc/passwd", "/etc/passwd"])
-def test_external_data_is_refused_wherever_it_lies(path, location):
-    outside = TensorProto(name="W", data_type=FLOAT, dims=[4, 3], data_location=TensorProto.EXTERNAL)
-    outside.external_data.add(key="location", value=location)
-    constant = helper.make_node("Constant", [], ["W"], value=outside)
-    for proto in (model(initializers=[outside]), model([constant, helper.make_node("MatMul", ["x", "W"], ["y"])])):
-        with pytest.raises(Rejected, match="external data") as caught:
-            reader.read(save(path, proto))
-        assert "one file" in caught.value.remedy
+def outside(**said):
+    found = TensorProto(name="W", data_type=FLOAT, dims=[4, 3], data_location=TensorProto.EXTERNAL)
+    for key, value in said.items():
+        found.external_data.add(key=key, value=value)
+    return found
+
+
+@pytest.mark.parametrize("location", ["weights.bin", "deep/er/w.bin"])
+def test_external_data_beside_the_model_is_told(path, location):
+    save(path, model(initializers=[outside(location=location, offset="8", length="48")]))
+    with pytest.raises(Rejected, match=r"\(external data\), which is not there") as caught:
+        reader.read(path)
+    assert "one file" in caught.value.remedy
+    place = path.parent / location
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(bytes(55))
+    with pytest.raises(Rejected, match="has fewer than the 56 bytes"):
+        reader.read(path)
+    place.write_bytes(bytes(56))
+    assert reader.read(path).outside == [location]
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["../w", "a/../../w", "/etc/passwd", "", ".", "a//w", "a\\w", "C:w", "w\n", "*/_ORT_MEM_ADDR_/*", "x/*"],
+)
+def test_external_data_never_leaves_the_folder(path, location):
+    save(path, model(initializers=[outside(location=location)]))
+    with pytest.raises(Rejected, match="external data, and the path"):
+        reader.read(path)
+
+
+@pytest.mark.parametrize("said", [{"offset": "-1"}, {"length": "1e9"}, {"offset": "9" * 19}, {"length": ""}])
+def test_impossible_places_in_external_data_are_refused(path, said):
+    (path.parent / "w").write_bytes(bytes(100))
+    save(path, model(initializers=[outside(location="w", **said)]))
+    with pytest.raises(Rejected, match="is no number"):
+        reader.read(path)
+
+
+def test_only_initializers_may_lie_elsewhere(path):
+    (path.parent / "w").write_bytes(bytes(100))
+    constant = helper.make_node("Constant", [], ["W"], value=outside(location="w"))
+    with pytest.raises(Rejected, match="the constant 'W' keeps its values in another file"):
+        reader.read(save(path, model([constant, helper.make_node("MatMul", ["x", "W"], ["y"])])))
 
 
 def test_sequences_and_unknown_ranks_are_refused(path):

@@ -75,6 +75,21 @@ def test_an_ensemble_has_no_files(tmp_path: Path) -> None:
     assert [(one.number, one.parts) for one in repository.model(tmp_path, "m").versions] == [(1, ())]
 
 
+@pytest.mark.parametrize("at", ["1", "1/model.onnx"])
+def test_weights_beside_a_graph_come_along_and_nothing_else(tmp_path: Path, at: str) -> None:
+    folder = put(tmp_path, triton.ONNX_CONFIG, {f"{at}/notes.txt": "n"})
+    triton.onnx_outside(folder / at / "model.onnx", "w/f.data")
+    (version,) = repository.model(tmp_path, "m").versions
+    assert [part.path for part in version.parts] == ["model.onnx", "w/f.data"]
+    (folder / at / "w" / "f.data").unlink()
+    with pytest.raises(Rejected, match=r"keeps weights in 'w/f.data' \(external data\), which is not there"):
+        repository.model(tmp_path, "m")
+    (tmp_path / "secret").write_bytes(bytes(64))
+    (folder / at / "w" / "f.data").symlink_to(tmp_path / "secret")
+    with pytest.raises(Rejected, match="leads out of the folder"):
+        repository.model(tmp_path, "m")
+
+
 @pytest.mark.parametrize("name", ["../../secret", "/etc/hostname", "1/../../secret"])
 def test_no_file_outside_of_the_model_is_ever_taken(tmp_path: Path, name: str) -> None:
     (tmp_path / "secret").write_text("s")
@@ -100,12 +115,13 @@ def test_a_link_that_leads_out_is_refused(tmp_path: Path) -> None:
     [
         (triton.ONNX_CONFIG, {}, "no version"),
         (triton.ONNX_CONFIG, {"1/other.onnx": b""}, "model.onnx is missing"),
-        (triton.ONNX_CONFIG, {"1/model.onnx/model.onnx": b""}, "save it as one file"),
+        (triton.ONNX_CONFIG, {"1/model.onnx/other.onnx": b""}, "model.onnx is missing"),
+        (triton.TORCH_CONFIG, {"1/model.pt/model.pt": b""}, "save it as one file"),
         (triton.ONNX_CONFIG + "version_policy { specific { versions: 4 } }", {"1/model.onnx": b""}, "no version"),
         (None, {"1/model.bin": b""}, "'backend'"),
         (triton.ONNX_CONFIG.replace('name: "y"', 'name: "y" label_filename: "l"'), {"1/model.onnx": b""}, "is missing"),
     ],
-    ids=["no version", "no file", "in a folder", "policy", "unknown", "labels"],
+    ids=["no version", "no file", "not in its folder", "in a folder", "policy", "unknown", "labels"],
 )
 def test_what_is_missing_is_named(
     tmp_path: Path, config: str | None, files: dict[str, str | bytes], words: str

@@ -255,8 +255,8 @@ def test_auto_complete_config_never_overrules_the_file_in_silence(tmp_path: Path
 def test_what_the_utilities_do_not_have_is_named(tmp_path: Path) -> None:
     with pytest.raises(Rejected, match="triton_python_backend_utils has no 'Magic'"):
         made(tmp_path, "pb_utils.Magic()\nclass TritonPythonModel: ...\n")
-    with pytest.raises(Rejected, match="custom metrics"):
-        made(tmp_path, "pb_utils.MetricFamily(name='n', description='d', kind=0)\nclass TritonPythonModel: ...\n")
+    with pytest.raises(Rejected, match="'serinus_requests' cannot begin with 'serinus_'"):
+        made(tmp_path, "pb_utils.MetricFamily('serinus_requests', 'd', 0)\nclass TritonPythonModel: ...\n")
 
 
 def test_utilities_of_names_types_and_bytes() -> None:

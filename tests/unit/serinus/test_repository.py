@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from inference.artifacts.triton import config as configs
 from inference.config import BadSetting
 from inference.errors import Rejected
+from inference.protocol.pipelines import decode, encode
 from serinus.__main__ import app
 from serinus.paths import up_config
 from serinus.processes import repository_programs
@@ -59,7 +60,29 @@ def test_ensembles_in_a_circle_are_refused(tmp_path: Path) -> None:
         triton.put(tmp_path, name, config, {})
     found = planning.plan(tmp_path)
     assert found.models == []
-    assert [one.name for one in found.refusals] == ["a", "b"]
+    assert {one.name: one.reason for one in found.refusals} == {
+        "a": "it waits for ensembles in a circle: a <- b <- a",
+        "b": "it waits for ensembles in a circle: b <- a <- b",
+    }
+
+
+def test_an_ensemble_of_an_ensemble_is_made_flat_after_it(tmp_path: Path) -> None:
+    triton.put(tmp_path, "all", ENSEMBLE, {})
+    triton.put(
+        tmp_path, "above", ENSEMBLE.replace('"two"', '"all"').replace("model_version: 1", "model_version: -1"), {}
+    )
+    found = planning.plan(repository(tmp_path, "one", "two"), ["above"])
+    assert [model.name for model in found.models] == ["one", "two", "all", "above"]
+    newest = {"one": 7, "all": 2}
+    inner = decode(planning.pipeline(found.models[2], newest, {("two", 1): 3}))
+    data = planning.pipeline(found.models[3], newest, {}, {("all", 2): inner})
+    steps = [(step.name, step.model, step.version, step.input_map, step.output_map) for step in decode(data).steps]
+    assert steps == [
+        ("one", "one", 7, {"x": "x"}, {"y": "t"}),
+        ("all.one", "one", 7, {"x": "t"}, {"y": "all.t"}),
+        ("all.two", "two", 3, {"x": "all.t"}, {"y": "y"}),
+    ]
+    assert encode(decode(data)) == data
 
 
 def test_a_pipeline_names_every_version(tmp_path: Path) -> None:
