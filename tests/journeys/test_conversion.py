@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.torch import load_file
 
 from tests.support import artifacts, hostile
 from tests.support.house import House
@@ -28,6 +27,7 @@ def test_weights_alone_become_a_served_encoder(house: House, tmp_path: Path) -> 
     the store, beside config.json and tokenizer.json. 4. It answers as the model does from which the pickle was.
     """
     import torch
+    from safetensors.torch import load_file
 
     folder, lone, out = tmp_path / "bert", tmp_path / "lone", tmp_path / "model.safetensors"
     reference = artifacts.bert_classifier(folder)
