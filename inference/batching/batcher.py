@@ -34,13 +34,13 @@ from inference.errors import (
     ReplicaLost,
     SerinusError,
 )
+from inference.protocol.comeback import retry_after_s
 from inference.protocol.messages import BACKGROUND
 from inference.protocol.statistics import ModelStatistics
 from inference.runtime.runner import Ran
 from inference.runtime.work import Arrays, Outcome, Ticket, awaited
 
 log = logging.getLogger(__name__)
-MIN_RETRY_S, MAX_RETRY_S = 0.05, 30.0
 
 
 class Batcher:
@@ -375,7 +375,7 @@ class Batcher:
     def _retry_after_s(self) -> float:
         largest = self._bounds.rules.max_batch_size * self._passes.lanes
         passes = -(-(self._line.rows + self._passes.rows) // largest)
-        return min(max(passes * self.step.value.of(self._bounds.rules.max_batch_size), MIN_RETRY_S), MAX_RETRY_S)
+        return retry_after_s(passes * self.step.value.of(self._bounds.rules.max_batch_size))
 
     def _fail(self, tickets: Sequence[Ticket], error: SerinusError) -> None:
         for ticket in tickets:

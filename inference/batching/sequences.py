@@ -30,13 +30,13 @@ from inference.errors import (
     SerinusError,
 )
 from inference.models.asked import said
+from inference.protocol.comeback import retry_after_s
 from inference.protocol.messages import SequenceControl
 from inference.protocol.statistics import ModelStatistics
 from inference.runtime.runner import Ran
 from inference.runtime.work import Arrays, Outcome, Ticket
 
 log = logging.getLogger(__name__)
-MIN_RETRY_S, MAX_RETRY_S = 0.05, 30.0
 DRAIN_STEP_S = 0.005
 
 
@@ -359,7 +359,7 @@ class SequenceBatcher:
 
     def _retry_after_s(self) -> float:
         passes = ceil(self._line.waiting / self._bounds.rules.max_batch_size)
-        return min(max(passes * self.step.value.of(self._bounds.rules.max_batch_size), MIN_RETRY_S), MAX_RETRY_S)
+        return retry_after_s(passes * self.step.value.of(self._bounds.rules.max_batch_size))
 
     def _fail(self, tickets: Iterable[Ticket], error: SerinusError) -> None:
         for ticket in tickets:

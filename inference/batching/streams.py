@@ -29,12 +29,12 @@ from inference.errors import (
     SerinusError,
 )
 from inference.models.asked import said
+from inference.protocol.comeback import Emptying, retry_after_s
 from inference.protocol.statistics import ModelStatistics
 from inference.runtime.runner import Ran, is_out_of_memory
 from inference.runtime.work import Arrays, Outcome, Scalar, Ticket
 
 log = logging.getLogger(__name__)
-RETRY_S = 1.0
 DRAIN_STEP_S = 0.005
 StartStream = Callable[[Arrays, Mapping[str, Scalar]], Iterator[Arrays]]
 
@@ -115,6 +115,7 @@ class Streamer:
         self._waiting: deque[_Stream] = deque()
         self._resumed: deque[_Stream] = deque()
         self._waiting_count = 0
+        self._emptying = Emptying()
         self._closed: SerinusError | None = None
         self._counts = Counts()
 
@@ -140,7 +141,10 @@ class Streamer:
         if left_s <= 0:
             raise self._counts.refused(DeadlineExceeded())
         if len(self._streams) - sum(1 for place in self._places if place.stream) >= self._bounds.queue_limit:
-            raise self._counts.refused(Overloaded(retry_after_s=RETRY_S))
+            empty_in_s = self._emptying.empty_in_s(len(self._streams), self._clock())
+            raise self._counts.refused(Overloaded(retry_after_s=retry_after_s(empty_in_s)))
+        if not self._streams:
+            self._emptying.began(self._clock())
         stream = self._streams[ticket] = _Stream(ticket)
         if left_s < inf:
             stream.timer = self._loop.call_later(left_s, self._late, stream)
@@ -304,7 +308,7 @@ class Streamer:
         if stream.is_given_up:
             tidied_ns = result.took_ns if isinstance(result, Stepped) else 0
             self._counts.response(stream.place).cancel.add(tidied_ns)
-        self._streams.pop(stream.ticket, None)
+        self._leave(stream)
         self._give_on(place)
 
     # Ends
@@ -324,7 +328,11 @@ class Streamer:
     def _forget(self, stream: _Stream) -> None:
         if stream.timer:
             stream.timer.cancel()
-        self._streams.pop(stream.ticket, None)
+        self._leave(stream)
+
+    def _leave(self, stream: _Stream) -> None:
+        if self._streams.pop(stream.ticket, None) is not None:
+            self._emptying.left(self._clock)
 
     def _abandon(self, stream: _Stream) -> None:
         """Nobody waits for it any more: drops it, or has its generator closed."""
@@ -334,7 +342,7 @@ class Streamer:
         if stream.ticket.is_waiting:
             stream.ticket.is_waiting = False
             self._waiting_count -= 1
-            self._streams.pop(stream.ticket, None)
+            self._leave(stream)
         else:
             stream.is_given_up = True
             self._queue_again(stream)

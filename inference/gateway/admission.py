@@ -17,6 +17,7 @@ from hashlib import sha256
 import msgspec
 
 from inference.errors import Forbidden, Overloaded, RateLimited, Unauthenticated
+from inference.protocol.comeback import Emptying, retry_after_s
 from inference.protocol.routes import EndpointRoute, KeyRoute, RoutingTable
 
 KEY_PREFIX = "ser_"
@@ -253,9 +254,11 @@ def has_room(total: int, limit: int, mine: int, keys: int) -> bool:
 class Queue:
     """Requests under way for one endpoint, by key, with its retry budget. It outlives routing tables."""
 
-    __slots__ = ("_of_key", "in_flight", "retries")
+    __slots__ = ("_emptying", "_now", "_of_key", "in_flight", "retries")
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._emptying = Emptying()
         self.in_flight = 0
         self.retries = Bucket()
         self._of_key: dict[str, int] = {}
@@ -265,15 +268,19 @@ class Queue:
         of_key = self._of_key
         mine = of_key.get(caller.id, 0)
         if not has_room(self.in_flight, limit, mine, len(of_key) + (not mine)):
-            raise Overloaded(retry_after_s=1.0)
+            empty_in_s = self._emptying.empty_in_s(self.in_flight, self._now())
+            raise Overloaded(retry_after_s=retry_after_s(empty_in_s))
         if caller.limiter is not None:
             caller.limiter.request()
         of_key[caller.id] = mine + 1
+        if not self.in_flight:
+            self._emptying.began(self._now())
         self.in_flight += 1
         self.retries.earn()
 
     def leave(self, key: str = "") -> None:
         self.in_flight -= 1
+        self._emptying.left(self._now)
         left = self._of_key.get(key, 1) - 1
         if left:
             self._of_key[key] = left

@@ -49,7 +49,12 @@ def deflated(headers: Headers, parts: Sequence[Part], encoding: bytes) -> tuple[
     """Headers and body, compressed when the client wants it and it is worth it."""
     if not encoding or sum(len(part) for part in parts) < LEAST_BYTES:
         return headers, parts
+    return [*headers, (b"content-encoding", encoding), (b"vary", b"accept-encoding")], packed(parts, encoding)
+
+
+def packed(parts: Sequence[Part], encoding: bytes) -> list[bytes]:
+    """The parts as one compressed stream."""
     machine = zlib.compressobj(LEVEL, zlib.DEFLATED, _WBITS[encoding])
-    packed = [machine.compress(part) for part in parts]
-    packed.append(machine.flush())
-    return [*headers, (b"content-encoding", encoding), (b"vary", b"accept-encoding")], packed
+    found = [machine.compress(part) for part in parts]
+    found.append(machine.flush())
+    return found

@@ -10,7 +10,7 @@ from inference.protocol.messages import SequenceControl
 # Whoever serves a model must not learn its callers' credentials.
 _SECRET = frozenset({b"authorization", b"proxy-authorization", b"cookie", b"x-api-key"})
 Scalar = str | int | float | bool
-MAX_SEQUENCE_ID_CHARS = 128
+MAX_SEQUENCE_ID_BYTES = 128  # of UTF-8, as Triton counts them
 RESERVED = "triton_"
 OWN = frozenset({
     "binary_data_output", "headers", "priority", "sequence_end", "sequence_id", "sequence_start", "timeout",
@@ -32,8 +32,8 @@ def sequence(given: dict[str, Scalar]) -> SequenceControl | None:
     identity = given.get("sequence_id", 0)
     if type(identity) not in {int, str} or (type(identity) is int and not 0 <= identity < 2**64):
         raise InvalidInput("parameter 'sequence_id' must be a whole number of 64 bits or a text")
-    if type(identity) is str and len(identity) > MAX_SEQUENCE_ID_CHARS:
-        raise InvalidInput(f"parameter 'sequence_id' is longer than {MAX_SEQUENCE_ID_CHARS} characters")
+    if type(identity) is str and len(identity.encode("utf-8", "surrogatepass")) > MAX_SEQUENCE_ID_BYTES:
+        raise InvalidInput(f"parameter 'sequence_id' is longer than {MAX_SEQUENCE_ID_BYTES} bytes")
     start, end = (switch(given, name) for name in ("sequence_start", "sequence_end"))
     if identity:
         assert isinstance(identity, int | str)

@@ -33,6 +33,7 @@ from inference.generation.engine import Engine
 from inference.generation.requests import Output
 from inference.generation.thread import EngineThread
 from inference.protocol import generation
+from inference.protocol.comeback import Emptying, retry_after_s
 from inference.protocol.generation import Asked, Event, Generate, Tokenize
 from inference.protocol.statistics import ModelStatistics
 from inference.replica.alarm import Alarm
@@ -44,7 +45,6 @@ from inference.runtime.runner import Ran
 from inference.runtime.work import Outcome, Ticket
 
 log = logging.getLogger(__name__)
-RETRY_S = 1.0
 DRAIN_STEP_S = 0.005
 WATCH_S = 1.0
 ALARM_GRACE_S = 5.0
@@ -85,6 +85,7 @@ class LanguageExecutor:
         self._jobs: dict[Ticket, Job] = {}
         self._queued = 0
         self._queued_tokens = 0
+        self._emptying = Emptying()
         self._closed: SerinusError | None = None
         self._counts = Counts()
         self._meter = LanguageMeter(engine)
@@ -118,10 +119,12 @@ class LanguageExecutor:
         if left_s <= 0:
             raise self._counts.refused(DeadlineExceeded())
         if self._queued >= self._bounds.queue_limit:
-            raise self._counts.refused(Overloaded(retry_after_s=RETRY_S))
+            raise self._counts.refused(self._full())
         is_oip = generation.REQUEST not in ticket.inputs
         asked = asked_of(ticket)
         job = self._jobs[ticket] = Job(ticket, is_oip, asked.adapter if isinstance(asked, Generate) else "")
+        if not self._queued:
+            self._emptying.began(self._clock())
         self._queued += 1
         if left_s < inf:
             job.timer = self._loop.call_later(left_s, self._late, job)
@@ -210,7 +213,7 @@ class LanguageExecutor:
             return
         waiting, most = self._queued_tokens, self._bounds.queued_tokens
         if most and waiting and waiting + len(found.request.prompt) > most:
-            self._end(job, Overloaded(retry_after_s=RETRY_S))
+            self._end(job, self._full())
             return
         self._enter(job, found)
 
@@ -329,8 +332,12 @@ class LanguageExecutor:
 
     def _unqueue(self, job: Job) -> None:
         self._queued -= 1
+        self._emptying.left(self._clock)
         if job.prepared is not None:
             self._queued_tokens -= len(job.prepared.request.prompt)
+
+    def _full(self) -> Overloaded:
+        return Overloaded(retry_after_s=retry_after_s(self._emptying.empty_in_s(self._queued, self._clock())))
 
     def _late(self, job: Job) -> None:
         if self._jobs.get(job.ticket) is job:

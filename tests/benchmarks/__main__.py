@@ -26,6 +26,7 @@ import psutil
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "platform"), str(Path(__file__).parent)]
 
+import bench_idle_grpc  # noqa: E402
 import bench_predict  # noqa: E402
 import bench_sockets  # noqa: E402
 import loadgen  # noqa: E402
@@ -270,7 +271,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--write", action="store_true", help="write docs/benchmarks.md")
-    parser.add_argument("--sockets", action="store_true", help="10,000 WebSockets too: about 75 s more")
+    parser.add_argument(
+        "--sockets", action="store_true", help="10,000 WebSockets and gRPC connections too: about 90 s more"
+    )
     given = parser.parse_args()
     windows = Windows(2, 10, 4) if given.quick else Windows(4, 120, 8)
     report = Report()
@@ -286,6 +289,8 @@ def main() -> None:
     if given.sockets:
         report.say("\n## 10,000 idle WebSockets and 200 busy ones on one gateway\n")
         for line in bench_sockets.lines(bench_sockets.run()):
+            report.say(line)
+        for line in bench_idle_grpc.lines(bench_idle_grpc.run()):
             report.say(line)
     if given.write:
         page = ROOT / "docs" / "benchmarks.md"

@@ -151,8 +151,8 @@ class Found:
 
 
 @contextmanager
-def gateway() -> Iterator[tuple[int, int]]:
-    """A gateway with a fake replica and a public endpoint: (port, pid)."""
+def gateway(grpc_port: int = 0) -> Iterator[tuple[int, int]]:
+    """A gateway with a fake replica and a public endpoint: (port, pid). grpc_port: 0 for no gRPC."""
     with tempfile.TemporaryDirectory(prefix="sockets-") as folder:
         path = Path(folder) / "r1.sock"
         replica = subprocess.Popen(
@@ -167,7 +167,7 @@ def gateway() -> Iterator[tuple[int, int]]:
         own = {
             "SERINUS_DATA_DIR": folder,
             "SERINUS_HTTP_PORT": str(port),
-            "SERINUS_GRPC_PORT": "0",
+            "SERINUS_GRPC_PORT": str(grpc_port),
             "REDIS_URL": "",
             "PYTHONPATH": str(ROOT),
         }

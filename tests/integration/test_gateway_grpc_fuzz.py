@@ -1,7 +1,6 @@
 """Malformed messages get a typed status each, malformed frames a GOAWAY, and the gateway goes on."""
 
 import random
-import socket
 
 import pytest
 import tritonclient.grpc as triton
@@ -10,9 +9,8 @@ from inference.gateway.http2 import frames
 from inference.gateway.http2.frames import Code
 from tests.support.gateway_house import House, free_port
 from tests.support.grpc_fuzz import fuzz, golden
-from tests.support.http2_peer import BEGIN, GRPC, Peer, data, read_frames
-
-INFER = "/inference.GRPCInferenceService/ModelInfer"
+from tests.support.grpc_peer import INFER, call, message, said, trailers
+from tests.support.http2_peer import BEGIN, Peer, data
 
 
 @pytest.fixture(scope="module")
@@ -44,45 +42,6 @@ def test_a_malformed_message_gets_a_typed_status(house, seed):
 
 
 # -- frames ------------------------------------------------------------------------------------------------------------
-
-
-def call(path=INFER, key="ser_all.s2", **more):
-    fields = [(":method", "POST"), (":scheme", "http"), (":path", path), (":authority", "x")]
-    return [*fields, *GRPC, ("x-api-key", key), *((name.replace("_", "-"), value) for name, value in more.items())]
-
-
-def message(body):
-    return b"\0" + len(body).to_bytes(4, "big") + body
-
-
-def said(gateway, what, until_closed=False):
-    """All frames that the gateway says to `what`, up to the first stream's end or the connection's."""
-    host, _, port = gateway.grpc_address.rpartition(":")
-    found = b""
-    with socket.create_connection((host, int(port)), timeout=10) as peer:
-        peer.sendall(what)
-        if until_closed:
-            peer.shutdown(socket.SHUT_WR)
-        while True:
-            try:
-                more = peer.recv(1 << 16)
-            except ConnectionResetError:
-                more = b""
-            found += more
-            at = 0
-            while len(found) - at >= 9 and len(found) - at - 9 >= int.from_bytes(found[at : at + 3], "big"):
-                is_end = found[at + 3] == frames.RST_STREAM or (found[at + 3] == frames.HEADERS and found[at + 4] & 1)
-                at += 9 + int.from_bytes(found[at : at + 3], "big")
-                if is_end and not until_closed:
-                    return read_frames(found[:at])
-            if not more:
-                return read_frames(found[:at])
-
-
-def trailers(frames_of):
-    """The fields of the last header block."""
-    peer = Peer()
-    return [peer.fields(one) for one in frames_of if one.kind == frames.HEADERS][-1]
 
 
 def test_malformed_frames_end_their_connection_and_nothing_else(house):

@@ -120,7 +120,7 @@ def test_a_full_queue_is_an_immediate_503(gateway):
     assert len(found) - len(refused) >= 2
     assert refused
     for response in refused:
-        assert error(response, 503, "Exceeds maximum queue size").headers["retry-after"] == "1"
+        assert error(response, 503, "Exceeds maximum queue size").headers["retry-after"] in {"1", "2"}
         assert response.elapsed.total_seconds() < 0.25
 
 

@@ -11,12 +11,16 @@ import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from math import ceil
 
+import grpc
 import httpx
 import pytest
 import websockets
 from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect as opened
 
+from inference.gateway.grpc import wire
 from inference.protocol.messages import Fault
 from inference.protocol.oip import Signature, TensorSpec
 from inference.protocol.routes import EndpointRoute, VariantRoute
@@ -41,7 +45,7 @@ KEY = ["serinus.v1", "serinus.key.ser_all.s2"]
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
     found = House()
-    for name in ("r1", "slow", "wide", "deep", "faulty"):
+    for name in ("r1", "slow", "held", "wide", "deep", "faulty"):
         found.replica(name)
     found.replicas["wide"].outputs = found.replicas["deep"].outputs = 1
 
@@ -49,7 +53,13 @@ def house(tmp_path_factory):
         route = VariantRoute(1, "primary", 10_000, signature, [found.route(name)])
         return EndpointRoute(name, name, "s", False, timeout_ms, queue_limit, [route])
 
-    others = [endpoint("slow", queue_limit=8), endpoint("wide", WIDE), endpoint("deep", DEEP), endpoint("faulty")]
+    others = [
+        endpoint("slow", queue_limit=8),
+        endpoint("held", timeout_ms=60_000, queue_limit=8),
+        endpoint("wide", WIDE),
+        endpoint("deep", DEEP),
+        endpoint("faulty"),
+    ]
     others.append(EndpointRoute("tall", "m", "s", False, 9000, 64, [VariantRoute(1, "primary", 10_000, TALL, [found.route("r1")])]))  # fmt: skip
     others.append(EndpointRoute("brief", "m", "s", False, 400, 64, [VariantRoute(1, "primary", 10_000, MLP, [found.route("slow")])]))  # fmt: skip
     found.publish(
@@ -65,7 +75,7 @@ def house(tmp_path_factory):
         stream__MESSAGE_S=1.0, stream__STALL_S=3.0, stream__MAX_HELD_BYTES=4 * BODY_BYTES, asking__MAX_BEHIND_BYTES=8 * BODY_BYTES,
     )  # fmt: skip
     gateway = found.gateway(SERINUS_MAX_BODY_BYTES=str(BODY_BYTES), **env).wait_live()
-    for name in ("mlp", "slow", "wide", "deep", "faulty"):
+    for name in ("mlp", "slow", "held", "wide", "deep", "faulty"):
         gateway.wait_ready(name)
     yield found
     assert "Traceback" not in gateway.log.read_text()
@@ -226,11 +236,11 @@ def test_a_connection_is_kept_between_requests_but_only_so_long(gateway, is_kept
             assert peer.recv(65536) == b""
 
 
-def started(gateway, house, pool, credential, count):
+def started(gateway, house, pool, credential, count, name="slow"):
     """So many requests of one key under way at the replica that takes its time."""
-    slow = house.replicas["slow"]
+    slow = house.replicas[name]
     before = len(slow.seen)
-    found = [pool.submit(gateway.post, "/v2/models/slow/infer", credential) for _ in range(count)]
+    found = [pool.submit(gateway.post, f"/v2/models/{name}/infer", credential) for _ in range(count)]
     until(lambda: len(slow.seen) == before + count)
     return found
 
@@ -242,10 +252,43 @@ def test_the_queue_of_an_endpoint_is_exact(gateway, house):
         waiting = started(gateway, house, pool, "ser_all.s2", 4) + started(gateway, house, pool, "ser_other.s3", 4)
         refused = gateway.post("/v2/models/slow/infer")
         assert refused.status_code == 503
-        assert (refused.headers["x-error-code"], refused.headers["retry-after"]) == ("overloaded", "1")
+        assert refused.headers["x-error-code"] == "overloaded"
         assert [one.result().status_code for one in waiting] == [200] * 8
     house.replicas["slow"].latency_s = 0.0
     assert gateway.post("/v2/models/slow/infer").status_code == 200
+
+
+def test_a_full_queue_tells_at_all_doors_how_long_it_takes_and_not_all_the_same(gateway, house):
+    """Nobody has left yet, so it takes as long again as it has stood, in whole seconds and up to a fourth more."""
+    held = house.replicas["held"]
+    held.holds = True
+    call = wire.INFER_REQUEST(model_name="held")
+    call.inputs.add(name="x", datatype="FP32", shape=[1, 16]).contents.fp32_contents.extend(range(16))
+    address = f"ws://127.0.0.1:{gateway.port}/v2/models/held/stream"
+    with (
+        ThreadPoolExecutor(8) as pool,
+        httpx.Client(base_url=gateway.url, headers={"authorization": "Bearer ser_all.s2"}, timeout=20) as rest,
+        grpc.insecure_channel(gateway.grpc_address) as channel,
+    ):
+        began = time.monotonic()
+        waiting = started(gateway, house, pool, "ser_all.s2", 4, "held")
+        waiting += started(gateway, house, pool, "ser_other.s3", 4, "held")
+        time.sleep(2.1)
+        told = [rest.post("/v2/models/held/infer", json=request()).headers["retry-after"] for _ in range(30)]
+        with opened(address, subprotocols=KEY) as stream:
+            stream.send(json.dumps(request(identity="1")))
+            by_websocket = json.loads(stream.recv(20))
+        infer = channel.unary_unary("/inference.GRPCInferenceService/ModelInfer")
+        with pytest.raises(grpc.RpcError) as by_grpc:
+            infer(call.SerializeToString(), metadata=[("authorization", "Bearer ser_all.s2")], timeout=20)
+        least, most = 3, ceil(time.monotonic() - began)
+        held.holds = False
+        house.loop.call_soon_threadsafe(held.let_go)
+        assert [one.result().status_code for one in waiting] == [200] * 8
+    assert by_websocket["code"] == "overloaded"
+    assert len(set(told)) > 1
+    told += [by_websocket["retry_after_s"], dict(by_grpc.value.trailing_metadata())["retry-after"]]
+    assert all(least <= float(one) <= most + max(1, most // 4) for one in told), told
 
 
 def test_a_key_has_its_share_of_the_queue_and_no_more(gateway, house):

@@ -112,7 +112,7 @@ def test_what_finds_no_room_is_refused_at_once(gateway, house):
         began = time.monotonic()
         refused = post(gateway, model="narrow", messages=say("a"), stream=True)
         error(refused, 503, "overloaded")
-        assert refused.headers["retry-after"] == "1"
+        assert refused.headers["retry-after"] in {"1", "2"}
         assert time.monotonic() - began < 1
     until(lambda: post(gateway, model="narrow", messages=say("a")).status_code == 200, 2)
     error(post(gateway, "/v1/completions", model="narrow", prompt=["a", "b", "c"]), 503, "overloaded")

@@ -248,6 +248,38 @@ def test_a_polled_folder_is_followed(tmp_path: Path) -> None:
         until("the endpoint is gone", lambda: house.api("GET", "/api/endpoints/scaled/").status_code == 404, 60)
 
 
+def test_a_folder_that_nothing_controls_is_served_as_it_was_at_the_start(tmp_path: Path) -> None:
+    """Mode none: the index lists what is served, load and unload are refused as Triton refuses them, nobody polls."""
+    root = tmp_path / "repository"
+    triton.put(root, "scaled", triton.ONNX_CONFIG, {"1/model.onnx": triton.onnx_bytes(2.0)})
+    options = ("--model-repository", str(root), "--model-control-mode", "none")
+    x = np.ones((1, 4), np.float32)
+    with running_house(made(tmp_path / "house"), *options, SERINUS_REPOSITORY_POLL_S="1") as house:
+
+        def index() -> dict[str, tuple[str, str]]:
+            rows = house.api("POST", "/v2/repository/index", {}).json()
+            return {row["name"]: (row["version"], row["state"]) for row in rows}
+
+        until("scaled serves", lambda: index() == {"scaled": ("1", "READY")}, 90)
+        triton.put(root, "scaled", None, {"2/model.onnx": triton.onnx_bytes(3.0)})
+        triton.put(root, "added", triton.ONNX_CONFIG, {"1/model.onnx": triton.onnx_bytes(4.0)})
+        changed_at = time.monotonic()
+        headers = {"Authorization": f"Bearer {house.key}"}
+        low = {name.lower(): value for name, value in headers.items()}
+        refused = "explicit model load / unload is not allowed if polling is enabled"
+        with client(house) as by_rest, triton_grpc.InferenceServerClient(f"127.0.0.1:{house.grpc_port}") as by_grpc:
+            for caller, given in ((by_rest, headers), (by_grpc, low)):
+                for act in (caller.load_model, caller.unload_model):
+                    for name in ("scaled", "added"):
+                        with pytest.raises(InferenceServerException, match=refused):
+                            act(name, headers=dict(given))
+        answer = house.api("POST", "/v2/repository/models/scaled/unload", {})
+        assert (answer.status_code, answer.json()) == (503, {"error": refused})
+        time.sleep(max(0.0, changed_at + 8 - time.monotonic()))  # eight looks of a poller
+        assert index() == {"scaled": ("1", "READY")}
+        assert infer(house, "scaled", x=x).as_numpy("y").tolist() == [[2.0] * 4]
+
+
 def load_with_another_config(house: House, caller: triton_http.InferenceServerClient) -> None:
     """A load's own config holds for the loads after it, and until the unload."""
     headers = {"Authorization": f"Bearer {house.key}"}

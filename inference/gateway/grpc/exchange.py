@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 LEAD_BYTES = 5
 MESSAGE_IDLE_S = 30.0
 JOIN_BYTES = 16 << 10
+MOST_PACKED_BYTES = 256 << 10  # floats take some 50 ms a MiB, in which every other call waits
 Body = bytes | Large
 Part = bytes | memoryview
 _log = logging.getLogger(__name__)
@@ -214,7 +215,10 @@ class Exchange(Receiver):
         if not self.is_done:
             self.is_done = True
             self._done()
-            self.machine.answer(self.stream, statuses.BEGIN, framed(parts), statuses.OK + trailers)
+            begin, encoding = statuses.BEGIN, self.spoken.answered_in
+            if encoding:
+                begin = statuses.BEGINS[encoding]
+            self.machine.answer(self.stream, begin, framed(parts, encoding), statuses.OK + trailers)
 
     def finish(self) -> None:
         """The status OK after what was sent."""
@@ -248,10 +252,14 @@ class Exchange(Receiver):
         self.door.running -= 1
 
 
-def framed(parts: Sequence[Part]) -> list[Part]:
-    """A message as it lies in DATA frames; a small one in one piece."""
+def framed(parts: Sequence[Part], encoding: bytes = b"") -> list[Part]:
+    """A message as it lies in DATA frames; a small one in one piece. encoding: packed so where that is worth it."""
     size = 0
     for part in parts:
         size += len(part)
+    if encoding and encodings.LEAST_BYTES <= size <= MOST_PACKED_BYTES:
+        packed = b"".join(encodings.packed(parts, encoding))
+        if len(packed) < size:
+            return [b"\1" + len(packed).to_bytes(LEAD_BYTES - 1, "big") + packed]
     lead = size.to_bytes(LEAD_BYTES, "big")
     return [lead, *parts] if size > JOIN_BYTES else [b"".join((lead, *parts))]

@@ -26,7 +26,19 @@ class Large:
     of them take at most; answers where they are to lie. It may raise SerinusErrors.
     """
 
-    __slots__ = ("_field", "_filled", "_memory", "_part", "_place", "_raw", "_rest", "_tensor", "left", "size")
+    __slots__ = (
+        "_field",
+        "_fields",
+        "_filled",
+        "_memory",
+        "_part",
+        "_place",
+        "_raw",
+        "_rest",
+        "_tensor",
+        "left",
+        "size",
+    )
 
     def __init__(self, size: int, place: Place) -> None:
         self.left = self.size = size
@@ -34,6 +46,7 @@ class Large:
         self._rest = bytearray()
         self._part = b""  # of a field's tag and length
         self._field = self._tensor = 0  # bytes of the field, or tensor, that are still to come
+        self._fields = 0
         self._memory: memoryview | None = None
         self._filled = 0
         self._raw: list[memoryview] = []
@@ -87,6 +100,9 @@ class Large:
             self._part = lead
             self.left -= len(data)
             return len(data)
+        self._fields += 1
+        if self._fields > wire.MAX_FIELDS:
+            raise wire.too_many_fields()
         used = at - len(self._part)
         self.left -= used
         self._part = b""

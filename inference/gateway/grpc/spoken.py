@@ -30,17 +30,18 @@ _ENCODINGS = {b"identity", b"gzip", b"deflate"}
 
 class Spoken:
     """method: None where no such one is known. head: what its metadata say. timeout_s: until its deadline, None without
-    one. refusal: the header block that it is answered with whoever calls; problem: the error. asked: belongs to the
+    one. encoding: of its messages; answered_in: of the answers that are worth it, b"" for none. refusal: the header block that it is answered with whoever calls; problem: the error. asked: belongs to the
     method's handler.
     """
 
-    __slots__ = ("asked", "encoding", "head", "method", "problem", "refusal", "timeout_s")
+    __slots__ = ("answered_in", "asked", "encoding", "head", "method", "problem", "refusal", "timeout_s")
 
     def __init__(self, method: Method | None) -> None:
         self.method = method
         self.head = heads.Head("")
         self.timeout_s: float | None = None
         self.encoding = b"identity"
+        self.answered_in = b""
         self.problem: SerinusError | None = None
         self.refusal: bytes | None = None
         self.asked: Any = None
@@ -71,6 +72,10 @@ def _read(found: Spoken, fields: dict[bytes, bytes], given: Http2Head) -> None:
     if b"grpc-timeout" in fields:
         found.timeout_s = timeout_s(fields[b"grpc-timeout"])
     found.encoding = fields.get(b"grpc-encoding", b"identity")
+    if found.encoding in statuses.BEGINS and found.encoding in _listed(fields.get(b"grpc-accept-encoding", b"")):
+        found.answered_in = (
+            found.encoding
+        )  # who packs its requests wants packed answers; every client says it can unpack
     found.head = heads.read(metadata(given.fields), found.timeout_s)
     if found.method is None:
         raise Unsupported("Method not found!")
@@ -84,6 +89,10 @@ def timeout_s(given: bytes) -> float:
     if match is None:
         raise InvalidInput("grpc-timeout must be a number of at most 8 digits and a unit")
     return int(match[1]) * _UNITS_S[match[2]]
+
+
+def _listed(value: bytes) -> list[bytes]:
+    return [one.strip() for one in value.split(b",")]
 
 
 def metadata(fields: list[Field]) -> Metadata:

@@ -89,6 +89,7 @@ def trailers_of(error: SerinusError) -> Metadata:
 # -- header blocks ------------------------------------------------------------------------------------------------------
 
 BEGIN = headers.status(200) + headers.field(b"content-type", b"application/grpc")
+BEGINS = {name: BEGIN + headers.field(b"grpc-encoding", name) for name in (b"gzip", b"deflate")}  # packed answers
 OK = headers.field(b"grpc-status", b"0")
 
 

@@ -170,9 +170,10 @@ class StreamExchange(TaskExchange):
         """Sends one message, in pieces; waits while the reader is slow."""
         if self.is_done:
             return
+        encoding = self.spoken.answered_in
         if not self.stream.has_begun:
-            self.machine.begin(self.stream, statuses.BEGIN)
-        self.machine.send(self.stream, framed(parts))
+            self.machine.begin(self.stream, statuses.BEGINS[encoding] if encoding else statuses.BEGIN)
+        self.machine.send(self.stream, framed(parts, encoding))
         if self.stream.pending_bytes > AHEAD_BYTES:
             self._room = asyncio.get_running_loop().create_future()
             await self._room

@@ -21,6 +21,7 @@ Raw = Sequence[bytes | memoryview]
 
 FILES = ("model_config", "grpc_service")
 LARGE_BYTES = 64 << 10
+MAX_FIELDS = 4096  # of a large request: each takes a step of Python here, and memory in protobuf
 _BYTES, _FIXED64, _VARINT, _FIXED32 = 2, 1, 0, 5
 _RAW_OUTPUT, _STREAMED = 6, 2
 RAW_INPUT_TAG = 7 << 3 | _BYTES
@@ -60,12 +61,15 @@ def infer_request(data: bytes) -> tuple[Message, Raw]:
 
 
 def _cut(data: bytes) -> tuple[bytes, list[memoryview]] | None:
-    """(the message without its raw tensors, these); None for what protobuf shall judge as a whole."""
-    view, at, end = memoryview(data), 0, len(data)
+    """(the message without its raw tensors, these); None for what protobuf shall judge as a whole. Raises Malformed."""
+    view, at, end, fields = memoryview(data), 0, len(data), 0
     rest: list[memoryview] = []
     raw: list[memoryview] = []
     while at < end:
         start = at
+        fields += 1
+        if fields > MAX_FIELDS:
+            raise too_many_fields()
         tag, at = varint(data, at)
         how = tag & 7
         if how == _BYTES:
@@ -84,6 +88,11 @@ def _cut(data: bytes) -> tuple[bytes, list[memoryview]] | None:
         else:
             rest.append(view[start:at])
     return b"".join(rest), raw
+
+
+def too_many_fields() -> Malformed:
+    """What a large request of more than MAX_FIELDS is refused with."""
+    return Malformed(f"a request of this size has at most {MAX_FIELDS} fields: send tensors as raw_input_contents")
 
 
 def varint(data: bytes, at: int) -> tuple[int, int]:

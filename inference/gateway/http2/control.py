@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from inference.gateway.http2 import frames
+from inference.gateway.http2 import draining, frames
 from inference.gateway.http2.frames import Code, ConnectionFault, Setting, StreamFault
 from inference.gateway.http2.streams import leave
 
 if TYPE_CHECKING:
     from inference.gateway.http2.machine import Machine
 
-DRAINING = b"draining"
 RAPID_S = 0.02
 
 
@@ -87,7 +86,7 @@ def ping(machine: Machine, flags: int, number: int, payload: bytes) -> None:
         raise ConnectionFault(Code.FRAME_SIZE_ERROR, "a ping has 8 bytes")
     machine.budgets.pings.spend(machine.now)
     if flags & frames.ACK:
-        if payload == DRAINING:  # whatever it began before it knew has come before this
+        if payload == draining.PING:  # whatever it began before it knew has come before this
             machine.drained()
     else:
         machine.outbox.put(frames.ping(payload, is_ack=True))

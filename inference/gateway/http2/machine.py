@@ -12,19 +12,19 @@ from collections.abc import Callable, Sequence
 from inference.gateway.http2 import control, frames
 from inference.gateway.http2.blocks import Block, Blocks
 from inference.gateway.http2.budgets import Budgets
+from inference.gateway.http2.draining import Draining
 from inference.gateway.http2.frames import Code, ConnectionFault, Part, StreamFault
 from inference.gateway.http2.headers import MAX_BLOCK_BYTES, HeadReader
 from inference.gateway.http2.limits import (
     CONNECTION_WINDOW,
     DIRECT_BYTES,
-    MAX_CUT,
     MAX_FRAME_BYTES,
     MAX_STREAMS,
     OURS,
     STREAM_WINDOW,
 )
 from inference.gateway.http2.outbox import Outbox
-from inference.gateway.http2.streams import Application, Stream, leave
+from inference.gateway.http2.streams import Application, Cut, Stream, leave
 
 
 class Machine:
@@ -45,9 +45,8 @@ class Machine:
         self._stream: Stream | None = None
         self._was_direct = False
         self._blocks = Blocks()
-        self._cut: dict[int, None] = {}  # streams that ended here before their peer had said all
-        self._is_draining = False
-        self._last_taken = frames.MOST_WINDOW
+        self._cut = Cut()
+        self._draining = Draining()
         self.budgets = Budgets()
         self.now = now
         self.last = 0  # the highest stream that the peer has begun
@@ -267,8 +266,8 @@ class Machine:
     def _open(self, number: int, block: bytes, *, ends: bool) -> None:
         self.last = number
         head = self._heads.head(block)
-        if number > self._last_taken:
-            self._remember(number)  # it came after the last that was promised to be answered
+        if number > self._draining.last_taken:
+            self._cut.add(number)  # it came after the last that was promised to be answered
             return
         if len(self.streams) >= MAX_STREAMS:
             self.budgets.resets.spend(self.now)
@@ -320,7 +319,7 @@ class Machine:
         stream.receiver = None  # they refer to each other: the memory of a request must not wait for the collector
         if not stream.is_closed_in:
             self.outbox.put(frames.rst_stream(stream.number, Code.NO_ERROR))
-            self._remember(stream.number)
+            self._cut.add(stream.number)
 
     def reset(self, stream: Stream, code: Code) -> None:
         """Ends a stream at once, at both ends; its receiver is told."""
@@ -329,7 +328,7 @@ class Machine:
             return
         self.outbox.put(frames.rst_stream(stream.number, code))
         if not stream.is_closed_in:
-            self._remember(stream.number)
+            self._cut.add(stream.number)
         leave(stream)
         self.wake()
 
@@ -341,12 +340,7 @@ class Machine:
             return
         self.budgets.resets.spend(self.now)
         self.outbox.put(frames.rst_stream(number, code))
-        self._remember(number)
-
-    def _remember(self, number: int) -> None:
-        if len(self._cut) >= MAX_CUT:
-            del self._cut[next(iter(self._cut))]
-        self._cut[number] = None
+        self._cut.add(number)
 
     def fail(self, fault: ConnectionFault) -> None:
         """The connection ends with a fault of the peer."""
@@ -370,24 +364,19 @@ class Machine:
         self.outbox.closed = _forgotten
 
     def drain(self) -> None:
-        """The first of two GOAWAYs: no stream is refused yet, for some are on their way. A ping follows, whose answer
-        says that the peer has read it.
-        """
-        if not self._is_draining and not self.is_over:
-            self._is_draining = True
-            self.outbox.put(frames.goaway(frames.MOST_WINDOW, Code.NO_ERROR, "shutting down"))
-            self.outbox.put(frames.ping(control.DRAINING, is_ack=False))
+        """Tells the peer to begin no more streams."""
+        if not self.is_over:
+            self._draining.begin(self.outbox)
 
     def drained(self) -> None:
-        """The second: what came until now is answered, nothing later."""
-        if self._is_draining and self._last_taken == frames.MOST_WINDOW and not self.is_over:
-            self._last_taken = self.last
-            self.outbox.put(frames.goaway(self.last, Code.NO_ERROR, "shutting down"))
+        """The peer knows: what came until now is answered, nothing later."""
+        if not self.is_over:
+            self._draining.end(self.outbox, self.last)
 
     @property
     def is_finished(self) -> bool:
         """Whether it has drained: nothing is under way, and nothing will come."""
-        return self._last_taken != frames.MOST_WINDOW and not self.streams
+        return self._draining.has_ended and not self.streams
 
 
 def _nothing() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from inference.gateway.http2.frames import Part
 from inference.gateway.http2.headers import Head
+from inference.gateway.http2.limits import MAX_CUT
 
 if TYPE_CHECKING:
     from inference.gateway.http2.machine import Machine
@@ -84,3 +85,20 @@ def leave(stream: Stream) -> None:
     receiver, stream.receiver = stream.receiver, None
     if receiver is not None:
         receiver.left()
+
+
+class Cut:
+    """The numbers of streams that ended here before their peer had said all; the oldest are forgotten."""
+
+    __slots__ = ("_numbers",)
+
+    def __init__(self) -> None:
+        self._numbers: dict[int, None] = {}
+
+    def add(self, number: int) -> None:
+        if len(self._numbers) >= MAX_CUT:
+            del self._numbers[next(iter(self._numbers))]
+        self._numbers[number] = None
+
+    def __contains__(self, number: int) -> bool:
+        return number in self._numbers

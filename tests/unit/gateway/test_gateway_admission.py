@@ -106,14 +106,19 @@ def test_without_a_secret_no_token_is_good():
 
 
 def test_a_full_queue_refuses_at_once():
-    queue = Queue()
+    clock = Clock()
+    queue = Queue(clock)
     queue.enter(2)
     queue.enter(2)
     with pytest.raises(Overloaded, match="Exceeds maximum queue size") as caught:
         queue.enter(2)
-    assert caught.value.retry_after_s == 1.0
+    assert caught.value.retry_after_s in {1.0, 2.0}
+    clock.now += 4.0
     queue.leave()
     queue.enter(2)
+    with pytest.raises(Overloaded) as caught:
+        queue.enter(2)
+    assert caught.value.retry_after_s in {8.0, 9.0, 10.0}  # two, of which one took four seconds
 
 
 def test_retries_are_a_tenth_of_requests_after_a_burst():

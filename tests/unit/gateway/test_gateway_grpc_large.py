@@ -83,3 +83,15 @@ def test_a_caller_who_may_not_is_refused_when_the_tensors_begin():
     data = sample([5000]).SerializeToString()
     with pytest.raises(NotFound):
         Large(len(data), place).feed(data[:200])
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_too_many_fields_are_refused_where_they_stand(more):
+    data = sample([300]).SerializeToString() + b"\x1a\0" * (wire.MAX_FIELDS - 6 + more)
+    found = Large(len(data), lambda _, size: memoryview(bytearray(size)))
+    if more:
+        with pytest.raises(Malformed, match="at most 4096 fields"):
+            found.feed(data)
+    else:
+        found.feed(data)
+        assert found.read()[0].model_name == "mlp"

@@ -1,16 +1,20 @@
 """A ModelInferRequest as a Call, and typed contents as bytes."""
 
+import random
 import struct
 from array import array
+from collections import Counter
 
 import pytest
 
-from inference.errors import InvalidInput, Malformed, Unsupported
+from inference.errors import InvalidInput, Malformed, SerinusError, Unsupported
 from inference.gateway import codec
 from inference.gateway.classification import Ranking
 from inference.gateway.grpc import requests, tensors, wire
+from inference.gateway.grpc.large import Large
 from inference.protocol.messages import SequenceControl
 from inference.protocol.oip import Signature, TensorSpec
+from tests.support.grpc_fuzz import golden, mutated
 
 KINDS = {
     "BOOL": ("bool_contents", [True, False, True], bytes([1, 0, 1])),
@@ -149,3 +153,42 @@ def test_a_parameter_goes_both_ways(value):
     tensors.set_parameter(answer.parameters, "p", value)
     found = tensors.parameters_of(answer.parameters)["p"]
     assert (found, type(found)) == (value, type(value))
+
+
+def outcome(take):
+    """A call's tensors and parameters, or the error's code. Raises what is no typed error."""
+    try:
+        found, raw = take()
+        call = requests.read(
+            found, raw, "mlp", Signature([TensorSpec("x", "FP32", [-1, 16])], [TensorSpec("y", "FP32", [-1, 4])])
+        )
+        return (
+            [(one.name, one.datatype, one.shape) for one in call.tensors],
+            [bytes(one) for one in call.body],
+            call.parameters,
+        )
+    except SerinusError as error:
+        return error.code
+
+
+def in_pieces(data, chance):
+    found, at = Large(len(data), lambda _, size: memoryview(bytearray(size))), 0
+    while at < len(data):
+        size = chance.randint(1, max(1, len(data) // 3))
+        found.feed(data[at : at + size])
+        at += size
+    return found.read()
+
+
+def test_mutations_of_good_messages_raise_nothing_but_typed_errors_and_are_read_alike_in_pieces():
+    """5,000 of them; what is received in pieces is what protobuf reads of the whole."""
+    chance, seen = random.Random(20_22), Counter()
+    good = golden()["/inference.GRPCInferenceService/ModelInfer"]
+    for number in range(5000):
+        data = mutated(chance.choice(good[:2] if number % 10 else good), chance)
+        whole = outcome(lambda data=data: wire.infer_request(data))
+        seen[whole if isinstance(whole, str) else "ok"] += 1
+        if data:
+            assert outcome(lambda data=data: in_pieces(data, chance)) == whole, (number, data.hex())
+    assert seen.keys() <= {"ok", "malformed", "invalid_input", "unsupported"}
+    assert min(seen[code] for code in ("ok", "malformed", "invalid_input")) > 100, seen

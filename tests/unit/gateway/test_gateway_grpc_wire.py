@@ -89,3 +89,16 @@ def test_an_answer_is_what_protobuf_writes(identity, outputs):
     streamed = wire.STREAM_RESPONSE.FromString(b"".join(wire.streamed(parts)))
     assert streamed.infer_response == wanted
     assert not streamed.error_message
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_large_request_of_too_many_fields_is_refused_at_the_first_too_many(more):
+    fields = sample([LARGE]).SerializeToString()
+    known = len(wire.INFER_REQUEST.FromString(fields).ListFields())
+    assert known == 6  # a field each: one input, one parameter, one tensor
+    data = fields + b"\x1a\0" * (wire.MAX_FIELDS - known + more)
+    if more:
+        with pytest.raises(Malformed, match="at most 4096 fields"):
+            wire.infer_request(data)
+    else:
+        assert len(wire.infer_request(data)[1]) == 1

@@ -19,7 +19,7 @@ def test_a_sequence_has_a_number_or_a_name():
 @pytest.mark.parametrize(
     "given",
     [{"sequence_id": True}, {"sequence_id": 1.0}, {"sequence_id": -1}, {"sequence_id": 2**64},
-     {"sequence_id": "a" * 129}, {"sequence_id": 1, "sequence_start": 1}, {"sequence_id": 1, "sequence_end": "true"},
+     {"sequence_id": "a" * 129}, {"sequence_id": "ä" * 65}, {"sequence_id": 1, "sequence_start": 1}, {"sequence_id": 1, "sequence_end": "true"},
      {"sequence_start": True}, {"sequence_id": 0, "sequence_end": True}],
     ids=str,
 )  # fmt: skip
