@@ -9,6 +9,9 @@ from inference.errors import Malformed, TooLarge, UnsupportedEncoding
 from inference.gateway.web import Headers, Part
 
 LEAST_BYTES = 1024
+MOST_BYTES = (
+    64 << 10
+)  # a MiB takes 50 ms and more, in which every other request waits; and most clients ask for it unasked
 LEVEL = 1
 _GZIP, _ZLIB = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS
 _WBITS = {b"gzip": _GZIP, b"deflate": _ZLIB}
@@ -47,7 +50,7 @@ def accepted(given: bytes) -> bytes:
 
 def deflated(headers: Headers, parts: Sequence[Part], encoding: bytes) -> tuple[Headers, Sequence[Part]]:
     """Headers and body, compressed when the client wants it and it is worth it."""
-    if not encoding or sum(len(part) for part in parts) < LEAST_BYTES:
+    if not encoding or not LEAST_BYTES <= sum(len(part) for part in parts) <= MOST_BYTES:
         return headers, parts
     return [*headers, (b"content-encoding", encoding), (b"vary", b"accept-encoding")], packed(parts, encoding)
 

@@ -72,10 +72,9 @@ def _read(found: Spoken, fields: dict[bytes, bytes], given: Http2Head) -> None:
     if b"grpc-timeout" in fields:
         found.timeout_s = timeout_s(fields[b"grpc-timeout"])
     found.encoding = fields.get(b"grpc-encoding", b"identity")
+    # Every client says that it can unpack; who packs its requests wants packed answers.
     if found.encoding in statuses.BEGINS and found.encoding in _listed(fields.get(b"grpc-accept-encoding", b"")):
-        found.answered_in = (
-            found.encoding
-        )  # who packs its requests wants packed answers; every client says it can unpack
+        found.answered_in = found.encoding
     found.head = heads.read(metadata(given.fields), found.timeout_s)
     if found.method is None:
         raise Unsupported("Method not found!")
