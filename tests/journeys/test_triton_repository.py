@@ -20,6 +20,29 @@ from tests.support import triton
 from tests.support.house import House, running_house, until
 
 pytestmark = pytest.mark.timeout(500)
+CALLS_CONFIG = """
+backend: "python"
+max_batch_size: 8
+input [ { name: "x" data_type: TYPE_FP32 dims: [ 4 ] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [ 4 ] } ]
+"""
+CALLS = """
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self.answer(request.inputs()) for request in requests]
+
+    def answer(self, inputs):
+        for name in ("scaled", "tripled"):
+            asked = pb_utils.InferenceRequest(model_name=name, requested_output_names=["y"], inputs=inputs)
+            found = asked.exec()
+            if found.has_error():
+                raise pb_utils.TritonModelException(found.error().message())
+            inputs = [pb_utils.Tensor("x", pb_utils.get_output_tensor_by_name(found, "y").as_numpy())]
+        return pb_utils.InferenceResponse([pb_utils.Tensor("y", inputs[0].as_numpy())])
+"""
 
 
 def fill(root: Path) -> Path:
@@ -31,6 +54,7 @@ def fill(root: Path) -> Path:
     triton.put(root, "tripled", triton.ONNX_CONFIG, {"1/model.onnx": triton.onnx_bytes(3.0)})
     triton.put(root, "chain", triton.ENSEMBLE_CONFIG, {})
     (root / "chain" / "1").mkdir()
+    triton.put(root, "calls", CALLS_CONFIG, {"1/model.py": CALLS})
     triton.put(root, "bare", None, {"1/model.onnx": triton.onnx_bytes(5.0)})
     triton.put(root, "limited", triton.ONNX_CONFIG + "instance_group [ { rate_limiter { priority: 2 } } ]",
                {"1/model.onnx": triton.onnx_bytes(2.0)})  # fmt: skip
@@ -71,7 +95,9 @@ def infer(house: House, name: str, version: str = "", **arrays: np.ndarray[Any, 
 
 def test_every_model_is_told_about(imported: dict[str, Any]) -> None:
     states = {name: row["state"] for name, row in imported.items()}
-    served = dict.fromkeys(("scaled", "tripled", "chain", "addsub_torch", "addsub_python", "count", "bare"), "ready")
+    served = dict.fromkeys(
+        ("scaled", "tripled", "chain", "calls", "addsub_torch", "addsub_python", "count", "bare"), "ready"
+    )
     assert states == served | {"limited": "refused"}
     assert "field 'instance_group.rate_limiter' of config.pbtxt is not supported" in imported["limited"]["message"]
     assert all(row["version"] == 1 for name, row in imported.items() if name != "limited")
@@ -110,6 +136,19 @@ def test_an_ensemble_answers_as_its_steps_one_after_the_other(house: House, impo
     with client(house) as caller:
         config = caller.get_model_config("chain", headers={"Authorization": f"Bearer {house.key}"})
     assert [step["model_name"] for step in config["ensemble_scheduling"]["step"]] == ["scaled", "tripled"]
+
+
+def test_a_python_model_calls_two_others_and_they_count_it(house: House, imported: dict[str, Any]) -> None:
+    before = asked_of(house, "scaled")
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    assert infer(house, "calls", x=x).as_numpy("y").tolist() == (6 * x).tolist()
+    assert asked_of(house, "scaled") == before + 1
+
+
+def asked_of(house: House, name: str) -> int:
+    with client(house) as caller:
+        told = caller.get_inference_statistics(name, headers={"Authorization": f"Bearer {house.key}"})
+    return int(told["model_stats"][0]["inference_stats"]["success"]["count"])
 
 
 def test_a_decoupled_model_streams_over_grpc_and_counts_over_websocket_too(
