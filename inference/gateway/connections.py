@@ -22,7 +22,19 @@ from inference.gateway.lending import LEAST_BYTES, Budget, Lender, number_of
 from inference.gateway.replica_wire import Wire
 from inference.protocol import frames
 from inference.protocol.blocks import Block
-from inference.protocol.messages import Answer, Ask, Cancel, Hello, Infer, Pause, Ping, Resume, Return
+from inference.protocol.messages import (
+    Answer,
+    Ask,
+    CallModel,
+    Cancel,
+    Hello,
+    Infer,
+    Pause,
+    Ping,
+    Resume,
+    Return,
+    Steer,
+)
 from inference.protocol.routes import ReplicaRoute
 from inference.protocol.statistics import ModelStatistics
 
@@ -79,7 +91,7 @@ class Link:
             Infer(
                 number, timeout_ms, call.tensors, call.outputs, call.parameters, call.priority, call.timeout_us,
                 call.sequence, call.traceparent, flight.key, block, at, 0 if room is None else number_of(room),
-                call.tracestate, call.id,
+                call.tracestate, call.id, flight.hops,
             ),
             0 if block else size,
         )  # fmt: skip
@@ -100,6 +112,8 @@ class Link:
         if wire is not None and wire.pending.pop(flight.number, None) is not None:
             self._tell(Cancel(flight.number))
             self.give_up(flight)
+            if wire.calls:
+                self._pool.on_left(wire, flight)
 
     def give_up(self, flight: Flight) -> None:
         """Nobody knows whether the replica still reads this flight's tensors: no block that they lie in is used again."""
@@ -166,6 +180,10 @@ class Link:
     def failed(self, flight: Flight, error: SerinusError) -> None:
         self._pool.on_failed(flight, error)
 
+    def called(self, wire: Wire, message: CallModel | Steer, body: memoryview) -> None:
+        """The replica's model calls another one, or steers such a call."""
+        self._pool.on_call(wire, message, body)
+
     def part(self, flight: Flight, answer: Answer) -> None:
         """One of several answers has come."""
         self._pool.on_part(flight, answer)
@@ -186,6 +204,8 @@ class Link:
             self.draining, self.ready = self.ready, False
 
     def unready(self, wire: Wire) -> None:
+        if wire.calls:
+            self._pool.on_left(wire, None)
         if wire is self._wire:
             self.ready = self.draining = False
             self.lender.lost()
@@ -251,6 +271,8 @@ async def _connect(address: str, wire: Wire) -> None:
 
 class Pool:
     """The links of one gateway. on_failed: who is told of failed requests; on_part: of each part of a streamed answer;
+    on_call: of what models say about calls of their own; on_left: of a request on a connection with calls whose caller has
+    left, or (None) that such a connection has ended;
     on_lost: of the replicas whose connection ended; on_change: called when a link became ready or the table changed, so
     that those who wait for a replica are looked at.
     """
@@ -261,6 +283,8 @@ class Pool:
         self.budget = Budget()
         self.on_failed: Callable[[Flight, SerinusError], None] = lambda _flight, _error: None
         self.on_part: Callable[[Flight, Answer], None] = lambda _flight, _answer: None
+        self.on_call: Callable[[Wire, CallModel | Steer, memoryview], None] = lambda _wire, _message, _body: None
+        self.on_left: Callable[[Wire, Flight | None], None] = lambda _wire, _flight: None
         self.on_lost: Callable[[str], object] = lambda _replica: None
         self.on_change: list[Callable[[], None]] = []
 

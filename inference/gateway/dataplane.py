@@ -30,6 +30,7 @@ from inference.gateway.connections import Link, Pool
 from inference.gateway.counting import Counting
 from inference.gateway.feedback_ids import FeedbackIds
 from inference.gateway.flights import Flight, Flights
+from inference.gateway.model_calls import ModelCalls
 from inference.gateway.nearest import meant
 from inference.gateway.pipelines import Run
 from inference.gateway.quarantine import WORDS, Trials
@@ -65,6 +66,8 @@ class DataPlane:
         pool.on_failed = self._failed_there
         pool.on_part = self.counting.part
         pool.on_lost = self._replicas.lost
+        calls = ModelCalls(self)
+        pool.on_call, pool.on_left = calls.said, calls.left
         pool.on_change.append(self._try_held)
 
     # -- who and what -----------------------------------------------------------------------------------------------
@@ -168,7 +171,7 @@ class DataPlane:
         """Sets one step of a pipeline on its way, as a flight of its own behind the step's endpoint. Raises as `start`."""
         assert step.only is not None
         flight.endpoint, flight.variant, flight.call = step, step.only, call
-        flight.key, flight.deadline = outer.key, outer.deadline
+        flight.key, flight.deadline, flight.origin = outer.key, outer.deadline, outer
         step.queue.enter(step.route.queue_limit, Caller(outer.key, frozenset()))
         try:
             self._dispatch(flight)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from inference.errors import DeadlineExceeded, NotReady, SerinusError
+from inference.protocol.messages import MAX_HOPS
 
 if TYPE_CHECKING:
     from inference.gateway.calls import Call
@@ -38,18 +39,22 @@ class Flight(ABC):
     held_until: while no replica is ready. asked: what its door knew; None for a step of a pipeline, and for others that
     stay where they were sent. rescued: what became of it before the stable version was asked. heard: when the newest
     part of a streamed answer came, 0 for none that the next one can be measured from. feedback: the id under which its
-    score may come back, once it was asked for. watchers: who hears of its answers.
+    score may come back, once it was asked for. watchers: who hears of its answers. origin: the request in whose course
+    this one is made, by a pipeline or by a model's call.
     """
 
     __slots__ = (
         "asked", "call", "deadline", "endpoint", "feedback", "has_ended", "heard", "held_until", "is_abandoned",
-        "is_invalid", "key", "lent", "link", "number", "parts", "rescued", "retries", "room", "sent", "started", "trace", "variant",
+        "is_invalid", "key", "lent", "link", "number", "origin", "parts", "rescued", "retries", "room", "sent", "started", "trace", "variant",
         "watchers",
     )  # fmt: skip
+
+    is_call: ClassVar[bool] = False  # whether a model makes it
 
     def __init__(self) -> None:
         self.started = time.monotonic()
         self.deadline = self.started
+        self.origin: Flight | None = None
         self.endpoint: Endpoint
         self.variant: Variant
         self.call: Call
@@ -85,6 +90,18 @@ class Flight(ABC):
     @abstractmethod
     def failed(self, error: SerinusError) -> None:
         """It has ended with `error`."""
+
+    def chain(self) -> Iterator[Flight]:
+        """This request, and those in whose course it is made."""
+        found: Flight | None = self
+        while found is not None:
+            yield found
+            found = found.origin
+
+    @property
+    def hops(self) -> int:
+        """How deep calls may still go from here."""
+        return MAX_HOPS if self.origin is None else MAX_HOPS - sum(one.is_call for one in self.chain())
 
     def remaining_s(self) -> float:
         return self.deadline - time.monotonic()

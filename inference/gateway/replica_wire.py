@@ -13,7 +13,24 @@ from inference.gateway.flights import Flight
 from inference.gateway.lending import LEAST_BYTES
 from inference.protocol import blocks, frames
 from inference.protocol.blocks import Block
-from inference.protocol.messages import Answer, Fault, FromReplica, Goodbye, Hand, Hello, Lend, Mapped, Ping, Pong, Told
+from inference.protocol.messages import (
+    Answer,
+    CallModel,
+    Cancel,
+    Fault,
+    FromReplica,
+    Goodbye,
+    Hand,
+    Hello,
+    Lend,
+    Mapped,
+    Pause,
+    Ping,
+    Pong,
+    Resume,
+    Steer,
+    Told,
+)
 from inference.protocol.statistics import ModelStatistics
 
 if TYPE_CHECKING:
@@ -22,6 +39,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _PATH = re.compile(r"(?<![\w:/])/(?:[\w.@+-]+/)+[\w.@+-]*")
 _SPOKEN = (Overloaded, NotReady)
+_OF_CALLS = {CallModel, Cancel, Pause, Resume}
 
 
 class ConnectionLost(ReplicaLost):
@@ -55,6 +73,7 @@ class Wire(asyncio.BufferedProtocol):
         self._later: list[bytes | memoryview] = []  # what is said while a descriptor is awaited
         self.pending: dict[int, Flight] = {}
         self.asked: dict[int, asyncio.Future[ModelStatistics]] = {}
+        self.calls: dict[int, Flight] = {}  # that the replica's model makes, by its own numbers
         self.unanswered = 0
         self.greeted = False
         self.lost: asyncio.Future[None] = self._loop.create_future()
@@ -71,6 +90,8 @@ class Wire(asyncio.BufferedProtocol):
             for message, body in self._decoder.received(nbytes):
                 if type(message) is Answer:
                     self._answered(message, body)
+                elif type(message) in _OF_CALLS:
+                    self._link.called(self, cast("CallModel | Steer", message), body)
                 else:
                     self._take(message)
         except (Malformed, TooLarge) as error:

@@ -34,7 +34,9 @@ class Replicas:
 
     def pick(self, variant: Variant) -> Link | None:
         """For a request that any of them may answer; None when none is ready."""
-        links = variant.links
+        return self._of(variant.links)
+
+    def _of(self, links: list[Link]) -> Link | None:
         if len(links) == 1:
             return links[0] if links[0].ready else None
         ready = [link for link in links if link.ready]
@@ -49,7 +51,9 @@ class Replicas:
             return self._holding(flight, sequence)
         lending = lender_of(flight.call.body) if len(flight.variant.links) > 1 else None
         chosen = [link for link in flight.variant.links if link.lender is lending and link.ready] if lending else []
-        return chosen[0] if chosen else self.pick(flight.variant)
+        if chosen:
+            return chosen[0]
+        return self._of(flight.variant.links if flight.origin is None else unheld(flight.variant, flight.origin))
 
     def _holding(self, flight: Flight, sequence: SequenceControl) -> Link | None:
         links = {link.route.id: link for link in flight.variant.links}
@@ -86,6 +90,16 @@ class Replicas:
     def lost(self, replica: str) -> None:
         """Its connection ended, and its sequences with it."""
         self._affinity.lost(replica)
+
+
+def unheld(variant: Variant, origin: Flight) -> list[Link]:
+    """The version's replicas with an instance that is not held by those in whose course a request is made: there it would
+    wait for itself. A decoupled model may take several requests at once, and the deadline decides.
+    """
+    if variant.route.settings.decoupled:
+        return variant.links
+    held = [flight.link for flight in origin.chain()]
+    return [link for link in variant.links if held.count(link) < variant.route.settings.instances]
 
 
 def _name_of(flight: Flight, sequence: SequenceControl) -> str:

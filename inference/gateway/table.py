@@ -222,6 +222,7 @@ class Table:
                 timeout_ms=endpoint.timeout_ms,
                 queue_limit=step.max_inflight or NO_BOUND,
                 variants=[own],
+                team=endpoint.team,
             )
             steps.append(Step(step, self._endpoint(hidden)))
         return Plan(steps, [output.name for output in route.signature.outputs])

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from inference.models.calling import Calls
     from inference.protocol.messages import SequenceControl
 
 Scalar = str | int | float | bool
@@ -25,7 +27,8 @@ def _stays() -> bool:
 @dataclass(frozen=True, slots=True)
 class About:
     """outputs: the wanted ones, empty for all. timeout_us: the request's own, 0 for none. has_left: whether the caller
-    has left or was answered meanwhile; it may be called from any thread.
+    has left or was answered meanwhile; it may be called from any thread. deadline: seconds of the monotonic clock.
+    calls: the way to other models, None where none may be called; number: this request's there.
     """
 
     request_id: str = ""
@@ -35,6 +38,9 @@ class About:
     timeout_us: int = 0
     traceparent: str = ""
     has_left: Callable[[], bool] = _stays
+    deadline: float = inf
+    calls: Calls | None = None
+    number: int = 0
 
 
 NOTHING_SAID = About()

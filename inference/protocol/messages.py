@@ -11,6 +11,9 @@ import msgspec
 from inference.protocol.statistics import ModelStatistics
 
 BACKGROUND = -100  # a priority that no client can name
+MAX_HOPS = 8  # models that a model calls may call others, so deep
+MAX_CALLS = 256  # of one connection, at once
+MAX_CALL_BYTES = 256 << 20  # what they ask, together
 
 
 class TensorHeader(msgspec.Struct, frozen=True, array_like=True):
@@ -39,7 +42,8 @@ class Infer(msgspec.Struct, tag="infer", frozen=True, array_like=True):
     `traceparent`, `tracestate`: W3C trace context as it came, "" without any. `key`: the caller's key id, for fair
     queueing. `block`: the lent block that the tensors lie in from byte `at` on, instead of the frame's body; 0: they are
     the body. `room`: the lent block that the final answer's tensors may be written to; 0: there is none. `request_id`: the
-    client's own, for models that look at it.
+    client's own, for models that look at it. `hops`: how deep the model's calls of other models may still go, 0: none may
+    be made (nor does a gateway that does not say it pass any on).
     """
 
     id: int
@@ -57,10 +61,11 @@ class Infer(msgspec.Struct, tag="infer", frozen=True, array_like=True):
     room: int = 0
     tracestate: str = ""
     request_id: str = ""
+    hops: int = 0
 
 
 class Cancel(msgspec.Struct, tag="cancel", frozen=True, array_like=True):
-    """Gateway -> replica: the caller of `id` has left; drop it if it is not running yet. No answer."""
+    """Gateway -> replica (of a call the other way): the caller of `id` has left; drop it if it is not running yet. No answer."""
 
     id: int
 
@@ -131,7 +136,7 @@ class Hello(msgspec.Struct, tag="hello", frozen=True, array_like=True):
 
 
 class Answer(msgspec.Struct, tag="answer", frozen=True, array_like=True):
-    """Replica -> gateway: outputs of request `id`, and where its time went (ns).
+    """Replica -> gateway (of a call the other way): outputs of request `id`, and where its time went (ns).
 
     `final` is False while a decoupled model has more answers for this request; the final one may have no tensors.
     `is_in_room`: the tensors lie in the block that the request named as `room`, from its beginning on.
@@ -168,9 +173,35 @@ class Told(msgspec.Struct, tag="told", frozen=True, array_like=True):
     statistics: ModelStatistics
 
 
+class CallModel(msgspec.Struct, tag="call", frozen=True, array_like=True):
+    """Replica -> gateway: a model wants another model's answer. Answer or Fault come back under `id`, which is a number of
+    the replica's own; Cancel, Pause and Resume under it go from the replica to the gateway.
+
+    `parents`: the requests, under their ids on this connection, in whose execution it is made; one at least is still under
+    way. `version` 0 leaves it to the endpoint called `model`. `many`: any number of answers is taken. `timeout_ms`: how long
+    the replica waits, `timeout_us`: what the model says, 0 for nothing; the parents' own deadline holds as well. All else
+    is as in Infer.
+    """
+
+    id: int
+    parents: list[int]
+    model: str
+    version: int
+    timeout_ms: int
+    tensors: list[TensorHeader]
+    outputs: list[str] = msgspec.field(default_factory=list)
+    parameters: dict[str, str | int | float | bool] = msgspec.field(default_factory=dict)
+    timeout_us: int = 0
+    sequence: SequenceControl | None = None
+    traceparent: str = ""
+    request_id: str = ""
+    many: bool = False
+
+
 class Goodbye(msgspec.Struct, tag="goodbye", frozen=True, array_like=True):
     """Replica -> gateway: it drains; send nothing more here. What is under way is still answered."""
 
 
-ToReplica = Infer | Cancel | Pause | Resume | Ask | Lend | Return | Ping | Pong
-FromReplica = Hello | Answer | Fault | Told | Goodbye | Hand | Mapped | Ping | Pong
+Steer = Cancel | Pause | Resume  # of a request by the gateway, of a call by the replica
+ToReplica = Infer | Steer | Answer | Fault | Ask | Lend | Return | Ping | Pong
+FromReplica = Hello | Answer | Fault | CallModel | Steer | Told | Goodbye | Hand | Mapped | Ping | Pong

@@ -45,6 +45,7 @@ from inference.protocol.messages import (
 from inference.protocol.oip import Signature
 from inference.replica import checks
 from inference.replica.borrowing import Borrower
+from inference.replica.calling import Calling
 from inference.runtime import tensors
 from inference.runtime.work import Executor, Outcome, Ticket
 
@@ -141,6 +142,7 @@ class Connection(asyncio.BufferedProtocol):
         self._decoder: Decoder[ToReplica] = Decoder(ToReplica)
         self._tickets: dict[int, Ticket] = {}
         self._borrower = Borrower(self.send, self.cut)
+        self._calling = Calling(self._write)
         self._is_open = False
 
     @property
@@ -165,6 +167,7 @@ class Connection(asyncio.BufferedProtocol):
         for ticket in list(self._tickets.values()):
             self._server.executor.cancel(ticket)
         self._tickets.clear()
+        self._calling.close()
         self._borrower.close()
 
     def pause_writing(self) -> None:
@@ -193,6 +196,8 @@ class Connection(asyncio.BufferedProtocol):
             self._infer(message, body)
         elif isinstance(message, Cancel | Pause | Resume):
             self._steer(message)
+        elif isinstance(message, Answer | Fault):
+            self._calling.received(message, body)
         elif isinstance(message, Ping):
             self.send(Pong(message.token))
         elif isinstance(message, Ask):
@@ -250,7 +255,7 @@ class Connection(asyncio.BufferedProtocol):
                 request.tracestate,
             )
             if self._server.served.tells:
-                ticket.inputs = Request(inputs, _about(request, ticket))
+                ticket.inputs = Request(inputs, _about(request, ticket, self._calling))
             self._tickets[request.id] = ticket
             self._server.executor.submit(ticket)
         except BaseException as error:  # noqa: BLE001 (a boundary: whatever it is, its caller gets a typed fault)
@@ -355,7 +360,7 @@ class Connection(asyncio.BufferedProtocol):
             self.cut()
 
 
-def _about(request: Infer, ticket: Ticket) -> About:
+def _about(request: Infer, ticket: Ticket, calling: Calling) -> About:
     known = weakref.ref(ticket)  # the ticket holds its inputs, and these hold what is said here
 
     def has_left() -> bool:
@@ -370,4 +375,7 @@ def _about(request: Infer, ticket: Ticket) -> About:
         request.queue_timeout_us,
         request.traceparent,
         has_left,
+        ticket.deadline,
+        calling if request.hops else None,
+        request.id,
     )

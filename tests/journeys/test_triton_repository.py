@@ -22,6 +22,29 @@ from tests.support.exposition import scraped
 from tests.support.house import House, running_house, until
 
 pytestmark = pytest.mark.timeout(500)
+CALLS_CONFIG = """
+backend: "python"
+max_batch_size: 8
+input [ { name: "x" data_type: TYPE_FP32 dims: [ 4 ] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [ 4 ] } ]
+"""
+CALLS = """
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self.answer(request.inputs()) for request in requests]
+
+    def answer(self, inputs):
+        for name in ("scaled", "tripled"):
+            asked = pb_utils.InferenceRequest(model_name=name, requested_output_names=["y"], inputs=inputs)
+            found = asked.exec()
+            if found.has_error():
+                raise pb_utils.TritonModelException(found.error().message())
+            inputs = [pb_utils.Tensor("x", pb_utils.get_output_tensor_by_name(found, "y").as_numpy())]
+        return pb_utils.InferenceResponse([pb_utils.Tensor("y", inputs[0].as_numpy())])
+"""
 
 
 def fill(root: Path) -> Path:
@@ -36,6 +59,7 @@ def fill(root: Path) -> Path:
     triton.put(root, "nested", triton.NESTED_CONFIG, {})
     folder = triton.put(root, "outside", triton.ONNX_CONFIG, {"1/model.onnx/notes.txt": "as Triton has it"})
     triton.onnx_outside(folder / "1" / "model.onnx" / "model.onnx", "weights.data", 7.0)
+    triton.put(root, "calls", CALLS_CONFIG, {"1/model.py": CALLS})
     triton.put(root, "bare", None, {"1/model.onnx": triton.onnx_bytes(5.0)})
     triton.put(root, "limited", triton.ONNX_CONFIG + "instance_group [ { rate_limiter { priority: 2 } } ]",
                {"1/model.onnx": triton.onnx_bytes(2.0)})  # fmt: skip
@@ -77,7 +101,8 @@ def infer(house: House, name: str, version: str = "", **arrays: np.ndarray[Any, 
 def test_every_model_is_told_about(imported: dict[str, Any]) -> None:
     states = {name: row["state"] for name, row in imported.items()}
     served = dict.fromkeys(
-        ("scaled", "tripled", "chain", "nested", "outside", "addsub_torch", "addsub_python", "count", "bare"), "ready"
+        ("scaled", "tripled", "chain", "nested", "outside", "calls", "addsub_torch", "addsub_python", "count", "bare"),
+        "ready",
     )
     assert states == served | {"limited": "refused"}
     assert "field 'instance_group.rate_limiter' of config.pbtxt is not supported" in imported["limited"]["message"]
@@ -140,6 +165,19 @@ def counted(house: House) -> dict[str, float]:
         (dict(labels), number) for (name, labels), number in scraped(page).items() if name == "serinus_requests_total"
     ]
     return {labels["endpoint"]: number for labels, number in rows}
+
+
+def test_a_python_model_calls_two_others_and_they_count_it(house: House, imported: dict[str, Any]) -> None:
+    before = asked_of(house, "scaled")
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    assert infer(house, "calls", x=x).as_numpy("y").tolist() == (6 * x).tolist()
+    assert asked_of(house, "scaled") == before + 1
+
+
+def asked_of(house: House, name: str) -> int:
+    with client(house) as caller:
+        told = caller.get_inference_statistics(name, headers={"Authorization": f"Bearer {house.key}"})
+    return int(told["model_stats"][0]["inference_stats"]["success"]["count"])
 
 
 def test_a_decoupled_model_streams_over_grpc_and_counts_over_websocket_too(

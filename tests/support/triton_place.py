@@ -24,13 +24,23 @@ from tests.support.gateway_house import Gateway, free_port, key, until
 from tests.support.replica_process import Replica
 
 FORMATS = {"onnxruntime": "onnx", "python": "triton_python"}
+PLATFORMS = {"onnx": "onnxruntime_onnx", "triton_python": "python"}  # as validation finds them
 HEADERS = {"authorization": "Bearer ser_all.s2"}
 
 
 class TritonPlace:
-    """An endpoint of its name for each model of the folder, read as an import reads it. env: of single replicas."""
+    """An endpoint of its name for each model of the folder, read as an import reads it. env: of single replicas; teams: of
+    models that are not those of all others.
+    """
 
-    def __init__(self, work: Path, root: Path, env: dict[str, dict[str, str]] | None = None) -> None:
+    def __init__(
+        self,
+        work: Path,
+        root: Path,
+        env: dict[str, dict[str, str]] | None = None,
+        teams: dict[str, str] | None = None,
+    ) -> None:
+        self._teams = teams or {}
         self.replicas: list[Replica] = []
         self._work = work
         self._makers: dict[str, Callable[[], Replica]] = {}
@@ -38,7 +48,7 @@ class TritonPlace:
         graphs = [model for model in models if model.translated.backend == ENSEMBLE]
         plain = [model for model in models if model not in graphs]
         endpoints = [self._endpoint(work, model, (env or {}).get(model.name, {})) for model in plain]
-        endpoints += [_graph(model, {one.name: one.variants[0] for one in endpoints}) for model in graphs]
+        endpoints += [self._graph(model, {one.name: one.variants[0] for one in endpoints}) for model in graphs]
         for replica in self.replicas:  # they load side by side
             replica.ready()
         (work / "gateway").mkdir()
@@ -64,9 +74,26 @@ class TritonPlace:
         self.replicas.append(replica)
         declared = declared_signature(settings)
         assert declared is not None
-        public = public_signature(declared, settings)
+        public = msgspec.structs.replace(public_signature(declared, settings), platform=PLATFORMS[kind])
         route = ReplicaRoute(model.name, 1, f"unix:{replica.path}")
-        return _served(model.name, VariantRoute(1, "primary", 10_000, public, [route], settings))
+        return self._served(model.name, VariantRoute(1, "primary", 10_000, public, [route], settings))
+
+    def _served(self, name: str, variant: VariantRoute) -> EndpointRoute:
+        team = self._teams.get(name, "home")
+        return EndpointRoute(name, name, "salt", False, 20_000, 64, [variant], team=team)
+
+    def _graph(self, model: repository.RepositoryModel, steps: dict[str, VariantRoute]) -> EndpointRoute:
+        found, settings = [], model.translated.settings
+        for step in model.translated.steps:
+            served = steps[step.model]
+            maps = step.input_map, step.output_map
+            found.append(StepRoute(step.name, step.model, 1, served.signature, *maps, served.replicas))
+        signature = Signature(settings.inputs, settings.outputs, settings.max_batch_size, platform="ensemble")
+        variant = VariantRoute(1, "primary", 10_000, signature, pipeline=PipelineRoute(found))
+        return self._served(model.name, variant)
+
+    def replica(self, model: str) -> Replica:
+        return next(one for one in self.replicas if one.root == self._work / model)
 
     def log(self, model: str) -> str:
         return (self._work / model / "log").read_text()
@@ -84,17 +111,3 @@ class TritonPlace:
         self.gateway.stop(signal.SIGKILL)
         for one in self.replicas:
             one.close()
-
-
-def _served(name: str, variant: VariantRoute) -> EndpointRoute:
-    return EndpointRoute(name, name, "salt", False, 20_000, 64, [variant])
-
-
-def _graph(model: repository.RepositoryModel, steps: dict[str, VariantRoute]) -> EndpointRoute:
-    found, settings = [], model.translated.settings
-    for step in model.translated.steps:
-        served = steps[step.model]
-        maps = step.input_map, step.output_map
-        found.append(StepRoute(step.name, step.model, 1, served.signature, *maps, served.replicas))
-    signature = Signature(settings.inputs, settings.outputs, settings.max_batch_size, platform="ensemble")
-    return _served(model.name, VariantRoute(1, "primary", 10_000, signature, pipeline=PipelineRoute(found)))

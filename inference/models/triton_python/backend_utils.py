@@ -6,6 +6,7 @@ Source of the names and meanings: the public documentation of Triton's Python ba
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from inference.errors import SerinusError
+from inference.models.triton_python import bls
 from inference.models.triton_python.channel import FINAL, Channel
 from inference.models.triton_python.completion import ModelConfig
 from inference.models.triton_python.metrics import Metric, MetricFamily
@@ -72,11 +75,11 @@ class InferenceTrace:
     """The request's trace context."""
 
     def __init__(self, traceparent: str = "") -> None:
-        self._traceparent = traceparent
+        self.traceparent = traceparent
 
     def get_context(self) -> str | None:
         """W3C trace context as JSON; None without any."""
-        return json.dumps({"traceparent": self._traceparent}) if self._traceparent else None
+        return json.dumps({"traceparent": self.traceparent}) if self.traceparent else None
 
 
 class InferenceResponse:
@@ -147,7 +150,7 @@ class InferenceRequest:
         self._model, self._version = model_name, model_version
         self._flags, self._timeout = flags, timeout
         self._trace = trace or InferenceTrace()
-        self._parameters = _checked(parameters)
+        self.said = _checked(parameters)
         self._channel = channel or Channel()
 
     def inputs(self) -> list[Tensor]:
@@ -178,7 +181,7 @@ class InferenceRequest:
         return self._timeout
 
     def parameters(self) -> str:
-        return json.dumps(self._parameters)
+        return json.dumps(self.said)
 
     def trace(self) -> InferenceTrace:
         return self._trace
@@ -193,12 +196,35 @@ class InferenceRequest:
         if flags != TRITONSERVER_REQUEST_RELEASE_ALL:
             _not_built("rescheduling a request")
 
-    def exec(self, decoupled: bool = False, execution_timeout: int = 0) -> NoReturn:
-        """Calls of other models from within a model (BLS)."""
-        _not_built("calling other models from a model (BLS): build an ensemble, or call the gateway from the client")
+    def exec(self, decoupled: bool = False) -> Any:
+        """Another model's response; of a decoupled one an iterator of them. What goes wrong is an error in the response.
 
-    def async_exec(self, decoupled: bool = False, execution_timeout: int = 0) -> NoReturn:
-        self.exec(decoupled)
+        Raises TritonModelException outside of `execute`.
+        """
+        answers = bls.Answers(bls.question(self, many=decoupled), _part if decoupled else _whole)
+        return answers if decoupled else next(answers)
+
+    def async_exec(self, decoupled: bool = False) -> asyncio.Future[Any]:
+        """As `exec`, to be awaited; the call is on its way at once."""
+        if decoupled:
+            return bls.ready(self.exec(decoupled=True))
+        return bls.awaited(bls.question(self, many=False), _whole)
+
+
+def _whole(arrived: bls.Arrived) -> InferenceResponse:
+    """The response that came."""
+    try:
+        if isinstance(arrived, SerinusError):
+            raise arrived
+        return InferenceResponse(bls.tensors_of(arrived), parameters=arrived.parameters)
+    except SerinusError as error:
+        return InferenceResponse(error=TritonError(error.message, bls.code_of(error)))
+
+
+def _part(arrived: bls.Arrived) -> InferenceResponse | None:
+    """The response that came; None for an end that says nothing more."""
+    found = _whole(arrived)
+    return found if found.has_error() or found.output_tensors() else None
 
 
 def _checked(parameters: Mapping[str, Any] | None) -> dict[str, Any]:

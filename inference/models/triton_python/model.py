@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import threading
+import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from inference.models.asked import About, Response, about
 from inference.models.triton_python import backend_utils as pb
 from inference.models.triton_python.background import Background
 from inference.models.triton_python.channel import Channel
+from inference.models.triton_python.executions import Execution, entered, under_way
 from inference.models.triton_python.metrics import REGISTER
 from inference.models.triton_python.tensors import BF16, Tensor
 from inference.protocol.oip import DATATYPES
@@ -78,7 +80,8 @@ class TritonPythonModel:
         told = [about(inputs) for inputs in requests]
         channels = [Channel(left=one.has_left) for one in told]
         given = [self._request(*one) for one in zip(requests, told, channels, strict=True)]
-        with self._executing, _own_words():
+        execution = Execution(told, self._patience_s, time.monotonic() + self._patience_s)
+        with under_way(execution), self._executing, _own_words(), entered(execution):
             answers = self._made.execute(given)
             if inspect.iscoroutine(answers):
                 answers = self._background.result(answers)
@@ -92,16 +95,18 @@ class TritonPythonModel:
         told = about(inputs)
         channel = Channel(left=told.has_left)
         request = self._request(inputs, told, channel, parameters)
-        worker = threading.Thread(target=self._streamed, args=(request, channel), daemon=True)
-        worker.start()
-        try:
-            for response in channel.answers(self._patience_s):
-                found = self._arrays(response)
-                if isinstance(found, SerinusError):
-                    raise found
-                yield found
-        finally:
-            channel.leave()
+        execution = Execution([told], self._patience_s)
+        worker = threading.Thread(target=self._streamed, args=(request, channel, execution), daemon=True)
+        with under_way(execution):
+            worker.start()
+            try:
+                for response in channel.answers(self._patience_s):
+                    found = self._arrays(response)
+                    if isinstance(found, SerinusError):
+                        raise found
+                    yield found
+            finally:
+                channel.leave()
 
     def own_metrics(self) -> Families:
         """What its code counts itself, of all instances of this process."""
@@ -118,9 +123,9 @@ class TritonPythonModel:
         self._background.close()
         self._made = None
 
-    def _streamed(self, request: pb.InferenceRequest, channel: Channel) -> None:
+    def _streamed(self, request: pb.InferenceRequest, channel: Channel, execution: Execution) -> None:
         try:
-            with _own_words():
+            with _own_words(), entered(execution):
                 with self._executing:
                     answers = self._made.execute([request])
                 if inspect.iscoroutine(answers):  # while it waits, others may be executed

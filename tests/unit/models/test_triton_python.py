@@ -13,10 +13,10 @@ from inference.artifacts.inspect import inspect
 from inference.artifacts.manifest import Format, Tier
 from inference.artifacts.triton.config import read
 from inference.artifacts.triton.translate import translate
-from inference.errors import InvalidInput, ModelFailed, Rejected
+from inference.errors import InvalidInput, ModelFailed, NotReady, Rejected
 from inference.models import LoadContext, load
 from inference.models.triton_python import backend_utils as pb
-from inference.models.triton_python import loader
+from inference.models.triton_python import executions, loader
 from inference.protocol.oip import TensorSpec
 from inference.protocol.settings import RuntimeSettings, WarmupSample
 from inference.runtime import samples
@@ -136,13 +136,15 @@ def test_a_triton_exception_keeps_its_words(tmp_path: Path) -> None:
     assert found.message == "no luck"
 
 
-def test_calling_other_models_is_refused_with_a_way_out(tmp_path: Path) -> None:
+def test_nobody_can_be_called_while_nobody_asks(tmp_path: Path) -> None:
+    """As at the warm-up: the request came by no connection."""
     body = "class TritonPythonModel:\n    def execute(self, r):\n        return [pb_utils.InferenceRequest(model_name='x').exec()]\n"
-    waiting = body.replace("def exec", "async def exec").replace("x').exec()", "x').async_exec()")
+    waiting = body.replace("def exec", "async def exec").replace("pb_utils.I", "await pb_utils.I")
+    waiting = waiting.replace("x').exec()", "x').async_exec()")
     for place, lines in (("plain", body), ("async", waiting)):
         (found,) = Runner(made(tmp_path / place, lines)).run_isolated([floats(1, 2)])
-        assert "BLS" in found.message
-        assert "ensemble" in found.message
+        assert isinstance(found, NotReady)
+        assert found.message == executions.UNSERVED
 
 
 def test_strings_and_torch_tensors_pass(tmp_path: Path) -> None:
