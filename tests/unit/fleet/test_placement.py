@@ -280,7 +280,7 @@ def apply(decisions: list, wishes: list, replicas: list) -> tuple[list, list]:
     return list(wanted.values()), list(rows.values())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(wishes_st, replicas_st, hosts_st, st.booleans())
 def test_placing_again_after_applying_decides_nothing(wishes, replicas, hosts, grace) -> None:
     decisions = place(wishes, replicas, hosts, NOW, grace=grace)
@@ -288,7 +288,7 @@ def test_placing_again_after_applying_decides_nothing(wishes, replicas, hosts, g
     assert place(wishes, replicas, hosts, NOW, grace=grace) == []
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(wishes_st, replicas_st, hosts_st)
 def test_new_places_obey_every_rule(wishes, replicas, hosts) -> None:
     by_name, by_id = {h.name: h for h in hosts}, {w.id: w for w in wishes}
@@ -314,7 +314,7 @@ def test_new_places_obey_every_rule(wishes, replicas, hosts) -> None:
         assert chips[decision.host, decision.device] <= 1
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(wishes_st, replicas_st, hosts_st)
 def test_the_count_is_right_or_the_shortfall_is_explained(wishes, replicas, hosts) -> None:
     decisions = place(wishes, replicas, hosts, NOW)
@@ -327,7 +327,7 @@ def test_the_count_is_right_or_the_shortfall_is_explained(wishes, replicas, host
         assert good == wish.replicas or wish.reason
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(wishes_st, replicas_st, hosts_st)
 def test_what_stands_well_and_is_wished_for_is_never_touched(wishes, replicas, hosts) -> None:
     decisions = place(wishes, replicas, hosts, NOW)
