@@ -6,6 +6,8 @@ within milliseconds afterwards. In a form of our own, since numba's is Python's 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import os
 import sys
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -16,6 +18,7 @@ import numba
 from llvmlite import binding
 from numba import _dynfunc
 from numba.core import types
+from numba.core.bytecode import FunctionIdentity
 from numba.core.ccallback import CFunc
 from numba.core.registry import cpu_target
 from numba.core.sigutils import normalize_signature
@@ -41,6 +44,14 @@ class Counts:
 
 counts = Counts()
 _alive: list[Any] = []
+
+
+def _own_names() -> None:
+    """What is compiled from here on gets symbols that no other process gives. numba counts functions up from 1 in each, and
+    the count is all that tells the symbols of one closure's forms apart: the code of two processes, linked in a third,
+    would call each other's functions.
+    """
+    FunctionIdentity._unique_ids = itertools.count(int.from_bytes(os.urandom(6), "big") << 12)  # noqa: SLF001
 
 
 class _Store:
@@ -94,6 +105,7 @@ def for_loops(function: Any, signature: Any, form: object = None, **options: Any
     store = _Store(function, form)
     found = CFunc(function, normalize_signature(signature), locals={}, options=options)
     found._cache = store  # noqa: SLF001 (there is no other way in)
+    _own_names()
     found.compile()
     _alive.append(found)
     symbol = f"serinus.{store.name}"
@@ -106,6 +118,7 @@ def for_python(function: Any, signature: Any, form: object = None, **options: An
     store = _Store(function, form)
     found = store.read()
     if found is None:
+        _own_names()
         dispatcher = numba.njit(signature, **options)(function)
         (made,) = dispatcher.overloads.values()
         _alive.append(dispatcher)

@@ -20,12 +20,20 @@ from inference.models.on_torch import stored
 from inference.models.on_torch import addresses
 
 def multiplied(by):
+    @numba.njit(inline="never")
+    def times(one):  # too long to be put where it is called
+        held = np.zeros(8, np.int64)
+        for index in range(by):
+            held[index % 8] += one
+        held.sort()
+        return held.sum()
+
     @addresses.apart("iii", by)
     def scale(out: int, x: int, count: int) -> None:
         added, given = addresses.words(out, count), addresses.words(x, count)
         room = np.empty(count, np.int64)
         for index in range(count):
-            room[index] = given[index] * by
+            room[index] = times(given[index]) if index % 2 else -times(-given[index])
             added[index] = room[index]
     return scale
 
@@ -71,3 +79,17 @@ def test_one_process_keeps_what_another_reads_within_the_walls_where_nothing_can
     torn.write_bytes(torn.read_bytes()[:-9])
     assert said(place, MULTIPLY, str(scratch), "3") == [1, 1, thrice], "what is torn is compiled anew"
     assert compiled.read(torn.name, place)
+
+
+def test_what_two_processes_kept_does_not_mix_in_a_third(tmp_path):
+    """Each has a helper of the same name, which does something else in each form."""
+    place, scratch = tmp_path / "kept", str(tmp_path)
+    assert said(place, MULTIPLY, scratch, "3") == [0, 2, [0, 3, 6, 9, 12]]
+    assert said(place, MULTIPLY, scratch, "4") == [0, 2, [0, 4, 8, 12, 16]]
+    assert said(place, MULTIPLY, scratch, "4", "3", "5") == [
+        4,
+        2,
+        [0, 4, 8, 12, 16],
+        [0, 3, 6, 9, 12],
+        [0, 5, 10, 15, 20],
+    ]
