@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from inference.errors import Malformed, TooLarge, UnsupportedEncoding
 from inference.gateway.web import Headers, Part
@@ -13,12 +14,13 @@ MOST_BYTES = (
     64 << 10
 )  # a MiB takes 50 ms and more, in which every other request waits; and most clients ask for it unasked
 LEVEL = 1
+STEP_BYTES = 256 << 10
 _GZIP, _ZLIB = 16 + zlib.MAX_WBITS, zlib.MAX_WBITS
 _WBITS = {b"gzip": _GZIP, b"deflate": _ZLIB}
 
 
 def inflate(data: Part, encoding: bytes, limit_bytes: int) -> bytes:
-    """The body as it was before it was compressed.
+    """The body as it was before it was compressed. What comes out is held once, until all of it is known to fit.
 
     Raises UnsupportedEncoding, Malformed, or TooLarge as soon as more than `limit_bytes` come out.
     """
@@ -26,15 +28,30 @@ def inflate(data: Part, encoding: bytes, limit_bytes: int) -> bytes:
     if wbits is None:
         raise UnsupportedEncoding
     machine = zlib.decompressobj(wbits)
+    found = bytearray()
     try:
-        found = machine.decompress(data, limit_bytes + 1)
+        for part in _inflated(machine, memoryview(data)):
+            found += part
+            if len(found) > limit_bytes:
+                raise TooLarge(f"The request body is larger than the {limit_bytes} bytes that this server accepts")
     except zlib.error as error:
         raise Malformed(f"the request's body is no {encoding.decode()}") from error
-    if len(found) > limit_bytes:
-        raise TooLarge(f"The request body is larger than the {limit_bytes} bytes that this server accepts")
     if not machine.eof or machine.unused_data:
         raise Malformed(f"the request's body is not one whole {encoding.decode()} stream")
-    return found
+    return bytes(found)
+
+
+def _inflated(machine: Any, data: memoryview) -> Iterator[bytes]:
+    """What comes out, at most STEP_BYTES at once. It stops behind the stream's end, with what follows in `unused_data`."""
+    for at in range(0, len(data), STEP_BYTES):
+        rest: Part = data[at : at + STEP_BYTES]
+        is_full = False
+        while rest or is_full:
+            part = machine.decompress(rest, STEP_BYTES)
+            yield part
+            rest, is_full = machine.unconsumed_tail, len(part) == STEP_BYTES and not machine.eof
+        if machine.unused_data:
+            return
 
 
 def accepted(given: bytes) -> bytes:

@@ -25,7 +25,7 @@ from inference.protocol.messages import Fault
 from inference.protocol.oip import Signature, TensorSpec
 from inference.protocol.routes import EndpointRoute, VariantRoute
 from tests.support import rawhttp
-from tests.support.gateway_house import MLP, House, key, request, until
+from tests.support.gateway_house import MLP, House, free_port, key, request, until
 from tests.support.hurry import hurried
 
 BODY_BYTES = 1 << 20
@@ -74,7 +74,8 @@ def house(tmp_path_factory):
         tmp_path_factory.mktemp("site"), http__HEAD_S=1.0, http__BODY_IDLE_S=1.0, http__IDLE_S=3.0, stream__IDLE_S=1.0,
         stream__MESSAGE_S=1.0, stream__STALL_S=3.0, stream__MAX_HELD_BYTES=4 * BODY_BYTES, asking__MAX_BEHIND_BYTES=8 * BODY_BYTES,
     )  # fmt: skip
-    gateway = found.gateway(SERINUS_MAX_BODY_BYTES=str(BODY_BYTES), **env).wait_live()
+    env |= {"SERINUS_MAX_BODY_BYTES": str(BODY_BYTES), "SERINUS_GRPC_PORT": str(free_port())}
+    gateway = found.gateway(**env).wait_live()
     for name in ("mlp", "slow", "held", "wide", "deep", "faulty"):
         gateway.wait_ready(name)
     yield found

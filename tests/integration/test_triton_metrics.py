@@ -65,7 +65,7 @@ def ask(place: TritonPlace, model: str, *values: float) -> None:
     for number in values:
         given = triton_http.InferInput("A", [1], "FP32")
         given.set_data_from_numpy(np.array([number], np.float32))
-        place.http.infer(model, [given], request_id="r", headers=HEADERS)
+        place.http.infer(model, [given], request_id="r", headers=dict(HEADERS))  # it writes there
 
 
 def of(place: TritonPlace, name: str, **labels: str) -> float:
