@@ -257,7 +257,10 @@ class Batcher:
             decision = self._decide(oldest, group, now) if self._passes.idle else Wait(inf)
             if isinstance(decision, Release):
                 self._release(group, decision.rows, now)
-                self._consider_soon()
+                if self._line.count:
+                    self._consider_soon()
+                else:
+                    self._wake_by(min(wake_at, self._passes.due), now)
                 return
             wake_at = min(wake_at, decision.until, group.earliest_deadline)
         self._wake_by(wake_at, now)
@@ -307,7 +310,8 @@ class Batcher:
             wake_at = min((ticket.deadline for ticket in tickets), default=inf)
         late += self._passes.late(now)
         wake_at = min(wake_at, self._passes.due)
-        self._fail(late, DeadlineExceeded())
+        if late:
+            self._fail(late, DeadlineExceeded())
         return wake_at
 
     # Running

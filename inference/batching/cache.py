@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -58,7 +58,7 @@ class Store:
         self.size_bytes += size
 
 
-def key_of(inputs: Arrays, wanted: list[str], parameters: Mapping[str, Scalar]) -> bytes:
+def key_of(inputs: Arrays, wanted: Sequence[str], parameters: Mapping[str, Scalar]) -> bytes:
     """A digest of everything that an answer depends on. Lengths go in too, so that no two requests run together."""
     digest = blake2b(digest_size=KEY_BYTES)
 

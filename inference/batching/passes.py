@@ -21,14 +21,21 @@ Finished = Callable[["Pass", "Ran | BaseException"], None]
 
 @dataclass(slots=True, eq=False)
 class Pass:
-    """A batch that runs on `lane`. due: the earliest deadline in it."""
+    """A batch that runs on `lane`. due: the earliest deadline in it; timer: rings when the pass hangs, None for one in
+    the event loop, which would not hear it (an alarm of the kernel's stands guard there, see replica/alarm.py).
+    """
 
     lane: int
     batch: list[Ticket]
     rows: int
     began: float
     due: float
-    timer: asyncio.TimerHandle = field(repr=False)
+    timer: asyncio.TimerHandle | None = field(repr=False)
+
+    def unwatch(self) -> None:
+        """It does not hang any more."""
+        if self.timer:
+            self.timer.cancel()
 
 
 class Passes:
@@ -59,7 +66,7 @@ class Passes:
         """Runs the batch, of `rows` rows, on a free lane; is_inline: in the event loop itself, in its next turn."""
         lane = self.idle.pop()
         due = min([ticket.deadline for ticket in batch])
-        timer = self._loop.call_later(self._hang_timeout_s, self._hung, lane)
+        timer = None if is_inline else self._loop.call_later(self._hang_timeout_s, self._hung, lane)
         one = Pass(lane, batch, rows, now, due, timer)
         self._by_lane[lane] = one
         self.rows += rows
@@ -92,7 +99,7 @@ class Passes:
     def stop(self) -> None:
         """No further passes; what runs may finish."""
         for one in self._by_lane.values():
-            one.timer.cancel()
+            one.unwatch()
         for lane in self._lanes:
             lane.close()
 
@@ -107,7 +114,7 @@ class Passes:
     def _ended(self, one: Pass, ran: Ran | BaseException) -> None:
         if self._by_lane.get(one.lane) is not one:
             return  # it was given up before
-        one.timer.cancel()
+        one.unwatch()
         del self._by_lane[one.lane]
         self.idle.append(one.lane)
         self.rows -= one.rows

@@ -8,7 +8,6 @@ extensions `binary_tensor_data` and raw binary requests.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from math import prod
 from typing import Annotated, Any
 
@@ -55,8 +54,7 @@ class InferBody(msgspec.Struct):
     outputs: Annotated[list[OutputBody], msgspec.Meta(max_length=MAX_TENSORS)] | None = None
 
 
-@dataclass(slots=True)
-class Call:
+class Call(msgspec.Struct, eq=False):
     """A request that fits the signature it was read with: headers and bytes of its tensors, in the signature's order.
 
     outputs: wanted output names, empty for all. rows: of the batch dimension, 1 without one. binary: names of the
@@ -67,9 +65,9 @@ class Call:
     id: str
     tensors: list[TensorHeader]
     body: list[bytes | memoryview]
-    outputs: list[str] = field(default_factory=list)
+    outputs: list[str] = []
     binary: frozenset[str] | None = frozenset()
-    parameters: dict[str, Scalar] = field(default_factory=dict)
+    parameters: dict[str, Scalar] = {}
     timeout_us: int = 0
     priority: int = 0
     sequence: SequenceControl | None = None

@@ -276,7 +276,7 @@ def _background(call: Call) -> Call:
         data = generation.encode_asked(later)
         body = [len(data).to_bytes(4, "little") + data]
         header = msgspec.structs.replace(call.tensors[0], size_bytes=len(body[0]))
-        return replace(
+        return msgspec.structs.replace(
             call,
             tensors=[header],
             body=body,
@@ -286,7 +286,9 @@ def _background(call: Call) -> Call:
             special=None,
             binary=None,
         )
-    return replace(call, body=body, priority=BACKGROUND, traceparent="", tracestate="", special=None, binary=None)
+    return msgspec.structs.replace(
+        call, body=body, priority=BACKGROUND, traceparent="", tracestate="", special=None, binary=None
+    )
 
 
 def _shadow_of(variant: Variant) -> Variant:

@@ -7,9 +7,11 @@ only what leads to a wanted output runs. The first failure ends the request, and
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
 
 from inference.errors import DeadlineExceeded, NotReady, SerinusError
 from inference.gateway.calls import Call
@@ -24,7 +26,7 @@ Bytes = bytes | memoryview
 Tensor = tuple[TensorHeader, Bytes]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Step:
     """A step, and the endpoint (which no client can name) behind which its version's replicas are."""
 
@@ -213,7 +215,7 @@ class Run:
             header, data = self._tensors[outer]
             headers.append(TensorHeader(inner, header.datatype, header.shape, header.size_bytes))
             body.append(data)
-        return dataclasses.replace(
+        return msgspec.structs.replace(
             self._flight.call, tensors=headers, body=body, outputs=self._walk.asked(at), sequence=None
         )
 

@@ -13,7 +13,8 @@ counts against the candidate only when the stable version has answered that very
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from inference.errors import DeadlineExceeded, InvalidInput, PoisonInput, SequenceLost, SerinusError, ServerError
@@ -106,7 +107,7 @@ def refit(call: Call, before: Signature, signature: Signature) -> bool:
         return True
     if not _gives(signature, call, before):
         return False
-    again = replace(call)
+    again = copy(call)
     try:
         calls.check_inputs(again, "", signature)
     except InvalidInput:

@@ -299,7 +299,7 @@ class Connection(asyncio.BufferedProtocol):
             outcome.input_ns,
             outcome.output_ns,
             outcome.is_cached,
-            dict(outcome.parameters),
+            dict(outcome.parameters) if outcome.parameters else {},
             outcome.is_invalid,
             is_in_room=final and self._fill(request.room, parts, size),
         )

@@ -7,11 +7,12 @@ that nor after a cancel; never from within `submit`. Only a decoupled model call
 from __future__ import annotations
 
 from asyncio import Future
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
+from types import MappingProxyType
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 
 from inference.errors import SerinusError
@@ -20,12 +21,11 @@ from inference.protocol.statistics import ModelStatistics
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 Scalar = str | int | float | bool
-NO_PARAMETERS: Mapping[str, Scalar] = {}
+NO_PARAMETERS: Mapping[str, Scalar] = MappingProxyType({})
 
 
-# Not frozen: one is made for every request, and a frozen one takes several times as long to make.
-@dataclass(slots=True)
-class Outcome:
+# Structs, because one of each is made for every request, in C here and in a third of the time of a dataclass.
+class Outcome(msgspec.Struct, eq=False):
     """A request's outputs, the rows that ran together with it (its own included), and where its time went.
 
     input_ns, compute_ns, output_ns are the whole batch's: putting it together, the forward pass, taking it apart.
@@ -39,15 +39,14 @@ class Outcome:
     input_ns: int = 0
     output_ns: int = 0
     is_cached: bool = False
-    parameters: Mapping[str, Scalar] = field(default_factory=dict)
+    parameters: Mapping[str, Scalar] = NO_PARAMETERS
     is_invalid: bool = False
 
 
 Reply = Callable[["Ticket", "Outcome | SerinusError", bool], None]
 
 
-@dataclass(slots=True, eq=False, weakref_slot=True)
-class Ticket:
+class Ticket(msgspec.Struct, eq=False, weakref=True):
     """One request under way. `is_waiting` until it is taken into a batch, cancelled or expired; `has_ended` once its
     caller was told, or left. deadline, arrived_at: seconds of the monotonic clock.
 
@@ -64,8 +63,8 @@ class Ticket:
     priority: int = 0
     queue_timeout_us: int = 0
     sequence: SequenceControl | None = None
-    parameters: Mapping[str, Scalar] = field(default_factory=dict)
-    outputs: list[str] = field(default_factory=list)
+    parameters: Mapping[str, Scalar] = NO_PARAMETERS
+    outputs: Sequence[str] = ()
     key: str = ""
     traceparent: str = ""
     tracestate: str = ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,18 @@ NUMBERS = {"x": RNG.standard_normal((3, 6)).astype(np.float32)}
 TEXTS = {"text": artifacts.texts("That is a happy person", "That is a very happy person", "Today is a sunny day")}
 WORDS = {"text": artifacts.texts("a bird sings", "sad song", "it is a happy day")}
 
+
+def zipped(folder: Path, reference: artifacts.Reference) -> artifacts.Reference:
+    """Leaves one archive where the folder's files were."""
+    files = sorted(folder.iterdir())
+    assert len(files) > 1
+    with zipfile.ZipFile(folder / "model.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for file in files:
+            archive.write(file, file.name)
+            file.unlink()
+    return reference
+
+
 CASES: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "torch-export": (artifacts.torch_export, NUMBERS, "checked"),
     "torch-export-fixed-batch": (lambda f: artifacts.torch_export(f, batch=4), NUMBERS, "checked"),
@@ -29,6 +42,7 @@ CASES: dict[str, tuple[Callable[[Path], Any], dict[str, Any], str]] = {
     "jax-export-fixed-batch": (lambda f: artifacts.jax_export(f, batch=4), NUMBERS, "checked"),
     "jax-export-weights-beside": (lambda f: artifacts.jax_export(f, weights=True), NUMBERS, "checked"),
     "onnx": (artifacts.onnx_matmul, NUMBERS, "checked"),
+    "onnx-weights-beside-zipped": (lambda f: zipped(f, artifacts.onnx_matmul(f, beside="w.bin")), NUMBERS, "checked"),
     "minilm": (artifacts.minilm, TEXTS, "data"),
     "bert-classifier": (artifacts.bert_classifier, WORDS, "data"),
     "torchscript": (artifacts.torchscript, NUMBERS, "code"),

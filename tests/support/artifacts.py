@@ -121,8 +121,8 @@ def endless_program(folder: Path, *, at: str) -> Path:
     return folder
 
 
-def onnx_matmul(folder: Path, *, batch: int | str = "n") -> Reference:
-    """x FP32 [batch, 6] -> y = tanh(x W)."""
+def onnx_matmul(folder: Path, *, batch: int | str = "n", beside: str = "") -> Reference:
+    """x FP32 [batch, 6] -> y = tanh(x W). beside: the file that W is in, as external data; "" for the model's own."""
     from onnx import TensorProto, checker, helper, numpy_helper, save
 
     x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 6])
@@ -132,12 +132,14 @@ def onnx_matmul(folder: Path, *, batch: int | str = "n") -> Reference:
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
     checker.check_model(model)
     folder.mkdir(parents=True, exist_ok=True)
-    save(model, str(folder / "model.onnx"))
+    whole = model.SerializeToString()
+    apart = {"save_as_external_data": True, "location": beside, "size_threshold": 0} if beside else {}
+    save(model, str(folder / "model.onnx"), **apart)  # which takes the weights out of `model`
 
     def reference(inputs: Arrays) -> Arrays:
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(whole, providers=["CPUExecutionProvider"])
         return {"y": session.run(["y"], {"x": inputs["x"]})[0]}
 
     return reference

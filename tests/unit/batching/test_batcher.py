@@ -67,7 +67,7 @@ async def make():
 class Asked(Ticket):
     """A ticket whose caller waits on `future`."""
 
-    __slots__ = ("future",)
+    future: object = None
 
 
 def submit(batcher, inputs, count, deadline=float("inf"), priority=0):

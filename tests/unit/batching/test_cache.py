@@ -107,7 +107,7 @@ def test_views_that_lie_otherwise_in_memory_are_equal():
 
 
 class Asked(Ticket):
-    __slots__ = ("future",)
+    future: object = None
 
 
 def ask(executor, *values, parameters=None):

@@ -43,7 +43,7 @@ def settings(**other):
 
 
 class Asked(Ticket):
-    __slots__ = ("future",)
+    future: object = None
 
 
 class Gated:
