@@ -60,7 +60,7 @@ def to_torch(array: np.ndarray[Any, Any], datatype: str, device: str, *, only_re
     """
     flags = array.flags
     if not (flags.c_contiguous and flags.aligned and (flags.writeable or only_reads)):
-        array = np.require(array, requirements=["C", "W", "A"])
+        array = array.copy()
     tensor = torch.from_numpy(array)
     if datatype == "BF16":
         tensor = tensor.view(torch.bfloat16)
