@@ -81,8 +81,10 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         self.busy = False
         if self.run.measuring:
-            self.run.latencies.append(time.perf_counter() - self.began)
-            if self.parser.get_status_code() != 200:
+            # A refusal is no answer: whoever refuses at once would be the fastest of all.
+            if self.parser.get_status_code() == 200:
+                self.run.latencies.append(time.perf_counter() - self.began)
+            else:
                 self.run.error(str(self.parser.get_status_code()))
         if self.run.stopping:
             return

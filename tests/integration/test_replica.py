@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -166,6 +167,12 @@ def test_it_answers_what_the_model_computes_and_batches_what_comes_together(make
     assert max(message.batch_size for message, _ in found.values()) == 8
     wire.send(Ping(5))
     assert wire.next()[0] == Pong(5)
+
+
+def test_it_interrupts_nobody_whose_core_it_wants(make):
+    replica = make(PLAN).ready()
+    threads = [int(name) for name in os.listdir(f"/proc/{replica.process.pid}/task")]
+    assert {os.sched_getscheduler(thread) for thread in threads} == {os.SCHED_BATCH}
 
 
 def test_hello_names_the_replica_and_heartbeats_tell_memory(make):
