@@ -81,6 +81,7 @@ class RequestModel(Model, Protocol):
 
     answers_anything: it may refuse an input that was made up from its signature, so no warm-up can prove it. Of requests
     that came from outside it is given a `Request`, which says what else was said; it may answer with a `Response`.
+    It may have `asked_in_vain`: how often it asked another model while none could be asked, which the warm-up excuses.
     """
 
     runs_requests: bool

@@ -96,6 +96,10 @@ class ShapedModel:
     def answers_anything(self) -> bool:
         return bool(getattr(self._model, "answers_anything", False))
 
+    @property
+    def asked_in_vain(self) -> int:
+        return int(getattr(self._model, "asked_in_vain", 0))
+
     def run(self, inputs: Arrays) -> Arrays:
         return self._taken(self._model.run(self._given(inputs)))
 

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from inference.errors import InvalidInput, ModelFailed, Rejected, SerinusError
+from inference.errors import InvalidInput, ModelFailed, OutOfMemory, Rejected, SerinusError
 from inference.models.contract import StreamingModel
 from inference.protocol.oip import Signature, TensorSpec
 from inference.runtime import tensors
@@ -67,11 +67,10 @@ def warm_up(
     that may refuse made-up inputs (`answers_anything`) is proved by its samples alone; where it answers made-up ones,
     they are measured.
     """
-    for sample in samples:
-        _run_sample(runner, sample)
+    good = [sample for sample in samples if _runs_sample(runner, sample)]
     if not getattr(runner.model, "answers_anything", False):
         return _proved(runner, repeats, told)
-    known_good = samples[0].inputs if samples else None
+    known_good = good[0].inputs if good else None
     try:
         return _proved(runner, repeats, told)
     except (Rejected, InvalidInput) as error:
@@ -80,12 +79,26 @@ def warm_up(
     return WarmUp({}, known_good or synthetic(runner.signature, 1))
 
 
-def _run_sample(runner: Runner, sample: Sample) -> None:
+def _runs_sample(runner: Runner, sample: Sample) -> bool:
+    """False for one that asks other models, which cannot be asked before requests come: it proves nothing. Raises Rejected
+    for one that fails.
+    """
+    before = _asked_in_vain(runner)
     try:
         for _ in range(sample.count):
             runner.run(sample.inputs)
-    except (ModelFailed, InvalidInput) as error:
+    except OutOfMemory:
+        raise
+    except SerinusError as error:
+        if _asked_in_vain(runner) > before:
+            log.warning("the warm-up sample '%s' asks other models, which cannot be asked yet", sample.name)
+            return False
         raise _rejected(f"the model fails on its own warm-up sample '{sample.name}': {_cause(error)}") from error
+    return True
+
+
+def _asked_in_vain(runner: Runner) -> int:
+    return int(getattr(runner.model, "asked_in_vain", 0))
 
 
 def _proved(runner: Runner, repeats: int, told: Callable[[int], None] | None) -> WarmUp:
@@ -112,7 +125,7 @@ def warm_up_stream(runner: Runner, *, samples: Sequence[Sample] = ()) -> WarmUp:
     answer nothing.
     """
     for sample in samples:
-        _run_sample(runner, sample)
+        _runs_sample(runner, sample)
     last: Exception | None = None
     for free_size in FREE_SIZES:
         inputs = synthetic(runner.signature, 1, free_size)

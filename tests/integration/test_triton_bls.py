@@ -11,7 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tritonclient.grpc as triton_grpc
 from tritonclient.utils import InferenceServerException
 
 from inference.protocol.messages import Answer, CallModel, Infer, TensorHeader
@@ -190,6 +192,13 @@ def test_many_callers_at_once_each_get_their_own(place: TritonPlace) -> None:
     with ThreadPoolExecutor(6) as pool:
         for number, heard in enumerate(pool.map(one, range(30))):
             assert heard == [[{"y": [[2.0 * number] * 4]}]] * 2
+
+
+def test_a_warm_up_sample_that_asks_others_is_passed_over(place: TritonPlace) -> None:
+    assert "the warm-up sample 'through' asks other models, which cannot be asked yet" in place.log("relays")
+    x = triton_grpc.InferInput("x", [1, 4], "FP32")
+    x.set_data_from_numpy(np.array([[1, 2, 3, 4]], np.float32))
+    assert place.grpc.infer("relays", [x], headers=HEADERS).as_numpy("y").tolist() == [[2, 4, 6, 8]]
 
 
 def test_calls_belong_to_execute(place: TritonPlace) -> None:

@@ -158,6 +158,29 @@ ensemble_scheduling { step { model_name: "asks" model_version: -1
 """
 
 
+RELAYS_CONFIG = """
+backend: "python"
+input [ { name: "x" data_type: TYPE_FP32 dims: [ 1, 4 ] } ]
+output [ { name: "y" data_type: TYPE_FP32 dims: [ 1, 4 ] } ]
+model_warmup { name: "through" inputs { key: "x" value { data_type: TYPE_FP32 dims: [ 1, 4 ] zero_data: true } } }
+"""
+RELAYS = """
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        found = pb_utils.InferenceRequest(
+            model_name="double", inputs=request.inputs(), requested_output_names=["y"]).exec()
+        if found.has_error():
+            raise pb_utils.TritonModelException(found.error().message())
+        return pb_utils.InferenceResponse(found.output_tensors())
+"""
+
+
 def fill(root: Path) -> Path:
     triton.put(root, "double", triton.ONNX_CONFIG, {"1/model.onnx": triton.onnx_bytes(2.0)})
     triton.put(root, "asks", CONFIG, {"1/model.py": ASKING + PLAIN})
@@ -173,6 +196,7 @@ def fill(root: Path) -> Path:
     triton.put(root, "foreign", TOLD_CONFIG % "", {"1/model.py": TOLD})
     triton.put(root, "count", triton.COUNT_CONFIG, {"1/model.py": triton.COUNT})
     triton.put(root, "endless", triton.COUNT_CONFIG, {"1/model.py": ENDLESS})
+    triton.put(root, "relays", RELAYS_CONFIG, {"1/model.py": RELAYS})
     triton.put(root, "graph", ENSEMBLE, {})
     return root
 

@@ -40,6 +40,7 @@ class Execution:
 _current: ContextVar[Execution | None] = ContextVar("execution", default=None)
 _guard = threading.Lock()
 _open: dict[Execution, None] = {}
+_vain = [0]  # calls that came while nobody could carry them
 
 
 @contextmanager
@@ -77,13 +78,21 @@ def current() -> Execution | None:
     return Execution(requests, max(one.patience_s for one in every), max(one.until for one in every))
 
 
+def asked_in_vain() -> int:
+    """How many calls came before requests could be served: in the warm-up and in validation."""
+    return _vain[0]
+
+
 def call(execution: Execution, question: Question, told: Told) -> tuple[Line, float]:
     """Sets a call on its way; answers it, and how long it may take (s). Raises what is wrong at once: NotReady, Unsupported
     and those of Calls.call.
     """
     alive = [about for about in execution.requests if not about.has_left()] or list(execution.requests)
     if all(about.calls is None for about in alive):
-        raise Unsupported(TOO_DEEP) if any(about.number for about in alive) else NotReady(UNSERVED)
+        if any(about.number for about in alive):
+            raise Unsupported(TOO_DEEP)
+        _vain[0] += 1
+        raise NotReady(UNSERVED)
     calls, chosen = _way(alive, question)
     now = time.monotonic()
     until = min(execution.until, max(about.deadline for about in chosen), now + execution.patience_s)

@@ -18,7 +18,7 @@ from inference.models.asked import About, Response, about
 from inference.models.triton_python import backend_utils as pb
 from inference.models.triton_python.background import Background
 from inference.models.triton_python.channel import Channel
-from inference.models.triton_python.executions import Execution, entered, under_way
+from inference.models.triton_python.executions import Execution, asked_in_vain, entered, under_way
 from inference.models.triton_python.metrics import REGISTER
 from inference.models.triton_python.tensors import BF16, Tensor
 from inference.protocol.oip import DATATYPES
@@ -107,6 +107,10 @@ class TritonPythonModel:
                     yield found
             finally:
                 channel.leave()
+
+    @property
+    def asked_in_vain(self) -> int:
+        return asked_in_vain()
 
     def own_metrics(self) -> Families:
         """What its code counts itself, of all instances of this process."""
