@@ -5,6 +5,7 @@ Tests marked `gpu` or `tpu` are skipped where the machine has no such device; no
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +15,9 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 
 # What is asked here is on this machine and without TLS, yet every `httpx.get` reads all certificates that are trusted:
-# 30 ms of work each time, and tests that wait ask a hundred times a second. So one is trusted, whose key nobody has.
-os.environ.setdefault("SSL_CERT_FILE", str(Path(__file__).parent / "data" / "nobody.pem"))
+# 40 ms of work each time, and tests that wait ask twenty times a second. So one is trusted, whose key nobody has, also
+# where the machine names a file of its own: a quarter of all processor time went into reading that.
+os.environ["SSL_CERT_FILE"] = str(Path(__file__).parent / "data" / "nobody.pem")
 
 
 # Whole files go to processes (Makefile), in this order and then any: one that takes minutes and begins last leaves the
@@ -32,6 +34,9 @@ LONGEST_FIRST = (
 )  # fmt: skip
 
 
+GC_THRESHOLDS = (20_000, 20, 50)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "alone: looks how soon something happens, so nothing else may run beside it")
 
@@ -42,6 +47,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {name: place for place, name in enumerate(LONGEST_FIRST)}
     root = Path(__file__).parent
     items.sort(key=lambda item: places.get(item.path.relative_to(root).as_posix(), len(places)))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays: hundreds of thousands of objects that need not be looked at again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
 
 
 def _skip_without_device(items: list[pytest.Item]) -> None:
