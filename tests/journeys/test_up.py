@@ -70,8 +70,10 @@ class Family:
 
 @contextlib.contextmanager
 def shown_start(house: House, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`serinus up` as a person starts it: the process, and what it printed until it was up."""
-    command = [sys.executable, "-m", "serinus", "up", *options]
+    """`serinus up` as a person starts it: the process, and what it printed until it was up. Ctrl-C is heard also where
+    the tests run in the background of a shell, which has what it starts ignore that.
+    """
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "serinus", "up", *options]
     process = subprocess.Popen(
         command, env=house.environment | {"COLUMNS": "200"}, cwd=house.folder, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, start_new_session=True,
